@@ -1,0 +1,1 @@
+//! What a database lock is, without I/O.

@@ -1,0 +1,1 @@
+//! Distributed locks for `diesel-async` connections. There is nothing here yet: see `dlock-diesel`.

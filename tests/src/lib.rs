@@ -1,0 +1,1 @@
+//! Servers to test dlock on.
