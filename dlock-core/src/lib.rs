@@ -1,1 +1,46 @@
-//! What a database lock is, without I/O.
+//! What a database lock is, without I/O: the core of `dlock-diesel` and `dlock-diesel-async`.
+//!
+//! Applications want one of those crates. This one has the parts that both share, each in a file of its own:
+//!
+//! - [`LockKey`]: the name of a lock, and how it becomes what a server takes;
+//! - [`Mode`] and [`Wait`]: how a lock is asked for;
+//! - [`Dialect`], for [`Postgres`] and [`Mysql`]: all that is known of a kind of server, as small state machines
+//!   ([`Machine`]) that say what to send next and are told the answer. They do no I/O and have no clock, so that every
+//!   answer that a server can give is tested without one.
+//!
+//! # Features
+//!
+//! - `postgres` (default): PostgreSQL's advisory locks.
+//! - `mysql` (default): MySQL's and MariaDB's named locks.
+//! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod dialect;
+mod error;
+mod holder;
+mod key;
+mod machine;
+mod mode;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlalchemy-dlock")]
+mod sqlalchemy_dlock;
+mod statement;
+mod wait;
+
+pub use dialect::{Dialect, TransactionDialect};
+pub use error::{Failure, Reason};
+pub use holder::Holder;
+#[cfg(feature = "postgres")]
+pub use key::PostgresKey;
+pub use key::{InvalidKey, LockKey};
+pub use machine::{Answer, Machine, Outcome, Step};
+pub use mode::Mode;
+#[cfg(feature = "mysql")]
+pub use mysql::{Mysql, MysqlAcquire, MysqlRelease};
+#[cfg(feature = "postgres")]
+pub use postgres::{Postgres, PostgresAcquire, PostgresBegin, PostgresRelease};
+pub use statement::{Piece, Statement};
+pub use wait::Wait;

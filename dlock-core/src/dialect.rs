@@ -1,0 +1,60 @@
+use std::fmt::Debug;
+
+use crate::{InvalidKey, LockKey, Machine, Mode, Statement, Wait};
+
+/// What a kind of server wants to be sent: one type for each, and all knowledge of that server.
+///
+/// [`Machine`] has an example.
+pub trait Dialect {
+    /// A key as this server takes it.
+    type Key: Clone + Debug;
+    /// Acquires a session's lock.
+    type Acquire: Machine;
+    /// Releases a session's lock.
+    type Release: Machine;
+
+    /// Ends the session, whatever state it is in, so that the server frees what it holds. The answer is an error.
+    const END_SESSION: &'static str;
+
+    /// The server's form of `key`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`] where the server has none.
+    fn key(key: &LockKey) -> Result<Self::Key, InvalidKey>;
+
+    /// Acquires a lock that the session holds until it releases it. `in_transaction`: the connection is in a
+    /// transaction now.
+    fn acquire(key: &Self::Key, mode: Mode, wait: Wait, in_transaction: bool) -> Self::Acquire;
+
+    /// Releases one hold. `fenced`: it was acquired `in_transaction`, and that transaction is still open.
+    fn release(key: &Self::Key, mode: Mode, fenced: bool) -> Self::Release;
+
+    /// Asks whether the session holds the lock: 1 or 0.
+    fn is_held(key: &Self::Key, mode: Mode) -> Statement;
+
+    /// Asks who holds the lock or waits for it: rows of six columns, in the order of
+    /// [`Holder::from_columns`](crate::Holder::from_columns), `BIGINT, TEXT, TEXT, BIGINT, BIGINT, BIGINT`, the second,
+    /// the third and the last of which may be NULL. Each statement says less than the one before and needs fewer
+    /// privileges: the first that answers with rows counts.
+    fn holders(key: &Self::Key) -> Vec<Statement>;
+}
+
+/// A [`Dialect`] whose transactions can hold locks that end with them.
+pub trait TransactionDialect: Dialect {
+    /// Acquires a lock for the rest of the open transaction.
+    type AcquireInTransaction: Machine;
+    /// Begins a transaction that holds the lock.
+    type Begin: Machine;
+
+    /// Acquires a lock that ends with the transaction that is open.
+    fn acquire_in_transaction(
+        key: &Self::Key,
+        mode: Mode,
+        wait: Wait,
+    ) -> Self::AcquireInTransaction;
+
+    /// Begins a transaction that holds the lock until it ends, and that sees what earlier holders committed. Only
+    /// outside a transaction.
+    fn begin(key: &Self::Key, mode: Mode, wait: Wait) -> Self::Begin;
+}

@@ -1,0 +1,53 @@
+//! MySQL's and MariaDB's named locks.
+
+mod acquire;
+mod release;
+mod sql;
+
+pub use acquire::MysqlAcquire;
+pub use release::MysqlRelease;
+
+use crate::{Dialect, InvalidKey, LockKey, Mode, Statement, Wait};
+
+/// What MySQL (8.0 and later) and MariaDB (10.6 and later) want to be sent.
+///
+/// # Examples
+///
+/// ```
+/// use dlock_core::{Dialect, Mode, Mysql};
+///
+/// let key = Mysql::key(&"report".into())?;
+/// assert!(Mysql::is_held(&key, Mode::Exclusive).text().contains("IS_USED_LOCK"));
+/// # Ok::<(), dlock_core::InvalidKey>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Mysql;
+
+impl Dialect for Mysql {
+    type Key = String;
+    type Acquire = MysqlAcquire;
+    type Release = MysqlRelease;
+
+    const END_SESSION: &'static str = "KILL CONNECTION_ID()";
+
+    fn key(key: &LockKey) -> Result<String, InvalidKey> {
+        key.to_mysql()
+    }
+
+    /// Named locks are exclusive, and transactions do not touch them.
+    fn acquire(key: &String, _mode: Mode, wait: Wait, _in_transaction: bool) -> MysqlAcquire {
+        MysqlAcquire::new(key.clone(), wait)
+    }
+
+    fn release(key: &String, _mode: Mode, _fenced: bool) -> MysqlRelease {
+        MysqlRelease::new(key.clone())
+    }
+
+    fn is_held(key: &String, _mode: Mode) -> Statement {
+        sql::is_held(key)
+    }
+
+    fn holders(key: &String) -> Vec<Statement> {
+        sql::holders(key)
+    }
+}

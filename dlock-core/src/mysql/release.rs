@@ -1,0 +1,42 @@
+use std::time::Duration;
+
+use super::sql;
+use crate::{Answer, Machine, Outcome, Reason, Step};
+
+/// Releases one hold of a named lock.
+///
+/// # Examples
+///
+/// ```
+/// use dlock_core::{Dialect, Machine, Mode, Mysql, Step};
+///
+/// let key = Mysql::key(&"report".into())?;
+/// let Step::Query(statement) = Mysql::release(&key, Mode::Exclusive, false).start() else { panic!() };
+/// assert!(statement.text().contains("RELEASE_LOCK(CONVERT(? USING utf8mb4))"));
+/// # Ok::<(), dlock_core::InvalidKey>(())
+/// ```
+#[derive(Debug)]
+pub struct MysqlRelease {
+    key: String,
+}
+
+impl MysqlRelease {
+    pub(super) fn new(key: String) -> Self {
+        Self { key }
+    }
+}
+
+impl Machine for MysqlRelease {
+    fn start(&mut self) -> Step {
+        Step::Query(sql::release(&self.key))
+    }
+
+    fn next(&mut self, answer: Answer, _elapsed: Duration) -> Step {
+        match answer {
+            Answer::Value(Some(1)) => Outcome::Success.into(),
+            // Another session's, or nobody's.
+            Answer::Value(Some(0) | None) => Reason::NotHeld.clean().into(),
+            _ => Reason::Database.broken().into(),
+        }
+    }
+}

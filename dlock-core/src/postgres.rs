@@ -1,0 +1,75 @@
+//! PostgreSQL's advisory locks.
+
+mod acquire;
+mod begin;
+mod release;
+mod sql;
+
+pub use acquire::PostgresAcquire;
+pub use begin::PostgresBegin;
+pub use release::PostgresRelease;
+
+use crate::{Dialect, InvalidKey, LockKey, Mode, PostgresKey, Statement, TransactionDialect, Wait};
+
+/// What PostgreSQL wants to be sent, version 14 and later.
+///
+/// # Examples
+///
+/// ```
+/// use dlock_core::{Dialect, Mode, Postgres};
+///
+/// let key = Postgres::key(&(1, 2).into())?;
+/// assert!(Postgres::is_held(&key, Mode::Shared).text().contains("pg_locks"));
+/// # Ok::<(), dlock_core::InvalidKey>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Postgres;
+
+/// How long a lock lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Session,
+    Transaction,
+}
+
+impl Dialect for Postgres {
+    type Key = PostgresKey;
+    type Acquire = PostgresAcquire;
+    type Release = PostgresRelease;
+
+    // The transaction may be aborted, and then nothing but ROLLBACK is obeyed.
+    const END_SESSION: &'static str = "ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())";
+
+    fn key(key: &LockKey) -> Result<PostgresKey, InvalidKey> {
+        key.to_postgres()
+    }
+
+    fn acquire(key: &PostgresKey, mode: Mode, wait: Wait, in_transaction: bool) -> PostgresAcquire {
+        PostgresAcquire::new(*key, mode, Scope::Session, wait, in_transaction)
+    }
+
+    fn release(key: &PostgresKey, mode: Mode, fenced: bool) -> PostgresRelease {
+        PostgresRelease::new(*key, mode, fenced)
+    }
+
+    fn is_held(key: &PostgresKey, mode: Mode) -> Statement {
+        sql::is_held(*key, mode)
+    }
+
+    fn holders(key: &PostgresKey) -> Vec<Statement> {
+        vec![sql::holders(*key)]
+    }
+}
+
+impl TransactionDialect for Postgres {
+    type AcquireInTransaction = PostgresAcquire;
+    type Begin = PostgresBegin;
+
+    fn acquire_in_transaction(key: &PostgresKey, mode: Mode, wait: Wait) -> PostgresAcquire {
+        PostgresAcquire::new(*key, mode, Scope::Transaction, wait, true)
+    }
+
+    fn begin(key: &PostgresKey, mode: Mode, wait: Wait) -> PostgresBegin {
+        PostgresBegin::new(*key, mode, wait)
+    }
+}

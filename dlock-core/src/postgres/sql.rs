@@ -1,0 +1,242 @@
+//! The SQL text of PostgreSQL's locks.
+
+use super::Scope;
+use crate::{Mode, Piece, PostgresKey, Statement};
+
+/// The savepoint that fences our statements off from the rest of an open transaction.
+pub(super) const SAVEPOINT: &str = "dlock";
+
+/// The CONSTRAINT of the errors with which [`release_aborted`] tells what it did.
+pub(super) const RELEASED: &str = "dlock_released";
+pub(super) const NOT_HELD: &str = "dlock_not_held";
+
+/// `pg_try_advisory_lock`: 1 or 0.
+pub(super) fn try_lock(key: PostgresKey, mode: Mode, scope: Scope) -> Statement {
+    let function = match (scope, mode) {
+        (Scope::Session, Mode::Exclusive) => "SELECT pg_try_advisory_lock(",
+        (Scope::Session, Mode::Shared) => "SELECT pg_try_advisory_lock_shared(",
+        (Scope::Transaction, Mode::Exclusive) => "SELECT pg_try_advisory_xact_lock(",
+        (Scope::Transaction, Mode::Shared) => "SELECT pg_try_advisory_xact_lock_shared(",
+    };
+    call(function, key, ")::int::bigint")
+}
+
+/// `pg_advisory_unlock`: 1 or 0.
+pub(super) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
+    let function = match mode {
+        Mode::Exclusive => "SELECT pg_advisory_unlock(",
+        Mode::Shared => "SELECT pg_advisory_unlock_shared(",
+    };
+    call(function, key, ")::int::bigint")
+}
+
+fn call(function: &'static str, key: PostgresKey, end: &'static str) -> Statement {
+    Statement::cached(match key {
+        PostgresKey::BigInt(key) => vec![function.into(), Piece::BigInt(key), end.into()],
+        PostgresKey::Pair(first, second) => vec![
+            function.into(),
+            Piece::Integer(first),
+            ", ".into(),
+            Piece::Integer(second),
+            end.into(),
+        ],
+    })
+}
+
+/// Whether this session holds the lock in this mode: 1 or 0.
+pub(super) fn is_held(key: PostgresKey, mode: Mode) -> Statement {
+    let mut pieces = vec!["SELECT (EXISTS(".into()];
+    pieces.extend(own_hold(key, mode));
+    pieces.push("))::int::bigint".into());
+    Statement::cached(pieces)
+}
+
+/// Releases the one hold that an interrupted wait may have left: 1 if there was one, NULL if not. It does not call
+/// `pg_advisory_unlock` for nothing, which writes a warning into the server's log.
+pub(super) fn reclaim(key: PostgresKey, mode: Mode) -> Statement {
+    let mut pieces = vec!["SELECT CASE WHEN EXISTS(".into()];
+    pieces.extend(own_hold(key, mode));
+    pieces.push(format!(") THEN {}::int::bigint END", unlock_text(key, mode)).into());
+    // Its text holds the key.
+    Statement::uncached(pieces)
+}
+
+fn own_hold(key: PostgresKey, mode: Mode) -> Vec<Piece> {
+    let mut pieces = vec!["SELECT FROM pg_locks l WHERE ".into()];
+    pieces.extend(lock_rows(key));
+    pieces.push(match mode {
+        Mode::Exclusive => {
+            " AND l.pid = pg_backend_pid() AND l.granted AND l.mode = 'ExclusiveLock'".into()
+        }
+        Mode::Shared => {
+            " AND l.pid = pg_backend_pid() AND l.granted AND l.mode = 'ShareLock'".into()
+        }
+    });
+    pieces
+}
+
+/// The rows of `pg_locks l` that belong to a key.
+/// <https://www.postgresql.org/docs/current/view-pg-locks.html>
+fn lock_rows(key: PostgresKey) -> Vec<Piece> {
+    let (high, low, subid) = match key {
+        PostgresKey::BigInt(key) => ((key >> 32) as u32, key as u32, 1),
+        PostgresKey::Pair(first, second) => (first as u32, second as u32, 2),
+    };
+    vec![
+        "l.locktype = 'advisory' AND l.database = \
+         (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()) \
+         AND l.classid::bigint = "
+            .into(),
+        Piece::BigInt(high.into()),
+        " AND l.objid::bigint = ".into(),
+        Piece::BigInt(low.into()),
+        " AND l.objsubid = ".into(),
+        Piece::Integer(subid),
+    ]
+}
+
+/// Who holds the lock or waits for it, holders first, then waiters in the order in which they came.
+pub(super) fn holders(key: PostgresKey) -> Statement {
+    let mut pieces = vec![
+        "SELECT l.pid::bigint, a.application_name, a.usename::text, \
+         (l.mode = 'ExclusiveLock')::int::bigint, l.granted::int::bigint, \
+         (extract(epoch FROM coalesce(l.waitstart, a.xact_start, a.state_change)) * 1000000)::bigint \
+         FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE "
+            .into(),
+    ];
+    pieces.extend(lock_rows(key));
+    pieces.push(" ORDER BY l.granted DESC, l.waitstart, l.pid".into());
+    Statement::cached(pieces)
+}
+
+/// Waits in the server's queue, for `millis` or without a limit, as one message. It fails with the SQLSTATE as the
+/// error's CONSTRAINT.
+///
+/// - A session's lock is waited for as a lock of the transaction, and only then taken as a lock of the session, which
+///   does not wait any more. For if the server grants a session's lock just as `lock_timeout` or a cancel fires, the
+///   statement fails and the lock stays; a transaction's lock goes with the transaction. Measured on 15, 17 and 18.
+/// - `lock_timeout` is ours inside and the user's again afterwards. `statement_timeout` cannot be changed for the
+///   statement that runs, so the one before does it.
+/// - In a transaction all of it stands in a savepoint, so that a failure can be undone, and for a session's lock that
+///   savepoint stays, so that the lock can be released if the transaction is aborted later.
+pub(super) fn wait(
+    key: PostgresKey,
+    mode: Mode,
+    scope: Scope,
+    in_transaction: bool,
+    millis: Option<u32>,
+) -> String {
+    let millis = millis.unwrap_or(0);
+    let wait = lock_text(key, mode, Scope::Transaction);
+    let keep = lock_text(key, mode, Scope::Session);
+    let body = match (scope, in_transaction) {
+        (Scope::Session, false) => format!(
+            "PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep};"
+        ),
+        // The inner block is rolled back, which undoes its setting and the transaction's lock; the session's stays.
+        (Scope::Session, true) => format!(
+            "BEGIN PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep}; \
+             RAISE EXCEPTION USING ERRCODE = 'DL000'; EXCEPTION WHEN SQLSTATE 'DL000' THEN NULL; END;"
+        ),
+        (Scope::Transaction, _) => format!(
+            "DECLARE before text := current_setting('lock_timeout'); \
+             BEGIN PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; \
+             PERFORM set_config('lock_timeout', before, true); END;"
+        ),
+    };
+    let block = |body: &str| {
+        format!(
+            "DO $dlock$ BEGIN {body} EXCEPTION WHEN query_canceled OR OTHERS THEN \
+             RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = SQLERRM, CONSTRAINT = SQLSTATE; END $dlock$"
+        )
+    };
+    if !in_transaction {
+        // transaction_timeout would cut the wait short as well; 16 and before do not know it.
+        return format!(
+            "SELECT set_config('statement_timeout', '0', true), \
+             CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL \
+             THEN set_config('transaction_timeout', '0', true) END; {}",
+            block(&body)
+        );
+    }
+    let body = format!(
+        "{body} PERFORM set_config('statement_timeout', current_setting('dlock.statement_timeout'), true);"
+    );
+    let release = match scope {
+        Scope::Session => "",
+        Scope::Transaction => "; RELEASE SAVEPOINT dlock",
+    };
+    format!(
+        "SAVEPOINT {SAVEPOINT}; \
+         SELECT set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
+         set_config('statement_timeout', '0', true); {}{release}",
+        block(&body)
+    )
+}
+
+/// Undoes a failed [`wait`] of a transaction.
+pub(super) const UNDO: &str = "ROLLBACK TO SAVEPOINT dlock; RELEASE SAVEPOINT dlock";
+
+/// Begins a transaction and takes the lock as one message, if that can be done at once: the lock is free, and the
+/// transaction is at READ COMMITTED. Otherwise it fails.
+///
+/// At the other levels the transaction would see what was true before the lock was granted: its snapshot is taken as
+/// the statement starts. The cast fails, and its text tells whoever reads the server's log why.
+pub(super) fn begin(key: PostgresKey, mode: Mode) -> String {
+    let try_lock = match mode {
+        Mode::Exclusive => format!("pg_try_advisory_xact_lock({})", literal(key)),
+        Mode::Shared => format!("pg_try_advisory_xact_lock_shared({})", literal(key)),
+    };
+    format!(
+        "BEGIN; SELECT CASE WHEN current_setting('transaction_isolation') = 'read committed' AND {try_lock} \
+         THEN 1 ELSE ('dlock: lock is taken or isolation is not read committed, but '\
+          || current_setting('transaction_isolation'))::int END"
+    )
+}
+
+/// Begins a transaction and makes the lock that the session holds the transaction's.
+pub(super) fn begin_holding(key: PostgresKey, mode: Mode) -> String {
+    format!(
+        "BEGIN; SELECT {}, {}",
+        lock_text(key, mode, Scope::Transaction),
+        unlock_text(key, mode)
+    )
+}
+
+/// Releases a session's lock in an aborted transaction, where the server obeys nothing but a rollback: back to our
+/// savepoint, unlock, and abort again, so that all else is as before. The error's CONSTRAINT is [`RELEASED`] or
+/// [`NOT_HELD`].
+pub(super) fn release_aborted(key: PostgresKey, mode: Mode) -> String {
+    format!(
+        "ROLLBACK TO SAVEPOINT {SAVEPOINT}; DO $dlock$ BEGIN RAISE EXCEPTION USING \
+         ERRCODE = 'in_failed_sql_transaction', \
+         MESSAGE = 'dlock: the lock is released and the transaction stays aborted', \
+         CONSTRAINT = CASE WHEN {} THEN '{RELEASED}' ELSE '{NOT_HELD}' END; END $dlock$",
+        unlock_text(key, mode)
+    )
+}
+
+fn lock_text(key: PostgresKey, mode: Mode, scope: Scope) -> String {
+    let function = match (scope, mode) {
+        (Scope::Session, Mode::Exclusive) => "pg_advisory_lock",
+        (Scope::Session, Mode::Shared) => "pg_advisory_lock_shared",
+        (Scope::Transaction, Mode::Exclusive) => "pg_advisory_xact_lock",
+        (Scope::Transaction, Mode::Shared) => "pg_advisory_xact_lock_shared",
+    };
+    format!("{function}({})", literal(key))
+}
+
+fn unlock_text(key: PostgresKey, mode: Mode) -> String {
+    match mode {
+        Mode::Exclusive => format!("pg_advisory_unlock({})", literal(key)),
+        Mode::Shared => format!("pg_advisory_unlock_shared({})", literal(key)),
+    }
+}
+
+/// Quoted and cast, since a bare -9223372036854775808 is a numeric to PostgreSQL.
+fn literal(key: PostgresKey) -> String {
+    match key {
+        PostgresKey::BigInt(key) => format!("'{key}'::bigint"),
+        PostgresKey::Pair(first, second) => format!("'{first}'::int, '{second}'::int"),
+    }
+}

@@ -1,0 +1,173 @@
+use std::ops::DerefMut;
+
+use diesel::backend::Backend;
+use diesel::connection::LoadConnection;
+use diesel::prelude::*;
+use dlock_core::{Dialect, Holder, Statement, TransactionDialect};
+
+use crate::query::{CoreQuery, HolderColumns, Value};
+use crate::{AdvisoryLock, Error, transaction};
+
+/// A Diesel backend whose server has locks: [`Pg`](diesel::pg::Pg) and [`Mysql`](diesel::mysql::Mysql).
+///
+/// It cannot be implemented elsewhere.
+///
+/// # Examples
+///
+/// ```
+/// fn is_lock_backend<DB: dlock_diesel::LockBackend>() {}
+///
+/// is_lock_backend::<diesel::pg::Pg>();
+/// is_lock_backend::<diesel::mysql::Mysql>();
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "dlock has no locks for the backend `{Self}`",
+    note = "there are locks for `Pg` and `Mysql`, each behind the feature of dlock-diesel of its name",
+    note = "for `#[derive(MultiConnection)]`, match the enum and lock the connection inside"
+)]
+pub trait LockBackend: Backend + sealed::Sealed + Sized {
+    /// All that is known of the server.
+    type Dialect: Dialect;
+
+    #[doc(hidden)]
+    fn value<C>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>>
+    where
+        C: LoadConnection<Backend = Self>;
+
+    #[doc(hidden)]
+    fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>
+    where
+        C: LoadConnection<Backend = Self>;
+
+    #[doc(hidden)]
+    fn transaction<M, T, E>(
+        lock: AdvisoryLock<M>,
+        f: impl FnOnce(&mut M::Target) -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        M: DerefMut<Target: LockConnection<Backend = Self>>,
+        E: From<Error>;
+}
+
+/// A backend whose locks can be shared by many readers: PostgreSQL.
+///
+/// # Examples
+///
+/// ```
+/// fn has_shared_locks<DB: dlock_diesel::SharedLocks>() {}
+///
+/// has_shared_locks::<diesel::pg::Pg>();
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has no shared locks",
+    label = "every lock is exclusive here",
+    note = "MySQL's and MariaDB's named locks know one holder only: leave out `.shared()` to take the lock exclusively, \
+            or read inside a transaction with `SELECT .. FOR SHARE` on a row of your own"
+)]
+pub trait SharedLocks: LockBackend {}
+
+/// A backend whose transactions can hold locks that end with them: PostgreSQL.
+///
+/// # Examples
+///
+/// ```
+/// fn has_transaction_locks<DB: dlock_diesel::TransactionLocks>() {}
+///
+/// has_transaction_locks::<diesel::pg::Pg>();
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has no locks that end with the transaction",
+    label = "a lock outlives the transaction here",
+    note = "use `conn.advisory_lock(key).transaction(|conn| ..)`, which locks before BEGIN and releases after COMMIT"
+)]
+pub trait TransactionLocks: LockBackend<Dialect: TransactionDialect> {}
+
+/// A Diesel connection to a server that has locks: a [`PgConnection`](diesel::pg::PgConnection), a
+/// [`MysqlConnection`](diesel::mysql::MysqlConnection), a pooled one, or a wrapper of yours.
+///
+/// It is implemented for all of them.
+///
+/// # Examples
+///
+/// ```
+/// use diesel::pg::PgConnection;
+/// use diesel::r2d2::{ConnectionManager, PooledConnection};
+///
+/// fn is_lock_connection<C: dlock_diesel::LockConnection>() {}
+///
+/// is_lock_connection::<PgConnection>();
+/// is_lock_connection::<PooledConnection<ConnectionManager<PgConnection>>>();
+/// ```
+pub trait LockConnection: LoadConnection<Backend: LockBackend> {}
+
+impl<C: LoadConnection<Backend: LockBackend>> LockConnection for C {}
+
+/// What the server of a connection wants to be sent.
+pub(crate) type DialectOf<C> = <<C as Connection>::Backend as LockBackend>::Dialect;
+
+/// A key as the server of a connection takes it.
+pub(crate) type KeyOf<C> = <DialectOf<C> as Dialect>::Key;
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! lock_backend {
+    ($backend:ty, $dialect:ty, $transaction:path) => {
+        impl sealed::Sealed for $backend {}
+
+        impl LockBackend for $backend {
+            type Dialect = $dialect;
+
+            fn value<C>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>>
+            where
+                C: LoadConnection<Backend = Self>,
+            {
+                CoreQuery::<Value>::new(statement).get_result(conn)
+            }
+
+            fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>
+            where
+                C: LoadConnection<Backend = Self>,
+            {
+                type Row = (i64, Option<String>, Option<String>, i64, i64, Option<i64>);
+                let rows: Vec<Row> = CoreQuery::<HolderColumns>::new(statement).load(conn)?;
+                Ok(rows
+                    .into_iter()
+                    .map(|(id, name, user, exclusive, granted, since)| {
+                        Holder::from_columns(id, name, user, exclusive, granted, since)
+                    })
+                    .collect())
+            }
+
+            fn transaction<M, T, E>(
+                lock: AdvisoryLock<M>,
+                f: impl FnOnce(&mut M::Target) -> Result<T, E>,
+            ) -> Result<T, E>
+            where
+                M: DerefMut<Target: LockConnection<Backend = Self>>,
+                E: From<Error>,
+            {
+                $transaction(lock, f)
+            }
+        }
+    };
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use super::*;
+    use diesel::pg::Pg;
+
+    lock_backend!(Pg, dlock_core::Postgres, transaction::with_lock_inside);
+    impl SharedLocks for Pg {}
+    impl TransactionLocks for Pg {}
+}
+
+#[cfg(feature = "mysql")]
+mod mysql {
+    use super::*;
+    use diesel::mysql::Mysql;
+
+    lock_backend!(Mysql, dlock_core::Mysql, transaction::with_lock_around);
+}
