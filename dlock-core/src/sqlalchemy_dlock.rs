@@ -118,7 +118,7 @@ mod tests {
     fn postgresql_keys_are_that_librarys() {
         use crate::PostgresKey::BigInt;
 
-        // Printed by sqlalchemy-dlock 0.8.1.
+        // What the code of sqlalchemy-dlock 0.8.1 gives.
         for (text, expected) in [
             ("my-resource-key", -8735762693110921056),
             ("a", 3405396810240292928),

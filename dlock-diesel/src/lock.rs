@@ -348,13 +348,15 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// - PostgreSQL: 2, those of a plain `conn.transaction`, if the lock is free and the isolation level is READ
-    ///   COMMITTED. Otherwise 5, and 1 more if the lock is taken.
+    /// - PostgreSQL at READ COMMITTED: 2, those of a plain `conn.transaction`, if the lock is free, and 3 if it is taken.
+    ///   At the other levels 6, and 1 more if the lock is taken.
     /// - MySQL and MariaDB: those of [`acquire`](Self::acquire), a plain `conn.transaction` (6) and
     ///   [`release`](AdvisoryLockGuard::release).
     ///
     /// # Backend differences
     ///
+    /// - PostgreSQL: at READ COMMITTED only locks of the transaction are used, so that it works behind proxies that hand
+    ///   each transaction to another session (PgBouncer's transaction pooling). At the other levels it does not.
     /// - PostgreSQL: inside an open transaction it nests as `conn.transaction` does, and the lock is held until the
     ///   outermost transaction ends (or the nested one is rolled back). What `f` sees there at REPEATABLE READ and
     ///   SERIALIZABLE is what the outer transaction sees.

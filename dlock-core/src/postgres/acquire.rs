@@ -40,7 +40,7 @@ enum State {
 /// The SQLSTATE of a failed wait, as far as it matters.
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Code {
+pub(super) enum Code {
     LockNotAvailable,
     Known(Reason),
     /// The lock may have been granted.
@@ -48,7 +48,7 @@ enum Code {
 }
 
 impl Code {
-    fn new(sqlstate: Option<&str>) -> Self {
+    pub(super) fn new(sqlstate: Option<&str>) -> Self {
         match sqlstate {
             Some("55P03") => Code::LockNotAvailable,
             Some("40P01") => Code::Known(Reason::Deadlock),

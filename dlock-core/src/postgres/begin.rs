@@ -1,12 +1,15 @@
 use std::time::Duration;
 
+use super::acquire::Code;
 use super::{PostgresAcquire, Scope, sql};
+use crate::wait::AfterBusy;
 use crate::{Answer, Machine, Mode, Outcome, PostgresKey, Reason, Step, Wait};
 
 /// Begins a transaction that holds an advisory lock until it ends.
 ///
-/// At READ COMMITTED, with the lock free, that is one message. Otherwise the session's lock is acquired first, and the
-/// transaction that begins then takes it over: so its snapshot is younger than the grant, at every isolation level.
+/// At READ COMMITTED the transaction itself takes the lock: in one message where it is free, in two where it is taken.
+/// At the other levels the session's lock is acquired first, and the transaction that begins then takes it over: so its
+/// snapshot is younger than the grant.
 ///
 /// # Examples
 ///
@@ -22,16 +25,30 @@ use crate::{Answer, Machine, Mode, Outcome, PostgresKey, Reason, Step, Wait};
 pub struct PostgresBegin {
     key: PostgresKey,
     mode: Mode,
+    wait: Wait,
     state: State,
     session: PostgresAcquire,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
+    /// Begun, and asked without waiting.
     Begin,
-    Rollback,
+    /// That failed: begun again, and in the server's queue.
+    Wait,
+    /// That failed, too: ending the aborted transaction, of which Diesel does not know.
+    RollBack(Failed),
+    Sleep,
+    /// Not READ COMMITTED: acquiring the session's lock.
     Session,
-    BeginHolding,
+    /// Handing the session's lock over to a transaction.
+    HandOver,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Failed {
+    Isolation,
+    Lock(Code),
 }
 
 impl PostgresBegin {
@@ -39,14 +56,45 @@ impl PostgresBegin {
         Self {
             key,
             mode,
+            wait,
             state: State::Begin,
             session: PostgresAcquire::new(key, mode, Scope::Session, wait, false),
         }
     }
 
+    /// After [`State::Begin`]: the lock is taken, or it is something else, of which a wait tells more.
+    fn enqueue(&mut self, elapsed: Duration) -> Step {
+        let millis = match self.wait.after_busy(elapsed) {
+            AfterBusy::Queue(millis) => millis,
+            AfterBusy::GiveUp | AfterBusy::Sleep(_) => Some(1),
+        };
+        self.state = State::Wait;
+        Step::Batch(sql::begin_waiting(self.key, self.mode, millis).into())
+    }
+
+    fn settle(&mut self, failed: Failed, elapsed: Duration) -> Step {
+        match failed {
+            Failed::Isolation => {
+                self.state = State::Session;
+                let step = self.session.start();
+                self.relay(step)
+            }
+            Failed::Lock(Code::LockNotAvailable) => match self.wait.after_busy(elapsed) {
+                AfterBusy::GiveUp => Outcome::TimedOut.into(),
+                AfterBusy::Sleep(interval) => {
+                    self.state = State::Sleep;
+                    Step::Sleep(interval)
+                }
+                AfterBusy::Queue(_) => self.start(),
+            },
+            // The lock was the transaction's, and that is rolled back.
+            Failed::Lock(Code::Known(reason) | Code::Unclear(reason)) => reason.clean().into(),
+        }
+    }
+
     fn relay(&mut self, step: Step) -> Step {
         if step == Step::Done(Outcome::Success) {
-            self.state = State::BeginHolding;
+            self.state = State::HandOver;
             return Step::Batch(sql::begin_holding(self.key, self.mode).into());
         }
         step
@@ -61,24 +109,28 @@ impl Machine for PostgresBegin {
 
     fn next(&mut self, answer: Answer, elapsed: Duration) -> Step {
         match (self.state, answer) {
-            (State::Begin | State::BeginHolding, Answer::Done) => Outcome::Success.into(),
-            (State::Begin, _) => {
-                // The server is in an aborted transaction that Diesel does not know of.
-                self.state = State::Rollback;
+            (State::Begin | State::Wait | State::HandOver, Answer::Done) => Outcome::Success.into(),
+            (State::Begin, _) => self.enqueue(elapsed),
+            (State::Wait, answer) => {
+                let sqlstate = match answer {
+                    Answer::Error(sqlstate) => sqlstate,
+                    _ => None,
+                };
+                self.state = State::RollBack(match sqlstate.as_deref() {
+                    Some(sql::ISOLATION) => Failed::Isolation,
+                    sqlstate => Failed::Lock(Code::new(sqlstate)),
+                });
                 Step::Batch("ROLLBACK".into())
             }
-            (State::Rollback, Answer::Done) => {
-                self.state = State::Session;
-                let step = self.session.start();
-                self.relay(step)
-            }
-            (State::Rollback, _) => Reason::Database.broken().into(),
+            (State::RollBack(failed), Answer::Done) => self.settle(failed, elapsed),
+            (State::RollBack(_), _) => Reason::Database.broken().into(),
+            (State::Sleep, _) => self.start(),
             (State::Session, answer) => {
                 let step = self.session.next(answer, elapsed);
                 self.relay(step)
             }
             // Nobody knows whether the session still holds the lock.
-            (State::BeginHolding, _) => Reason::Database.broken().into(),
+            (State::HandOver, _) => Reason::Database.broken().into(),
         }
     }
 }

@@ -129,48 +129,53 @@ pub(super) fn wait(
     let millis = millis.unwrap_or(0);
     let wait = lock_text(key, mode, Scope::Transaction);
     let keep = lock_text(key, mode, Scope::Session);
-    let body = match (scope, in_transaction) {
-        (Scope::Session, false) => format!(
-            "PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep};"
-        ),
-        // The inner block is rolled back, which undoes its setting and the transaction's lock; the session's stays.
-        (Scope::Session, true) => format!(
-            "BEGIN PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep}; \
-             RAISE EXCEPTION USING ERRCODE = 'DL000'; EXCEPTION WHEN SQLSTATE 'DL000' THEN NULL; END;"
-        ),
-        (Scope::Transaction, _) => format!(
-            "DECLARE before text := current_setting('lock_timeout'); \
-             BEGIN PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; \
-             PERFORM set_config('lock_timeout', before, true); END;"
-        ),
-    };
-    let block = |body: &str| {
-        format!(
-            "DO $dlock$ BEGIN {body} EXCEPTION WHEN query_canceled OR OTHERS THEN \
-             RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = SQLERRM, CONSTRAINT = SQLSTATE; END $dlock$"
-        )
-    };
-    if !in_transaction {
+    match (scope, in_transaction) {
         // transaction_timeout would cut the wait short as well; 16 and before do not know it.
-        return format!(
+        (Scope::Session, false) => format!(
             "SELECT set_config('statement_timeout', '0', true), \
              CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL \
              THEN set_config('transaction_timeout', '0', true) END; {}",
-            block(&body)
-        );
+            block(&format!(
+                "PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep};"
+            ))
+        ),
+        // The inner block is rolled back, which undoes its setting and the transaction's lock; the session's stays.
+        (Scope::Session, true) => format!(
+            "SAVEPOINT {SAVEPOINT}; {LIFT_STATEMENT_TIMEOUT}; {}",
+            block(&format!(
+                "BEGIN PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep}; \
+                 RAISE EXCEPTION USING ERRCODE = 'DL000'; EXCEPTION WHEN SQLSTATE 'DL000' THEN NULL; END; \
+                 {RESTORE_STATEMENT_TIMEOUT};"
+            ))
+        ),
+        (Scope::Transaction, _) => format!(
+            "SAVEPOINT {SAVEPOINT}; {LIFT_STATEMENT_TIMEOUT}; {}; RELEASE SAVEPOINT {SAVEPOINT}",
+            block(&wait_in_transaction(&wait, millis))
+        ),
     }
-    let body = format!(
-        "{body} PERFORM set_config('statement_timeout', current_setting('dlock.statement_timeout'), true);"
-    );
-    let release = match scope {
-        Scope::Session => "",
-        Scope::Transaction => "; RELEASE SAVEPOINT dlock",
-    };
+}
+
+const LIFT_STATEMENT_TIMEOUT: &str = "SELECT \
+    set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
+    set_config('statement_timeout', '0', true)";
+
+const RESTORE_STATEMENT_TIMEOUT: &str =
+    "PERFORM set_config('statement_timeout', current_setting('dlock.statement_timeout'), true)";
+
+/// A block that puts the SQLSTATE of what fails in it into the error's CONSTRAINT.
+fn block(body: &str) -> String {
     format!(
-        "SAVEPOINT {SAVEPOINT}; \
-         SELECT set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
-         set_config('statement_timeout', '0', true); {}{release}",
-        block(&body)
+        "DO $dlock$ BEGIN {body} EXCEPTION WHEN query_canceled OR OTHERS THEN \
+         RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = SQLERRM, CONSTRAINT = SQLSTATE; END $dlock$"
+    )
+}
+
+/// Waits for a lock of the transaction, and leaves its settings as they were.
+fn wait_in_transaction(wait: &str, millis: u32) -> String {
+    format!(
+        "DECLARE before text := current_setting('lock_timeout'); \
+         BEGIN PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; \
+         PERFORM set_config('lock_timeout', before, true); {RESTORE_STATEMENT_TIMEOUT}; END;"
     )
 }
 
@@ -189,8 +194,25 @@ pub(super) fn begin(key: PostgresKey, mode: Mode) -> String {
     };
     format!(
         "BEGIN; SELECT CASE WHEN current_setting('transaction_isolation') = 'read committed' AND {try_lock} \
-         THEN 1 ELSE ('dlock: lock is taken or isolation is not read committed, but '\
-          || current_setting('transaction_isolation'))::int END"
+         THEN 1 ELSE ('dlock: the lock is taken, or isolation is not read committed, but ' \
+         || current_setting('transaction_isolation'))::int END"
+    )
+}
+
+/// The SQLSTATE with which [`begin_waiting`] refuses an isolation level.
+pub(super) const ISOLATION: &str = "DL001";
+
+/// Ends the aborted transaction that [`begin`] has left, begins another and waits for the lock in it, as one message.
+/// It fails with the SQLSTATE as the error's CONSTRAINT, in an aborted transaction.
+pub(super) fn begin_waiting(key: PostgresKey, mode: Mode, millis: Option<u32>) -> String {
+    let wait = lock_text(key, mode, Scope::Transaction);
+    let wait = wait_in_transaction(&wait, millis.unwrap_or(0));
+    format!(
+        "ROLLBACK; BEGIN; {LIFT_STATEMENT_TIMEOUT}; {}",
+        block(&format!(
+            "IF current_setting('transaction_isolation') <> 'read committed' THEN RAISE EXCEPTION USING \
+             ERRCODE = '{ISOLATION}', MESSAGE = 'dlock: isolation is not read committed'; END IF; {wait}"
+        ))
     )
 }
 

@@ -1,0 +1,262 @@
+//! The mapping from keys to locks is frozen: code, vectors, page and the Python implementation all agree.
+
+use dlock_core::{InvalidKey, LockKey, PostgresKey};
+use serde::Deserialize;
+use siphasher::{sip, sip128};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    note: String,
+    text: Option<String>,
+    key: Key,
+    postgres: Postgres,
+    mysql: Mysql,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum Key {
+    Bytes { bytes: String },
+    Integer { i64: String },
+    Pair { pair: (i32, i32) },
+    Namespaced { namespace: String, key: Box<Key> },
+    SqlalchemyDlock { sqlalchemy_dlock: Box<Key> },
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+enum Postgres {
+    Bigint(String),
+    Pair(i32, i32),
+    Error(bool),
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+enum Mysql {
+    Name(String),
+    Error(bool),
+}
+
+impl Key {
+    fn lock_key(&self) -> LockKey {
+        match self {
+            Key::Bytes { bytes } => unhex(bytes).into(),
+            Key::Integer { i64 } => i64.parse::<i64>().unwrap().into(),
+            Key::Pair { pair } => (*pair).into(),
+            Key::Namespaced { namespace, key } => LockKey::namespaced(namespace, key.lock_key()),
+            Key::SqlalchemyDlock { sqlalchemy_dlock } => {
+                LockKey::sqlalchemy_dlock(sqlalchemy_dlock.lock_key())
+            }
+        }
+    }
+
+    /// Whether another library chose the lock: its keys are not kept apart from ours.
+    fn is_preset(&self) -> bool {
+        matches!(self, Key::SqlalchemyDlock { .. })
+    }
+}
+
+impl From<Result<PostgresKey, InvalidKey>> for Postgres {
+    fn from(key: Result<PostgresKey, InvalidKey>) -> Self {
+        match key {
+            Ok(PostgresKey::BigInt(number)) => Postgres::Bigint(number.to_string()),
+            Ok(PostgresKey::Pair(first, second)) => Postgres::Pair(first, second),
+            Err(_) => Postgres::Error(true),
+        }
+    }
+}
+
+impl From<Result<String, InvalidKey>> for Mysql {
+    fn from(name: Result<String, InvalidKey>) -> Self {
+        name.map_or(Mysql::Error(true), Mysql::Name)
+    }
+}
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
+}
+
+fn rows() -> Vec<Row> {
+    let json = std::fs::read_to_string(docs().join("key-vectors.json")).unwrap();
+    serde_json::from_str(&json).unwrap()
+}
+
+fn unhex(digits: &str) -> Vec<u8> {
+    assert!(digits.len() % 2 == 0 && digits.is_ascii(), "{digits}");
+    (0..digits.len())
+        .step_by(2)
+        .map(|start| u8::from_str_radix(&digits[start..start + 2], 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn every_vector_agrees_with_the_code() {
+    let rows = rows();
+    assert!(rows.len() >= 80, "only {} rows", rows.len());
+    for row in rows {
+        let key = row.key.lock_key();
+        assert_eq!(
+            Postgres::from(key.to_postgres()),
+            row.postgres,
+            "{}: {key}",
+            row.note
+        );
+        assert_eq!(
+            Mysql::from(key.to_mysql()),
+            row.mysql,
+            "{}: {key}",
+            row.note
+        );
+        if let Some(text) = row.text {
+            assert_eq!(LockKey::from(text), key, "{}", row.note);
+        }
+    }
+}
+
+#[test]
+fn distinct_keys_are_distinct_locks_on_every_server() {
+    let mut keys = HashMap::new();
+    let mut postgres = HashMap::new();
+    let mut mysql = HashMap::new();
+    for row in rows() {
+        let note = row.note;
+        if let Some(other) = keys.insert(row.key.lock_key(), note.clone()) {
+            panic!("{note} and {other} are one key");
+        }
+        if row.key.is_preset() {
+            continue;
+        }
+        if row.postgres != Postgres::Error(true) {
+            if let Some(other) = postgres.insert(row.postgres, note.clone()) {
+                panic!("{note} and {other} are one lock on PostgreSQL");
+            }
+        }
+        if row.mysql != Mysql::Error(true) {
+            if let Some(other) = mysql.insert(row.mysql, note.clone()) {
+                panic!("{note} and {other} are one lock on MySQL");
+            }
+        }
+    }
+}
+
+#[test]
+fn lock_names_are_what_mysql_does_not_fold_or_cut() {
+    for row in rows().into_iter().filter(|row| !row.key.is_preset()) {
+        if let Mysql::Name(name) = row.mysql {
+            assert!((1..=64).contains(&name.len()), "{name}");
+            assert!(
+                name.bytes()
+                    .all(|byte| matches!(byte, b' '..=b'~') && !byte.is_ascii_uppercase()),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_error_names_the_key_the_problem_and_a_remedy() {
+    for row in rows() {
+        let key = row.key.lock_key();
+        let errors = [key.to_postgres().err(), key.to_mysql().err()];
+        for error in errors.into_iter().flatten() {
+            let message = error.to_string();
+            assert!(
+                message.starts_with(&format!("lock key {key} ")),
+                "{message}"
+            );
+            assert!(
+                message.contains(": ") && !message.ends_with('.'),
+                "{message}"
+            );
+        }
+    }
+}
+
+/// The cells of the rows of a Markdown table, without their backticks.
+fn table<'page>(page: &'page str, heading: &str) -> Vec<Vec<&'page str>> {
+    let heading = format!("| {heading} |");
+    page.lines()
+        .skip_while(|line| !line.starts_with(&heading))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| {
+            line.trim_matches('|')
+                .split('|')
+                .map(|cell| cell.trim().trim_matches('`'))
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn the_page_can_be_followed_to_the_same_locks() {
+    let page = std::fs::read_to_string(docs().join("keys.md")).unwrap();
+
+    let hash_keys: HashMap<&str, [u8; 16]> = table(&page, "name | hash key")
+        .into_iter()
+        .map(|cells| {
+            assert_eq!(unhex(cells[2]), cells[1].as_bytes());
+            (cells[0], cells[1].as_bytes().try_into().unwrap())
+        })
+        .collect();
+    assert_eq!(hash_keys["TEXT"], *b"dlock text/bytes");
+    assert_eq!(hash_keys["STRUCTURED"], *b"dlock structured");
+
+    let vectors: HashMap<String, Row> = rows()
+        .into_iter()
+        .map(|row| (row.key.lock_key().to_string(), row))
+        .collect();
+    let examples = table(&page, "key | hash key | message");
+    assert!(examples.len() >= 12, "only {} examples", examples.len());
+    for cells in examples {
+        let [key, hash_key, message, postgres, mysql] = cells[..] else {
+            panic!("{cells:?}");
+        };
+        let row = &vectors[key];
+
+        let hash_key = &hash_keys[hash_key];
+        let message = unhex(message);
+        let hash = sip::SipHasher24::new_with_key(hash_key).hash(&message) as i64;
+        match (&row.key, &row.postgres) {
+            (Key::Integer { i64 }, _) => assert_eq!(postgres, i64),
+            (Key::Pair { pair }, _) => assert_eq!(postgres, format!("{pair:?}")),
+            (_, expected) => {
+                assert_eq!(postgres, hash.to_string(), "{key}");
+                assert_eq!(*expected, Postgres::Bigint(postgres.to_owned()), "{key}");
+            }
+        }
+
+        assert_eq!(row.mysql, Mysql::Name(mysql.to_owned()), "{key}");
+        if mysql.starts_with("dlock:") {
+            let hash = sip128::SipHasher24::new_with_key(hash_key).hash(&message);
+            let digits: String = hash
+                .as_bytes()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            assert_eq!(mysql.rsplit(':').next(), Some(&*digits), "{key}");
+        } else {
+            assert_eq!(mysql.as_bytes(), message, "{key}");
+        }
+    }
+}
+
+#[test]
+fn the_python_implementation_agrees() {
+    let output = Command::new("python3")
+        .arg(docs().join("keys.py"))
+        .output()
+        .expect("this test runs python3: install it, e.g. with `apt install python3`");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said.trim(), format!("{} rows agree", rows().len()));
+}
