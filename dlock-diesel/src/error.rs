@@ -29,8 +29,11 @@ use dlock_core::{Holder, InvalidKey, LockKey};
 /// ```
 /// use dlock_diesel::{Error, LockKey};
 ///
-/// let error: diesel::result::Error = Error::NotHeld { key: LockKey::from("report") }.into();
-/// assert!(matches!(Error::from(error), Error::NotHeld { .. }));
+/// # #[cfg(feature = "postgres")] {
+/// let invalid = LockKey::from("").to_postgres().unwrap_err();
+/// let error: diesel::result::Error = Error::from(invalid).into();
+/// assert!(matches!(Error::from(error), Error::InvalidKey(_)));
+/// # }
 /// ```
 ///
 /// # Backend differences

@@ -1,1 +1,42 @@
-//! Servers to test dlock on.
+//! What dlock's integration tests stand on: servers that live as long as the test process, a proxy that counts round
+//! trips and breaks connections, processes of their own, and a macro that runs one test on every server.
+//!
+//! A test is written once, generic over the connection:
+//!
+//! ```no_run
+//! use dlock_tests::{Server, TestConnection, on_every_server};
+//!
+//! on_every_server! {
+//!     fn answers<C: TestConnection>(server: &Server) {
+//!         assert_eq!(C::open(server).number("SELECT 1"), Some(1));
+//!     }
+//! }
+//! # fn main() {}
+//! ```
+//!
+//! The servers are those that the environment variable `TEST_URLS` (or the file `tests/.env`) names, separated by
+//! spaces. Without it, one PostgreSQL and one MySQL or MariaDB are started from the programs found on the machine.
+
+mod connection;
+mod every;
+mod key;
+mod process;
+mod proxy;
+mod server;
+mod servers;
+mod start;
+mod wait;
+
+pub use connection::TestConnection;
+#[doc(hidden)]
+pub use every::{run_on, run_on_every_server};
+pub use key::unique_key;
+pub use process::Process;
+pub use proxy::Proxy;
+pub use server::{Kind, Server};
+pub use servers::{servers, servers_from, test_urls};
+pub use start::start_extra_postgres;
+pub use wait::{PATIENCE, wait_for, wait_for_within};
+
+#[doc(hidden)]
+pub use diesel;

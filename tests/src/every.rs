@@ -1,0 +1,116 @@
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
+
+use crate::{Kind, Server, servers};
+
+/// Makes tests that run on every one of [`servers`](crate::servers), generic over the connection type.
+///
+/// A test runs on all servers even if it fails on the first, and then names those that it failed on.
+/// A bound may also be a trait of one's own, with [`TestConnection`](crate::TestConnection) as a supertrait, that is
+/// implemented for `PgConnection` and `MysqlConnection`; the server may be `&Server` or `&'static Server`.
+#[macro_export]
+macro_rules! on_every_server {
+    ($(
+        $(#[$attribute:meta])*
+        fn $name:ident<$Conn:ident: $bound:path>($server:ident: $Server:ty) $body:block
+    )*) => {$(
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            fn body<$Conn: $bound>($server: $Server) $body
+            $crate::run_on_every_server(
+                body::<$crate::diesel::PgConnection>,
+                body::<$crate::diesel::MysqlConnection>,
+            );
+        }
+    )*};
+}
+
+/// Makes tests that run on every PostgreSQL of [`servers`](crate::servers); there must be one.
+#[macro_export]
+macro_rules! on_postgres {
+    ($(
+        $(#[$attribute:meta])*
+        fn $name:ident($server:ident: $Server:ty) $body:block
+    )*) => {$(
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            fn body($server: $Server) $body
+            $crate::run_on($crate::Kind::Postgres, body);
+        }
+    )*};
+}
+
+/// Makes tests that run on every MySQL and MariaDB of [`servers`](crate::servers); there must be one.
+#[macro_export]
+macro_rules! on_mysql {
+    ($(
+        $(#[$attribute:meta])*
+        fn $name:ident($server:ident: $Server:ty) $body:block
+    )*) => {$(
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            fn body($server: $Server) $body
+            $crate::run_on($crate::Kind::Mysql, body);
+        }
+    )*};
+}
+
+/// What [`on_every_server!`] expands to.
+#[doc(hidden)]
+#[track_caller]
+pub fn run_on_every_server(on_postgres: fn(&'static Server), on_mysql: fn(&'static Server)) {
+    report(servers().iter().filter_map(|server| match server.kind {
+        Kind::Postgres => failure(server, on_postgres),
+        Kind::Mysql => failure(server, on_mysql),
+    }));
+}
+
+/// What [`on_postgres!`] and [`on_mysql!`] expand to.
+#[doc(hidden)]
+#[track_caller]
+pub fn run_on(kind: Kind, body: fn(&'static Server)) {
+    let of_kind: Vec<&Server> = servers()
+        .iter()
+        .filter(|server| server.kind == kind)
+        .collect();
+    assert!(
+        !of_kind.is_empty(),
+        "none of the servers to test on is {kind}: add one to TEST_URLS, or unset it"
+    );
+    report(
+        of_kind
+            .into_iter()
+            .filter_map(|server| failure(server, body)),
+    );
+}
+
+type Failure = (&'static Server, Box<dyn Any + Send>);
+
+fn failure(server: &'static Server, body: fn(&'static Server)) -> Option<Failure> {
+    let payload = catch_unwind(AssertUnwindSafe(|| body(server))).err()?;
+    // Right below what the panic printed.
+    eprintln!("^ on {server}");
+    Some((server, payload))
+}
+
+#[track_caller]
+fn report(failures: impl Iterator<Item = Failure>) {
+    let mut failures: Vec<Failure> = failures.collect();
+    match failures.len() {
+        0 => {}
+        // With its own message, for `#[should_panic]`.
+        1 => resume_unwind(failures.remove(0).1),
+        _ => {
+            let names: Vec<String> = failures
+                .iter()
+                .map(|(server, _)| server.to_string())
+                .collect();
+            panic!("failed on {}", names.join(", "));
+        }
+    }
+}

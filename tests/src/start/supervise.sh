@@ -1,0 +1,24 @@
+# Runs one server for as long as the test process lives. Standard input is a pipe whose other end only the test process
+# holds, so its end is noticed however it came, SIGKILL included; then the server ends and its folder goes.
+# `setup`, `serve` and STOP come from the script in front of this one.
+trap 'rm -rf "$FOLDER"' EXIT
+exec 3<&0 </dev/null
+
+# In the foreground: were the test process to die now, its end is noticed right after.
+if ! setup 3<&- >"$FOLDER/log" 2>&1; then
+  tail -n 20 "$FOLDER/log"
+  exit 1
+fi
+
+(exec 3<&-; serve) >>"$FOLDER/log" 2>&1 &
+server=$!
+# Again and again: what reaches the server before it can handle signals is lost.
+(read -r line <&3; while kill -s "$STOP" "$server"; do sleep 0.1; done) >/dev/null 2>&1 &
+lifeline=$!
+wait "$server"
+
+# Still there if the server ended by itself; then say why.
+if kill "$lifeline" 2>/dev/null; then
+  tail -n 20 "$FOLDER/log"
+fi
+exit 1
