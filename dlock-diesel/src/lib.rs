@@ -59,6 +59,8 @@ mod error;
 mod ext;
 mod guard;
 mod lock;
+#[cfg(feature = "migrations")]
+mod migrations;
 mod query;
 mod session;
 mod transaction;

@@ -1,0 +1,40 @@
+//! What every copy of an application can do when it starts: each migration is applied by one of them.
+//!
+//! `DATABASE_URL=.. cargo run -p dlock-diesel --features migrations --example migrate_once`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use dlock_diesel::{AdvisoryLockExt, Error, LockConnection};
+
+mod support;
+
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
+
+fn main() -> ExitCode {
+    support::exit_code(support::on_database!(migrate), 1)
+}
+
+fn migrate<C>(url: &str) -> support::Result<ExitCode>
+where
+    C: LockConnection + MigrationHarness<C::Backend>,
+{
+    let mut conn = support::connect::<C>(url)?;
+    let lock = conn
+        .advisory_lock("dlock example: migrations")
+        .timeout(Duration::from_secs(60));
+    match lock.run_pending_migrations(MIGRATIONS) {
+        Ok(versions) if versions.is_empty() => println!("nothing to apply"),
+        Ok(versions) => versions
+            .iter()
+            .for_each(|version| println!("applied {version}")),
+        Err(error) => match error.downcast_ref::<Error>() {
+            Some(Error::Timeout { .. }) => {
+                return Err(format!("somebody else migrates: {error}").into());
+            }
+            _ => return Err(error),
+        },
+    }
+    Ok(ExitCode::SUCCESS)
+}

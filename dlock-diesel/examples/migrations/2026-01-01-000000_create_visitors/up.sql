@@ -1,0 +1,1 @@
+CREATE TABLE dlock_visitors (name VARCHAR(100) NOT NULL);

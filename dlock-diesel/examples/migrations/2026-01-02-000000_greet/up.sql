@@ -1,0 +1,1 @@
+INSERT INTO dlock_visitors VALUES ('the first process that came along');

@@ -1,0 +1,65 @@
+//! Two connections and a second process want the same lock.
+//!
+//! `DATABASE_URL=postgres://.. cargo run --example quickstart`, or `mysql://..`
+
+use std::io::{self, BufRead, BufReader};
+use std::process::{self, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use dlock_diesel::{AdvisoryLockExt, LockConnection};
+
+mod support;
+
+fn main() -> ExitCode {
+    support::exit_code(support::on_database!(quickstart), 1)
+}
+
+fn quickstart<C: LockConnection>(url: &str) -> support::Result<ExitCode> {
+    let mut first = support::connect::<C>(url)?;
+    // The second process is this program with the key as its argument.
+    if let Some(key) = env::args().nth(1) {
+        println!("waits for it");
+        let begin = Instant::now();
+        let _lock = first.advisory_lock(key).acquire()?;
+        println!("acquires it, after {} ms", begin.elapsed().as_millis());
+        io::stdin().read_line(&mut String::new())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut second = support::connect::<C>(url)?;
+    let key = format!("quickstart/{}", process::id());
+
+    let lock = first.advisory_lock(&key).acquire()?;
+    println!("1. The first connection acquires lock {key:?}.");
+    if second.advisory_lock(&key).try_acquire()?.is_none() {
+        println!("2. The second connection asks for it, and does not get it.");
+    }
+    let limited = second
+        .advisory_lock(&key)
+        .timeout(Duration::from_millis(250));
+    if let Err(error) = limited.acquire() {
+        println!("3. It waits for 250 ms, and gives up: {error}.");
+    }
+    let mut command = Command::new(env::current_exe()?);
+    command
+        .arg(&key)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut process = command.spawn()?;
+    let mut lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+    println!("4. A second process {}.", lines.next().ok_or("it ended")??);
+    thread::sleep(Duration::from_millis(500));
+    lock.release()?;
+    println!("5. The first connection releases it.");
+    println!(
+        "6. The second process {}.",
+        lines.next().ok_or("it ended")??
+    );
+    process.kill()?;
+    let _lock = first.advisory_lock(&key).acquire()?;
+    println!(
+        "7. The second process is killed: the server frees the lock for the first connection."
+    );
+    process.wait()?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,63 @@
+//! Four processes pay into one account, first without and then with a lock.
+//!
+//! `DATABASE_URL=.. cargo run --example transfer`
+
+use std::process::{Command, ExitCode};
+use std::{env, thread, time::Duration};
+
+use bank::Bank;
+use diesel::QueryResult;
+use dlock_diesel::AdvisoryLockExt;
+
+mod bank;
+#[path = "../support/mod.rs"]
+mod support;
+
+fn main() -> ExitCode {
+    support::exit_code(support::on_database!(transfer), 1)
+}
+
+fn transfer<C: Bank>(url: &str) -> support::Result<ExitCode> {
+    let mut conn = support::connect::<C>(url)?;
+    // A process that pays is this program with arguments.
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if let [account, lock] = &arguments[..] {
+        conn.set_read_committed()?;
+        for _ in 0..50 {
+            pay(&mut conn, account.parse()?, lock == "with")?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    for lock in ["without", "with"] {
+        conn.open()?;
+        let before = conn.total()?;
+        let mut processes = Vec::new();
+        for account in ["1", "2", "3", "4"] {
+            let mut command = Command::new(env::current_exe()?);
+            processes.push(command.args([account, lock]).spawn()?);
+        }
+        for mut process in processes {
+            if !process.wait()?.success() {
+                return Err("a process failed".into());
+            }
+        }
+        let lost = before - conn.total()?;
+        println!("{lock} the lock: {lost} of {before} lost");
+    }
+    conn.close()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pay<C: Bank>(conn: &mut C, from: i32, lock: bool) -> QueryResult<()> {
+    let payment = |conn: &mut C| {
+        let (own, common) = (conn.balance(from)?, conn.balance(0)?);
+        thread::sleep(Duration::from_millis(1)); // somebody else may write meanwhile
+        conn.set_balance(from, own - 1)?;
+        conn.set_balance(0, common + 1)
+    };
+    if lock {
+        conn.advisory_lock("accounts").transaction(payment)
+    } else {
+        conn.transaction(payment)
+    }
+}
