@@ -7,7 +7,7 @@ use crate::{InvalidKey, LockKey, Machine, Mode, Statement, Wait};
 /// [`Machine`] has an example.
 pub trait Dialect {
     /// A key as this server takes it.
-    type Key: Clone + Debug;
+    type Key: Clone + Debug + Send + Sync;
     /// Acquires a session's lock.
     type Acquire: Machine;
     /// Releases a session's lock.
@@ -15,6 +15,9 @@ pub trait Dialect {
 
     /// Ends the session, whatever state it is in, so that the server frees what it holds. The answer is an error.
     const END_SESSION: &'static str;
+
+    /// Whether an async connection skips an answer that nobody reads; otherwise the next query is given it.
+    const SKIPS_UNREAD_ANSWERS: bool;
 
     /// The server's form of `key`.
     ///
@@ -29,6 +32,26 @@ pub trait Dialect {
 
     /// Releases one hold. `fenced`: it was acquired `in_transaction`, and that transaction is still open.
     fn release(key: &Self::Key, mode: Mode, fenced: bool) -> Self::Release;
+
+    /// As [`acquire`](Self::acquire), and so that the conversation can be [abandoned](Machine::abandon) without a trace.
+    fn acquire_abandonable(
+        key: &Self::Key,
+        mode: Mode,
+        wait: Wait,
+        in_transaction: bool,
+    ) -> Self::Acquire {
+        Self::acquire(key, mode, wait, in_transaction)
+    }
+
+    /// As [`release`](Self::release), and so that the conversation can be [abandoned](Machine::abandon) without a trace.
+    fn release_abandonable(key: &Self::Key, mode: Mode, fenced: bool) -> Self::Release {
+        Self::release(key, mode, fenced)
+    }
+
+    /// What to send, without reading the answer, when a hold is given up by somebody who cannot wait; `None` where
+    /// answers have to be read. `open`: a transaction that was begun under the lock is
+    /// still open, and is to be rolled back.
+    fn release_unread(key: &Self::Key, mode: Mode, open: bool) -> Option<String>;
 
     /// Asks whether the session holds the lock: 1 or 0.
     fn is_held(key: &Self::Key, mode: Mode) -> Statement;

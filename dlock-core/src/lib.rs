@@ -36,7 +36,7 @@ pub use holder::Holder;
 #[cfg(feature = "postgres")]
 pub use key::PostgresKey;
 pub use key::{InvalidKey, LockKey};
-pub use machine::{Answer, Machine, Outcome, Step};
+pub use machine::{Abandoned, Answer, Machine, Outcome, Step};
 pub use mode::Mode;
 #[cfg(feature = "mysql")]
 pub use mysql::{Mysql, MysqlAcquire, MysqlRelease};

@@ -29,6 +29,7 @@ impl Dialect for Mysql {
     type Release = MysqlRelease;
 
     const END_SESSION: &'static str = "KILL CONNECTION_ID()";
+    const SKIPS_UNREAD_ANSWERS: bool = false;
 
     fn key(key: &LockKey) -> Result<String, InvalidKey> {
         key.to_mysql()
@@ -41,6 +42,10 @@ impl Dialect for Mysql {
 
     fn release(key: &String, _mode: Mode, _fenced: bool) -> MysqlRelease {
         MysqlRelease::new(key.clone())
+    }
+
+    fn release_unread(_key: &String, _mode: Mode, _open: bool) -> Option<String> {
+        None
     }
 
     fn is_held(key: &String, _mode: Mode) -> Statement {

@@ -9,6 +9,8 @@ pub use acquire::PostgresAcquire;
 pub use begin::PostgresBegin;
 pub use release::PostgresRelease;
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use crate::{Dialect, InvalidKey, LockKey, Mode, PostgresKey, Statement, TransactionDialect, Wait};
 
 /// What PostgreSQL wants to be sent, version 14 and later.
@@ -25,6 +27,17 @@ use crate::{Dialect, InvalidKey, LockKey, Mode, PostgresKey, Statement, Transact
 #[derive(Clone, Copy, Debug)]
 pub struct Postgres;
 
+/// A number that no other request of this process has: a session remembers the last request that was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mark(i64);
+
+impl Mark {
+    fn new() -> Self {
+        static LAST: AtomicI64 = AtomicI64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// How long a lock lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
@@ -39,6 +52,7 @@ impl Dialect for Postgres {
 
     // The transaction may be aborted, and then nothing but ROLLBACK is obeyed.
     const END_SESSION: &'static str = "ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())";
+    const SKIPS_UNREAD_ANSWERS: bool = true;
 
     fn key(key: &LockKey) -> Result<PostgresKey, InvalidKey> {
         key.to_postgres()
@@ -50,6 +64,23 @@ impl Dialect for Postgres {
 
     fn release(key: &PostgresKey, mode: Mode, fenced: bool) -> PostgresRelease {
         PostgresRelease::new(*key, mode, fenced)
+    }
+
+    fn acquire_abandonable(
+        key: &PostgresKey,
+        mode: Mode,
+        wait: Wait,
+        in_transaction: bool,
+    ) -> PostgresAcquire {
+        Self::acquire(key, mode, wait, in_transaction).marked()
+    }
+
+    fn release_abandonable(key: &PostgresKey, mode: Mode, fenced: bool) -> PostgresRelease {
+        Self::release(key, mode, fenced).marked()
+    }
+
+    fn release_unread(key: &PostgresKey, mode: Mode, open: bool) -> Option<String> {
+        Some(sql::release_unread(*key, mode, open))
     }
 
     fn is_held(key: &PostgresKey, mode: Mode) -> Statement {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::sql;
 use crate::wait::AfterBusy;
-use crate::{Answer, Machine, Outcome, Reason, Step, Wait};
+use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step, Wait};
 
 /// Acquires a named lock: asks for it, and where it is taken waits in the server's queue or polls.
 ///
@@ -217,6 +217,18 @@ impl Machine for MysqlAcquire {
             (State::GiveBack(reason), _) => reason.broken().into(),
 
             (State::Sleep, _) => self.ask(),
+        }
+    }
+
+    fn abandon(&self) -> Abandoned {
+        match self.state {
+            State::Sleep => Abandoned::default(),
+            // The connection is out of step.
+            _ => Abandoned {
+                broken: true,
+                waiting: matches!(self.state, State::Wait),
+                ..Abandoned::default()
+            },
         }
     }
 }

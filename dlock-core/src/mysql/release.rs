@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::sql;
-use crate::{Answer, Machine, Outcome, Reason, Step};
+use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step};
 
 /// Releases one hold of a named lock.
 ///
@@ -37,6 +37,14 @@ impl Machine for MysqlRelease {
             // Another session's, or nobody's.
             Answer::Value(Some(0) | None) => Reason::NotHeld.clean().into(),
             _ => Reason::Database.broken().into(),
+        }
+    }
+
+    fn abandon(&self) -> Abandoned {
+        // The connection is out of step.
+        Abandoned {
+            broken: true,
+            ..Abandoned::default()
         }
     }
 }

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-use super::{Scope, sql};
+use super::{Mark, Scope, sql};
 use crate::wait::AfterBusy;
-use crate::{Answer, Machine, Mode, Outcome, PostgresKey, Reason, Step, Wait};
+use crate::{Abandoned, Answer, Machine, Mode, Outcome, PostgresKey, Reason, Step, Wait};
 
 /// Acquires an advisory lock: asks for it, and where it is taken waits in the server's queue or polls.
 ///
@@ -17,6 +17,8 @@ pub struct PostgresAcquire {
     /// The server has told that this session does not hold the lock (in this mode), so that a hold which is there
     /// after a failure is a stray one, and not that of an outer guard.
     not_held_before: bool,
+    /// With it, whether the request was granted can be told in a message that is sent behind it.
+    mark: Option<Mark>,
     state: State,
 }
 
@@ -76,8 +78,14 @@ impl PostgresAcquire {
             wait,
             in_transaction,
             not_held_before: false,
+            mark: None,
             state: State::Try,
         }
+    }
+
+    pub(super) fn marked(mut self) -> Self {
+        self.mark = Some(Mark::new());
+        self
     }
 
     fn ask(&mut self) -> Step {
@@ -86,12 +94,24 @@ impl PostgresAcquire {
             return self.enqueue(Some(1));
         }
         self.state = State::Try;
-        Step::Query(sql::try_lock(self.key, self.mode, self.scope))
+        Step::Query(match self.mark {
+            Some(mark) if self.scope == Scope::Session => {
+                sql::try_lock_marked(self.key, self.mode, mark)
+            }
+            _ => sql::try_lock(self.key, self.mode, self.scope),
+        })
     }
 
     fn enqueue(&mut self, millis: Option<u32>) -> Step {
         self.state = State::Wait;
-        let text = sql::wait(self.key, self.mode, self.scope, self.in_transaction, millis);
+        let text = sql::wait(
+            self.key,
+            self.mode,
+            self.scope,
+            self.in_transaction,
+            millis,
+            self.mark,
+        );
         Step::Batch(text.into())
     }
 
@@ -183,6 +203,45 @@ impl Machine for PostgresAcquire {
             (State::Audit(reason), _) => reason.broken().into(),
 
             (State::Sleep, _) => self.ask(),
+        }
+    }
+
+    fn abandon(&self) -> Abandoned {
+        let release = self
+            .mark
+            .map(|mark| sql::release_if_granted(self.key, self.mode, mark).into());
+        match (self.state, self.scope) {
+            (State::Sleep, _) => Abandoned::default(),
+            // If it was granted it ends with the transaction.
+            (State::Try, Scope::Transaction) => Abandoned::default(),
+            // Whether it has released its savepoint nobody knows, so the transaction cannot be mended.
+            (_, Scope::Transaction) => Abandoned {
+                broken: true,
+                waiting: matches!(self.state, State::Wait),
+                ..Abandoned::default()
+            },
+            (State::Try, Scope::Session) => Abandoned {
+                broken: release.is_none(),
+                messages: release.into_iter().collect(),
+                waiting: false,
+            },
+            (State::Wait | State::Reclaim(_), Scope::Session) if self.not_held_before => {
+                Abandoned {
+                    messages: vec![sql::reclaim(self.key, self.mode).inlined().into()],
+                    broken: matches!(self.state, State::Wait),
+                    waiting: matches!(self.state, State::Wait),
+                }
+            }
+            // The first message fails if the wait did; the second one undoes either.
+            (State::Wait, Scope::Session) => Abandoned {
+                messages: release.into_iter().chain([sql::UNDO.into()]).collect(),
+                broken: true,
+                waiting: true,
+            },
+            (_, Scope::Session) => Abandoned {
+                broken: true,
+                ..Abandoned::default()
+            },
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use super::sql;
-use crate::{Answer, Machine, Mode, Outcome, PostgresKey, Reason, Step};
+use super::{Mark, sql};
+use crate::{Abandoned, Answer, Machine, Mode, Outcome, PostgresKey, Reason, Step};
 
 /// Releases one hold of a session's lock, in an aborted transaction too.
 ///
@@ -21,6 +21,8 @@ pub struct PostgresRelease {
     mode: Mode,
     /// The lock was acquired in the open transaction, behind a savepoint.
     fenced: bool,
+    /// With it, whether the lock was released can be told in a message that is sent behind.
+    mark: Option<Mark>,
     state: State,
 }
 
@@ -39,8 +41,14 @@ impl PostgresRelease {
             key,
             mode,
             fenced,
+            mark: None,
             state: State::Unlock,
         }
+    }
+
+    pub(super) fn marked(mut self) -> Self {
+        self.mark = Some(Mark::new());
+        self
     }
 
     fn unfence(&mut self, outcome: Outcome) -> Step {
@@ -55,7 +63,10 @@ impl PostgresRelease {
 impl Machine for PostgresRelease {
     fn start(&mut self) -> Step {
         self.state = State::Unlock;
-        Step::Query(sql::unlock(self.key, self.mode))
+        Step::Query(match self.mark {
+            Some(mark) => sql::unlock_marked(self.key, self.mode, mark),
+            None => sql::unlock(self.key, self.mode),
+        })
     }
 
     fn next(&mut self, answer: Answer, _elapsed: Duration) -> Step {
@@ -83,6 +94,23 @@ impl Machine for PostgresRelease {
                 NOT_HELD.into()
             }
             (State::Aborted, _) => Reason::Database.broken().into(),
+        }
+    }
+
+    fn abandon(&self) -> Abandoned {
+        match (self.state, self.mark) {
+            (State::Unlock, Some(mark)) => Abandoned {
+                messages: vec![sql::release_unless_released(self.key, self.mode, mark).into()],
+                // In an aborted transaction that fails.
+                broken: self.fenced,
+                waiting: false,
+            },
+            // The lock is free, and the rest has been sent.
+            (State::Unfence(_) | State::Aborted, _) => Abandoned::default(),
+            (State::Unlock, None) => Abandoned {
+                broken: true,
+                ..Abandoned::default()
+            },
         }
     }
 }

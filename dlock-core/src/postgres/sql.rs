@@ -1,6 +1,6 @@
 //! The SQL text of PostgreSQL's locks.
 
-use super::Scope;
+use super::{Mark, Scope};
 use crate::{Mode, Piece, PostgresKey, Statement};
 
 /// The savepoint that fences our statements off from the rest of an open transaction.
@@ -19,6 +19,59 @@ pub(super) fn try_lock(key: PostgresKey, mode: Mode, scope: Scope) -> Statement 
         (Scope::Transaction, Mode::Shared) => "SELECT pg_try_advisory_xact_lock_shared(",
     };
     call(function, key, ")::int::bigint")
+}
+
+/// [`try_lock`] of a session's lock, which leaves `mark` in the session if it was granted.
+pub(super) fn try_lock_marked(key: PostgresKey, mode: Mode, mark: Mark) -> Statement {
+    let function = match mode {
+        Mode::Exclusive => "SELECT CASE WHEN pg_try_advisory_lock(",
+        Mode::Shared => "SELECT CASE WHEN pg_try_advisory_lock_shared(",
+    };
+    marked(
+        call(function, key, ") THEN (set_config('dlock.granted', "),
+        mark,
+    )
+}
+
+/// [`unlock`], which leaves `mark` in the session if it released something.
+pub(super) fn unlock_marked(key: PostgresKey, mode: Mode, mark: Mark) -> Statement {
+    let function = match mode {
+        Mode::Exclusive => "SELECT CASE WHEN pg_advisory_unlock(",
+        Mode::Shared => "SELECT CASE WHEN pg_advisory_unlock_shared(",
+    };
+    marked(
+        call(function, key, ") THEN (set_config('dlock.released', "),
+        mark,
+    )
+}
+
+fn marked(mut statement: Statement, mark: Mark) -> Statement {
+    statement.pieces.push(Piece::BigInt(mark.0));
+    let end = "::text, false) IS NOT NULL)::int ELSE 0 END::bigint";
+    statement.pieces.push(end.into());
+    statement
+}
+
+/// Releases the lock if the request with this mark was granted.
+pub(super) fn release_if_granted(key: PostgresKey, mode: Mode, Mark(mark): Mark) -> String {
+    format!(
+        "SELECT CASE WHEN current_setting('dlock.granted', true) = '{mark}' THEN {} END",
+        unlock_text(key, mode)
+    )
+}
+
+/// Releases the lock unless the request with this mark did.
+pub(super) fn release_unless_released(key: PostgresKey, mode: Mode, Mark(mark): Mark) -> String {
+    format!(
+        "SELECT CASE WHEN current_setting('dlock.released', true) IS DISTINCT FROM '{mark}' THEN {} END",
+        unlock_text(key, mode)
+    )
+}
+
+/// Releases a lock, after rolling back a transaction that is still open if there is one.
+pub(super) fn release_unread(key: PostgresKey, mode: Mode, open: bool) -> String {
+    let roll_back = if open { "ROLLBACK; " } else { "" };
+    format!("{roll_back}SELECT {}", unlock_text(key, mode))
 }
 
 /// `pg_advisory_unlock`: 1 or 0.
@@ -125,18 +178,23 @@ pub(super) fn wait(
     scope: Scope,
     in_transaction: bool,
     millis: Option<u32>,
+    mark: Option<Mark>,
 ) -> String {
     let millis = millis.unwrap_or(0);
     let wait = lock_text(key, mode, Scope::Transaction);
     let keep = lock_text(key, mode, Scope::Session);
+    let mark = match mark {
+        Some(Mark(mark)) => format!(" PERFORM set_config('dlock.granted', '{mark}', false);"),
+        None => String::new(),
+    };
     match (scope, in_transaction) {
         // transaction_timeout would cut the wait short as well; 16 and before do not know it.
         (Scope::Session, false) => format!(
-            "SELECT set_config('statement_timeout', '0', true), \
+            "{WATCH_CLIENT}; SELECT set_config('statement_timeout', '0', true), \
              CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL \
              THEN set_config('transaction_timeout', '0', true) END; {}",
             block(&format!(
-                "PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep};"
+                "PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep};{mark}"
             ))
         ),
         // The inner block is rolled back, which undoes its setting and the transaction's lock; the session's stays.
@@ -145,7 +203,7 @@ pub(super) fn wait(
             block(&format!(
                 "BEGIN PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep}; \
                  RAISE EXCEPTION USING ERRCODE = 'DL000'; EXCEPTION WHEN SQLSTATE 'DL000' THEN NULL; END; \
-                 {RESTORE_STATEMENT_TIMEOUT};"
+                 {RESTORE_STATEMENT_TIMEOUT};{mark}"
             ))
         ),
         (Scope::Transaction, _) => format!(
@@ -154,6 +212,12 @@ pub(super) fn wait(
         ),
     }
 }
+
+/// Has the server leave the queue when the client is gone, which it would else notice only after the grant. Some
+/// platforms cannot (<https://www.postgresql.org/docs/current/runtime-config-connection.html>).
+const WATCH_CLIENT: &str = "DO $dlock$ BEGIN \
+    PERFORM set_config('client_connection_check_interval', '200ms', true); \
+    EXCEPTION WHEN OTHERS THEN NULL; END $dlock$";
 
 const LIFT_STATEMENT_TIMEOUT: &str = "SELECT \
     set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
@@ -208,10 +272,13 @@ pub(super) fn begin_waiting(key: PostgresKey, mode: Mode, millis: Option<u32>) -
     let wait = lock_text(key, mode, Scope::Transaction);
     let wait = wait_in_transaction(&wait, millis.unwrap_or(0));
     format!(
-        "ROLLBACK; BEGIN; {LIFT_STATEMENT_TIMEOUT}; {}",
+        "ROLLBACK; BEGIN; \
+         SELECT set_config('dlock.check_interval', current_setting('client_connection_check_interval'), true); \
+         {WATCH_CLIENT}; {LIFT_STATEMENT_TIMEOUT}; {}",
         block(&format!(
             "IF current_setting('transaction_isolation') <> 'read committed' THEN RAISE EXCEPTION USING \
-             ERRCODE = '{ISOLATION}', MESSAGE = 'dlock: isolation is not read committed'; END IF; {wait}"
+             ERRCODE = '{ISOLATION}', MESSAGE = 'dlock: isolation is not read committed'; END IF; {wait} \
+             PERFORM set_config('client_connection_check_interval', current_setting('dlock.check_interval'), true);"
         ))
     )
 }
