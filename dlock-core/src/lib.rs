@@ -17,6 +17,7 @@
 
 mod dialect;
 mod error;
+mod fence;
 mod holder;
 mod key;
 mod machine;
@@ -32,6 +33,7 @@ mod wait;
 
 pub use dialect::{Dialect, TransactionDialect};
 pub use error::{Failure, Reason};
+pub use fence::Fence;
 pub use holder::Holder;
 #[cfg(feature = "postgres")]
 pub use key::PostgresKey;

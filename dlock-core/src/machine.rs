@@ -17,7 +17,7 @@ use crate::{Failure, Statement};
 /// use dlock_core::{Answer, Dialect, Machine, Mode, Outcome, Postgres, Step, Wait};
 ///
 /// let key = Postgres::key(&42.into())?;
-/// let mut machine = Postgres::acquire(&key, Mode::Exclusive, Wait::default(), false);
+/// let mut machine = Postgres::acquire(&key, Mode::Exclusive, Wait::default(), None);
 /// let Step::Query(statement) = machine.start() else { panic!() };
 /// assert!(statement.text().contains("pg_try_advisory_lock(?)"));
 ///

@@ -7,7 +7,7 @@ mod sql;
 pub use acquire::MysqlAcquire;
 pub use release::MysqlRelease;
 
-use crate::{Dialect, InvalidKey, LockKey, Mode, Statement, Wait};
+use crate::{Dialect, Fence, InvalidKey, LockKey, Mode, Statement, Wait};
 
 /// What MySQL (8.0 and later) and MariaDB (10.6 and later) want to be sent.
 ///
@@ -36,11 +36,11 @@ impl Dialect for Mysql {
     }
 
     /// Named locks are exclusive, and transactions do not touch them.
-    fn acquire(key: &String, _mode: Mode, wait: Wait, _in_transaction: bool) -> MysqlAcquire {
+    fn acquire(key: &String, _mode: Mode, wait: Wait, _fence: Option<Fence>) -> MysqlAcquire {
         MysqlAcquire::new(key.clone(), wait)
     }
 
-    fn release(key: &String, _mode: Mode, _fenced: bool) -> MysqlRelease {
+    fn release(key: &String, _mode: Mode, _fence: Option<Fence>) -> MysqlRelease {
         MysqlRelease::new(key.clone())
     }
 

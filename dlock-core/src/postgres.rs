@@ -11,7 +11,9 @@ pub use release::PostgresRelease;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::{Dialect, InvalidKey, LockKey, Mode, PostgresKey, Statement, TransactionDialect, Wait};
+use crate::{
+    Dialect, Fence, InvalidKey, LockKey, Mode, PostgresKey, Statement, TransactionDialect, Wait,
+};
 
 /// What PostgreSQL wants to be sent, version 14 and later.
 ///
@@ -58,25 +60,25 @@ impl Dialect for Postgres {
         key.to_postgres()
     }
 
-    fn acquire(key: &PostgresKey, mode: Mode, wait: Wait, in_transaction: bool) -> PostgresAcquire {
-        PostgresAcquire::new(*key, mode, Scope::Session, wait, in_transaction)
+    fn acquire(key: &PostgresKey, mode: Mode, wait: Wait, fence: Option<Fence>) -> PostgresAcquire {
+        PostgresAcquire::new(*key, mode, Scope::Session, wait, fence)
     }
 
-    fn release(key: &PostgresKey, mode: Mode, fenced: bool) -> PostgresRelease {
-        PostgresRelease::new(*key, mode, fenced)
+    fn release(key: &PostgresKey, mode: Mode, fence: Option<Fence>) -> PostgresRelease {
+        PostgresRelease::new(*key, mode, fence)
     }
 
     fn acquire_abandonable(
         key: &PostgresKey,
         mode: Mode,
         wait: Wait,
-        in_transaction: bool,
+        fence: Option<Fence>,
     ) -> PostgresAcquire {
-        Self::acquire(key, mode, wait, in_transaction).marked()
+        Self::acquire(key, mode, wait, fence).marked()
     }
 
-    fn release_abandonable(key: &PostgresKey, mode: Mode, fenced: bool) -> PostgresRelease {
-        Self::release(key, mode, fenced).marked()
+    fn release_abandonable(key: &PostgresKey, mode: Mode, fence: Option<Fence>) -> PostgresRelease {
+        Self::release(key, mode, fence).marked()
     }
 
     fn release_unread(key: &PostgresKey, mode: Mode, open: bool) -> Option<String> {
@@ -96,8 +98,13 @@ impl TransactionDialect for Postgres {
     type AcquireInTransaction = PostgresAcquire;
     type Begin = PostgresBegin;
 
-    fn acquire_in_transaction(key: &PostgresKey, mode: Mode, wait: Wait) -> PostgresAcquire {
-        PostgresAcquire::new(*key, mode, Scope::Transaction, wait, true)
+    fn acquire_in_transaction(
+        key: &PostgresKey,
+        mode: Mode,
+        wait: Wait,
+        fence: Fence,
+    ) -> PostgresAcquire {
+        PostgresAcquire::new(*key, mode, Scope::Transaction, wait, Some(fence))
     }
 
     fn begin(key: &PostgresKey, mode: Mode, wait: Wait) -> PostgresBegin {

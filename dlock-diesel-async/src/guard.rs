@@ -1,7 +1,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use dlock_core::{Dialect, Holder, LockKey, Mode};
+use dlock_core::{Dialect, Fence, Holder, LockKey, Mode};
 use dlock_diesel::glue;
 
 use crate::backend::{DialectOf, KeyOf, LockConnection};
@@ -60,6 +60,7 @@ pub(crate) struct Hold<C: LockConnection> {
     pub(crate) mode: Mode,
     /// The transaction that it was acquired in.
     pub(crate) depth: Depth,
+    pub(crate) fence: Option<Fence>,
 }
 
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
@@ -201,11 +202,16 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
             session::end(conn).await;
             return Err(error.into());
         }
-        let fenced = self.hold.depth.is_some() && session::depth(conn)? == self.hold.depth;
+        // The savepoint went with the transaction if that has ended.
+        let base = self.hold.depth;
+        let fence = self
+            .hold
+            .fence
+            .filter(|_| session::depth(conn).is_ok_and(|depth| depth == base));
         let machine = DialectOf::<M::Target>::release_abandonable(
             &self.hold.server_key,
             self.hold.mode,
-            fenced,
+            fence,
         );
         // From here on the conversation sees to it, also if it is dropped.
         self.held = false;

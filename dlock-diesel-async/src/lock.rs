@@ -3,7 +3,7 @@ use std::ops::DerefMut;
 use std::time::{Duration, Instant};
 
 use diesel_async::AsyncConnectionCore;
-use dlock_core::{Dialect, Holder, LockKey, Mode, Wait};
+use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, Wait};
 use dlock_diesel::{SharedLocks, glue};
 
 use crate::backend::{AsyncFunc, AsyncLockBackend, DialectOf, LockConnection};
@@ -366,17 +366,15 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         if depth.is_some() && !self.inside_transaction && !session::in_test_transaction(conn) {
             return Err(glue::in_transaction(&self.key));
         }
-        let machine = DialectOf::<M::Target>::acquire_abandonable(
-            &server_key,
-            self.mode,
-            wait,
-            depth.is_some(),
-        );
+        let fence = depth.map(|_| Fence::new());
+        let machine =
+            DialectOf::<M::Target>::acquire_abandonable(&server_key, self.mode, wait, fence);
         let acquired = drive::drive(conn, machine, &self.key, self.cancel.take()).await?;
         Ok(acquired.then_some(Hold {
             server_key,
             mode: self.mode,
             depth,
+            fence,
         }))
     }
 

@@ -4,7 +4,7 @@ use std::ops::DerefMut;
 use std::time::Instant;
 
 use diesel_async::{AsyncConnection, TransactionManager};
-use dlock_core::{Dialect, LockKey, TransactionDialect};
+use dlock_core::{Dialect, Fence, LockKey, TransactionDialect};
 use dlock_diesel::{TransactionLocks, glue};
 
 use crate::backend::{AsyncFunc, DialectOf, LockConnection};
@@ -69,7 +69,12 @@ where
     let conn = &mut *lock.conn;
     <M::Target as AsyncConnection>::TransactionManager::begin_transaction(conn).await?;
     let open = OpenTransaction { conn, outside };
-    let machine = DialectOf::<M::Target>::acquire_in_transaction(&server_key, lock.mode, lock.wait);
+    let machine = DialectOf::<M::Target>::acquire_in_transaction(
+        &server_key,
+        lock.mode,
+        lock.wait,
+        Fence::new(),
+    );
     let error = match drive::drive(open.conn, machine, &lock.key, lock.cancel.take()).await {
         Ok(true) => return Ok(open),
         Ok(false) => {

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use dlock_core::{Dialect, Holder, LockKey, Mode, TransactionDialect, Wait};
+use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, TransactionDialect, Wait};
 
 use dlock_diesel::{SharedLocks, TransactionLocks, glue};
 
@@ -235,7 +235,8 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
         if session::depth(self.conn)?.is_none() {
             return Err(glue::not_in_transaction(&self.key));
         }
-        let machine = DialectOf::<C>::acquire_in_transaction(&server_key, self.mode, wait);
+        let machine =
+            DialectOf::<C>::acquire_in_transaction(&server_key, self.mode, wait, Fence::new());
         drive::drive(self.conn, machine, &self.key, None).await
     }
 }

@@ -11,7 +11,7 @@ use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step};
 /// use dlock_core::{Dialect, Machine, Mode, Mysql, Step};
 ///
 /// let key = Mysql::key(&"report".into())?;
-/// let Step::Query(statement) = Mysql::release(&key, Mode::Exclusive, false).start() else { panic!() };
+/// let Step::Query(statement) = Mysql::release(&key, Mode::Exclusive, None).start() else { panic!() };
 /// assert!(statement.text().contains("RELEASE_LOCK(CONVERT(? USING utf8mb4))"));
 /// # Ok::<(), dlock_core::InvalidKey>(())
 /// ```

@@ -58,7 +58,7 @@ impl PostgresBegin {
             mode,
             wait,
             state: State::Begin,
-            session: PostgresAcquire::new(key, mode, Scope::Session, wait, false).marked(),
+            session: PostgresAcquire::new(key, mode, Scope::Session, wait, None).marked(),
         }
     }
 
@@ -72,6 +72,11 @@ impl PostgresBegin {
         Step::Batch(sql::begin_waiting(self.key, self.mode, millis).into())
     }
 
+    fn sleep(&mut self, interval: Duration) -> Step {
+        self.state = State::Sleep;
+        Step::Sleep(interval)
+    }
+
     fn settle(&mut self, failed: Failed, elapsed: Duration) -> Step {
         match failed {
             Failed::Isolation => {
@@ -81,14 +86,11 @@ impl PostgresBegin {
             }
             Failed::Lock(Code::LockNotAvailable) => match self.wait.after_busy(elapsed) {
                 AfterBusy::GiveUp => Outcome::TimedOut.into(),
-                AfterBusy::Sleep(interval) => {
-                    self.state = State::Sleep;
-                    Step::Sleep(interval)
-                }
-                AfterBusy::Queue(_) => self.start(),
+                AfterBusy::Sleep(interval) => self.sleep(interval),
+                AfterBusy::Queue(_) => self.sleep(Wait::PAUSE),
             },
             // The lock was the transaction's, and that is rolled back.
-            Failed::Lock(Code::Known(reason) | Code::Unclear(reason)) => reason.clean().into(),
+            Failed::Lock(code) => code.reason().clean().into(),
         }
     }
 
