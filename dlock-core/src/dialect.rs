@@ -1,13 +1,13 @@
 use std::fmt::Debug;
 
-use crate::{InvalidKey, LockKey, Machine, Mode, Statement, Wait};
+use crate::{Fence, InvalidKey, LockKey, Machine, Mode, Statement, Wait};
 
 /// What a kind of server wants to be sent: one type for each, and all knowledge of that server.
 ///
 /// [`Machine`] has an example.
 pub trait Dialect {
     /// A key as this server takes it.
-    type Key: Clone + Debug;
+    type Key: Clone + Debug + Send + Sync;
     /// Acquires a session's lock.
     type Acquire: Machine;
     /// Releases a session's lock.
@@ -16,6 +16,9 @@ pub trait Dialect {
     /// Ends the session, whatever state it is in, so that the server frees what it holds. The answer is an error.
     const END_SESSION: &'static str;
 
+    /// Whether an async connection skips an answer that nobody reads; otherwise the next query is given it.
+    const SKIPS_UNREAD_ANSWERS: bool;
+
     /// The server's form of `key`.
     ///
     /// # Errors
@@ -23,12 +26,31 @@ pub trait Dialect {
     /// [`InvalidKey`] where the server has none.
     fn key(key: &LockKey) -> Result<Self::Key, InvalidKey>;
 
-    /// Acquires a lock that the session holds until it releases it. `in_transaction`: the connection is in a
-    /// transaction now.
-    fn acquire(key: &Self::Key, mode: Mode, wait: Wait, in_transaction: bool) -> Self::Acquire;
+    /// Acquires a lock that the session holds until it releases it. In an open transaction there must be a `fence`.
+    fn acquire(key: &Self::Key, mode: Mode, wait: Wait, fence: Option<Fence>) -> Self::Acquire;
 
-    /// Releases one hold. `fenced`: it was acquired `in_transaction`, and that transaction is still open.
-    fn release(key: &Self::Key, mode: Mode, fenced: bool) -> Self::Release;
+    /// Releases one hold. If it was acquired with a `fence` and that transaction is still open, it must be given here.
+    fn release(key: &Self::Key, mode: Mode, fence: Option<Fence>) -> Self::Release;
+
+    /// As [`acquire`](Self::acquire), and so that the conversation can be [abandoned](Machine::abandon) without a trace.
+    fn acquire_abandonable(
+        key: &Self::Key,
+        mode: Mode,
+        wait: Wait,
+        fence: Option<Fence>,
+    ) -> Self::Acquire {
+        Self::acquire(key, mode, wait, fence)
+    }
+
+    /// As [`release`](Self::release), and so that the conversation can be [abandoned](Machine::abandon) without a trace.
+    fn release_abandonable(key: &Self::Key, mode: Mode, fence: Option<Fence>) -> Self::Release {
+        Self::release(key, mode, fence)
+    }
+
+    /// What to send, without reading the answer, when a hold is given up by somebody who cannot wait; `None` where
+    /// answers have to be read. `open`: a transaction that was begun under the lock is
+    /// still open, and is to be rolled back.
+    fn release_unread(key: &Self::Key, mode: Mode, open: bool) -> Option<String>;
 
     /// Asks whether the session holds the lock: 1 or 0.
     fn is_held(key: &Self::Key, mode: Mode) -> Statement;
@@ -52,6 +74,7 @@ pub trait TransactionDialect: Dialect {
         key: &Self::Key,
         mode: Mode,
         wait: Wait,
+        fence: Fence,
     ) -> Self::AcquireInTransaction;
 
     /// Begins a transaction that holds the lock until it ends, and that sees what earlier holders committed. Only

@@ -17,6 +17,7 @@
 
 mod dialect;
 mod error;
+mod fence;
 mod holder;
 mod key;
 mod machine;
@@ -32,11 +33,12 @@ mod wait;
 
 pub use dialect::{Dialect, TransactionDialect};
 pub use error::{Failure, Reason};
+pub use fence::Fence;
 pub use holder::Holder;
 #[cfg(feature = "postgres")]
 pub use key::PostgresKey;
 pub use key::{InvalidKey, LockKey};
-pub use machine::{Answer, Machine, Outcome, Step};
+pub use machine::{Abandoned, Answer, Machine, Outcome, Step};
 pub use mode::Mode;
 #[cfg(feature = "mysql")]
 pub use mysql::{Mysql, MysqlAcquire, MysqlRelease};

@@ -17,7 +17,7 @@ use crate::{Failure, Statement};
 /// use dlock_core::{Answer, Dialect, Machine, Mode, Outcome, Postgres, Step, Wait};
 ///
 /// let key = Postgres::key(&42.into())?;
-/// let mut machine = Postgres::acquire(&key, Mode::Exclusive, Wait::default(), false);
+/// let mut machine = Postgres::acquire(&key, Mode::Exclusive, Wait::default(), None);
 /// let Step::Query(statement) = machine.start() else { panic!() };
 /// assert!(statement.text().contains("pg_try_advisory_lock(?)"));
 ///
@@ -25,12 +25,27 @@ use crate::{Failure, Statement};
 /// assert_eq!(step, Step::Done(Outcome::Success));
 /// # Ok::<(), dlock_core::InvalidKey>(())
 /// ```
-pub trait Machine {
+pub trait Machine: Send {
     /// The first step.
     fn start(&mut self) -> Step;
 
     /// The next step, after the `answer` to the last one and `elapsed` since the [`start`](Self::start).
     fn next(&mut self, answer: Answer, elapsed: Duration) -> Step;
+
+    /// What to do when nobody will read the answer to the last step: the future was dropped that waited for it.
+    fn abandon(&self) -> Abandoned;
+}
+
+/// What is to be done about a conversation that ended in the middle.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Abandoned {
+    /// Messages to be sent behind the last step, each by itself, whose answers nobody reads. A connection that gets
+    /// out of step when an answer is not read ignores them.
+    pub messages: Vec<Cow<'static, str>>,
+    /// Whether the connection is no longer fit for others: it is still waiting, or nobody knows what it holds.
+    pub broken: bool,
+    /// Whether a wait in the server's queue goes on, which a request of another connection can cancel.
+    pub waiting: bool,
 }
 
 /// What the caller of a [`Machine`] does next.

@@ -7,7 +7,7 @@ mod sql;
 pub use acquire::MysqlAcquire;
 pub use release::MysqlRelease;
 
-use crate::{Dialect, InvalidKey, LockKey, Mode, Statement, Wait};
+use crate::{Dialect, Fence, InvalidKey, LockKey, Mode, Statement, Wait};
 
 /// What MySQL (8.0 and later) and MariaDB (10.6 and later) want to be sent.
 ///
@@ -29,18 +29,23 @@ impl Dialect for Mysql {
     type Release = MysqlRelease;
 
     const END_SESSION: &'static str = "KILL CONNECTION_ID()";
+    const SKIPS_UNREAD_ANSWERS: bool = false;
 
     fn key(key: &LockKey) -> Result<String, InvalidKey> {
         key.to_mysql()
     }
 
     /// Named locks are exclusive, and transactions do not touch them.
-    fn acquire(key: &String, _mode: Mode, wait: Wait, _in_transaction: bool) -> MysqlAcquire {
+    fn acquire(key: &String, _mode: Mode, wait: Wait, _fence: Option<Fence>) -> MysqlAcquire {
         MysqlAcquire::new(key.clone(), wait)
     }
 
-    fn release(key: &String, _mode: Mode, _fenced: bool) -> MysqlRelease {
+    fn release(key: &String, _mode: Mode, _fence: Option<Fence>) -> MysqlRelease {
         MysqlRelease::new(key.clone())
+    }
+
+    fn release_unread(_key: &String, _mode: Mode, _open: bool) -> Option<String> {
+        None
     }
 
     fn is_held(key: &String, _mode: Mode) -> Statement {

@@ -9,7 +9,11 @@ pub use acquire::PostgresAcquire;
 pub use begin::PostgresBegin;
 pub use release::PostgresRelease;
 
-use crate::{Dialect, InvalidKey, LockKey, Mode, PostgresKey, Statement, TransactionDialect, Wait};
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use crate::{
+    Dialect, Fence, InvalidKey, LockKey, Mode, PostgresKey, Statement, TransactionDialect, Wait,
+};
 
 /// What PostgreSQL wants to be sent, version 14 and later.
 ///
@@ -25,6 +29,17 @@ use crate::{Dialect, InvalidKey, LockKey, Mode, PostgresKey, Statement, Transact
 #[derive(Clone, Copy, Debug)]
 pub struct Postgres;
 
+/// A number that no other request of this process has: a session remembers the last request that was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mark(i64);
+
+impl Mark {
+    fn new() -> Self {
+        static LAST: AtomicI64 = AtomicI64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// How long a lock lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
@@ -39,17 +54,35 @@ impl Dialect for Postgres {
 
     // The transaction may be aborted, and then nothing but ROLLBACK is obeyed.
     const END_SESSION: &'static str = "ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())";
+    const SKIPS_UNREAD_ANSWERS: bool = true;
 
     fn key(key: &LockKey) -> Result<PostgresKey, InvalidKey> {
         key.to_postgres()
     }
 
-    fn acquire(key: &PostgresKey, mode: Mode, wait: Wait, in_transaction: bool) -> PostgresAcquire {
-        PostgresAcquire::new(*key, mode, Scope::Session, wait, in_transaction)
+    fn acquire(key: &PostgresKey, mode: Mode, wait: Wait, fence: Option<Fence>) -> PostgresAcquire {
+        PostgresAcquire::new(*key, mode, Scope::Session, wait, fence)
     }
 
-    fn release(key: &PostgresKey, mode: Mode, fenced: bool) -> PostgresRelease {
-        PostgresRelease::new(*key, mode, fenced)
+    fn release(key: &PostgresKey, mode: Mode, fence: Option<Fence>) -> PostgresRelease {
+        PostgresRelease::new(*key, mode, fence)
+    }
+
+    fn acquire_abandonable(
+        key: &PostgresKey,
+        mode: Mode,
+        wait: Wait,
+        fence: Option<Fence>,
+    ) -> PostgresAcquire {
+        Self::acquire(key, mode, wait, fence).marked()
+    }
+
+    fn release_abandonable(key: &PostgresKey, mode: Mode, fence: Option<Fence>) -> PostgresRelease {
+        Self::release(key, mode, fence).marked()
+    }
+
+    fn release_unread(key: &PostgresKey, mode: Mode, open: bool) -> Option<String> {
+        Some(sql::release_unread(*key, mode, open))
     }
 
     fn is_held(key: &PostgresKey, mode: Mode) -> Statement {
@@ -65,8 +98,13 @@ impl TransactionDialect for Postgres {
     type AcquireInTransaction = PostgresAcquire;
     type Begin = PostgresBegin;
 
-    fn acquire_in_transaction(key: &PostgresKey, mode: Mode, wait: Wait) -> PostgresAcquire {
-        PostgresAcquire::new(*key, mode, Scope::Transaction, wait, true)
+    fn acquire_in_transaction(
+        key: &PostgresKey,
+        mode: Mode,
+        wait: Wait,
+        fence: Fence,
+    ) -> PostgresAcquire {
+        PostgresAcquire::new(*key, mode, Scope::Transaction, wait, Some(fence))
     }
 
     fn begin(key: &PostgresKey, mode: Mode, wait: Wait) -> PostgresBegin {

@@ -63,6 +63,22 @@ impl Statement {
     }
 }
 
+#[cfg(feature = "postgres")]
+impl Statement {
+    /// The text with the numbers in it, for where there are no binds. There must be no other binds.
+    pub(crate) fn inlined(&self) -> String {
+        self.pieces
+            .iter()
+            .map(|piece| match piece {
+                Piece::Sql(sql) => sql.to_string(),
+                Piece::BigInt(number) => format!("'{number}'::bigint"),
+                Piece::Integer(number) => format!("'{number}'::int"),
+                Piece::Binary(_) => unreachable!("BUG: names are not put into text"),
+            })
+            .collect()
+    }
+}
+
 impl From<&'static str> for Piece {
     fn from(sql: &'static str) -> Self {
         Piece::Sql(Cow::Borrowed(sql))

@@ -29,6 +29,10 @@ impl Wait {
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     const LONGEST_MILLIS: u128 = i32::MAX as u128;
 
+    /// Before asking again where a wait ended early.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    pub(crate) const PAUSE: Duration = Duration::from_millis(1);
+
     /// Asks once and never waits.
     pub const TRY: Wait = Wait {
         limit: Some(Duration::ZERO),
@@ -50,7 +54,7 @@ impl Wait {
         match self.poll {
             // A shorter pause would be a busy loop on the server.
             Some(interval) => {
-                let interval = interval.max(Duration::from_millis(1));
+                let interval = interval.max(Self::PAUSE);
                 AfterBusy::Sleep(remaining.map_or(interval, |left| left.min(interval)))
             }
             None => AfterBusy::Queue(remaining.map(|left| {

@@ -1,1 +1,20 @@
-//! Distributed locks for `diesel-async` connections. There is nothing here yet: see `dlock-diesel`.
+//! Distributed locks on the database you already have, for [`diesel_async`].
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod backend;
+mod drive;
+mod ext;
+mod guard;
+mod lock;
+mod session;
+mod transaction;
+mod xact;
+
+pub use backend::{AsyncFunc, AsyncLockBackend, LockConnection};
+pub use dlock_diesel::{
+    Error, Holder, InvalidKey, LockBackend, LockKey, Mode, SharedLocks, TransactionLocks,
+};
+pub use ext::AdvisoryLockExt;
+pub use guard::AdvisoryLockGuard;
+pub use lock::AdvisoryLock;
+pub use xact::AdvisoryXactLock;

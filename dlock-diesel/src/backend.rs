@@ -5,7 +5,7 @@ use diesel::connection::LoadConnection;
 use diesel::prelude::*;
 use dlock_core::{Dialect, Holder, Statement, TransactionDialect};
 
-use crate::query::{CoreQuery, HolderColumns, Value};
+use crate::query::{CoreQuery, HolderColumns, HolderRow, Value, to_holder};
 use crate::{AdvisoryLock, Error, transaction};
 
 /// A Diesel backend whose server has locks: [`Pg`](diesel::pg::Pg) and [`Mysql`](diesel::mysql::Mysql).
@@ -130,14 +130,8 @@ macro_rules! lock_backend {
             where
                 C: LoadConnection<Backend = Self>,
             {
-                type Row = (i64, Option<String>, Option<String>, i64, i64, Option<i64>);
-                let rows: Vec<Row> = CoreQuery::<HolderColumns>::new(statement).load(conn)?;
-                Ok(rows
-                    .into_iter()
-                    .map(|(id, name, user, exclusive, granted, since)| {
-                        Holder::from_columns(id, name, user, exclusive, granted, since)
-                    })
-                    .collect())
+                let rows: Vec<HolderRow> = CoreQuery::<HolderColumns>::new(statement).load(conn)?;
+                Ok(rows.into_iter().map(to_holder).collect())
             }
 
             fn transaction<M, T, E>(

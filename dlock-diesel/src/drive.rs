@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
-use dlock_core::{
-    Answer, Dialect, Failure, Holder, LockKey, Machine, Outcome, Reason, Statement, Step,
-};
+use dlock_core::{Answer, Dialect, Failure, Holder, LockKey, Machine, Outcome, Statement, Step};
 
 use crate::backend::DialectOf;
+use crate::glue::{answer, failed};
 use crate::{Error, LockBackend, LockConnection, session};
 
 /// Sends what the machine wants to be sent until it is done. `false` if its limit passed.
@@ -24,7 +23,7 @@ pub(crate) fn drive<C: LockConnection>(
     let mut first_error = None;
     let mut step = machine.start();
     loop {
-        let answer = match step {
+        let answer_or_error = match step {
             Step::Query(statement) => value(conn, statement).map(Answer::Value),
             Step::Batch(sql) => conn.batch_execute(&sql).map(|()| Answer::Done),
             Step::Sleep(duration) => {
@@ -33,12 +32,7 @@ pub(crate) fn drive<C: LockConnection>(
             }
             Step::Done(outcome) => return conclude(conn, outcome, key, first_error),
         };
-        let answer = answer.unwrap_or_else(|error| {
-            let constraint = constraint_of(&error);
-            first_error.get_or_insert(error);
-            Answer::Error(constraint)
-        });
-        step = machine.next(answer, started.elapsed());
+        step = machine.next(answer(answer_or_error, &mut first_error), started.elapsed());
     }
 }
 
@@ -56,33 +50,7 @@ fn conclude<C: LockConnection>(
     if broken {
         session::end(conn);
     }
-    Err(to_error(reason, key.clone(), error))
-}
-
-fn to_error(reason: Reason, key: LockKey, error: Option<DieselError>) -> Error {
-    if reason == Reason::NotHeld {
-        return Error::NotHeld { key };
-    }
-    if reason == Reason::Interrupted {
-        return Error::Interrupted { key, source: error };
-    }
-    let source = error.unwrap_or_else(|| {
-        DieselError::DeserializationError("the server answered with an unexpected value".into())
-    });
-    match reason {
-        Reason::Deadlock => Error::Deadlock { key, source },
-        Reason::TooManyLocks => Error::TooManyLocks { key, source },
-        Reason::Unsupported => Error::Unsupported { key, source },
-        _ => Error::Database(source),
-    }
-}
-
-/// The field of an error in which the core's SQL puts the SQLSTATE.
-fn constraint_of(error: &DieselError) -> Option<String> {
-    match error {
-        DieselError::DatabaseError(_, info) => info.constraint_name().map(str::to_owned),
-        _ => None,
-    }
+    Err(failed(reason, key.clone(), error))
 }
 
 fn value<C: LockConnection>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>> {

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use dlock_core::{Dialect, Holder, LockKey, Mode};
+use dlock_core::{Dialect, Fence, Holder, LockKey, Mode};
 
 use crate::backend::{DialectOf, KeyOf, LockConnection};
 use crate::session::Depth;
@@ -46,6 +46,7 @@ pub(crate) struct Hold<C: LockConnection> {
     pub(crate) mode: Mode,
     /// The transaction that it was acquired in.
     pub(crate) depth: Depth,
+    pub(crate) fence: Option<Fence>,
 }
 
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
@@ -170,8 +171,11 @@ fn undo<C: LockConnection>(conn: &mut C, key: &LockKey, hold: &Hold<C>) -> Resul
         session::end(conn);
         return Err(error.into());
     }
-    let fenced = hold.depth.is_some() && session::depth(conn)? == hold.depth;
-    let machine = DialectOf::<C>::release(&hold.server_key, hold.mode, fenced);
+    // The savepoint went with the transaction if that has ended.
+    let fence = hold
+        .fence
+        .filter(|_| session::depth(conn).is_ok_and(|depth| depth == hold.depth));
+    let machine = DialectOf::<C>::release(&hold.server_key, hold.mode, fence);
     let released = drive::drive(conn, machine, key);
     if let Err(Error::NotHeld { .. }) = released {
         // Nothing is held, but this is not the session that it was.

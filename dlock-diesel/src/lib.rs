@@ -57,6 +57,8 @@ mod backend;
 mod drive;
 mod error;
 mod ext;
+#[doc(hidden)]
+pub mod glue;
 mod guard;
 mod lock;
 #[cfg(feature = "migrations")]

@@ -3,7 +3,7 @@ use std::ops::DerefMut;
 use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
-use dlock_core::{Dialect, Holder, LockKey, Mode, Wait};
+use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, Wait};
 
 use crate::backend::{DialectOf, LockBackend, LockConnection, SharedLocks};
 use crate::guard::Hold;
@@ -284,13 +284,14 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
                 key: self.key.clone(),
             });
         }
-        let machine =
-            DialectOf::<M::Target>::acquire(&server_key, self.mode, wait, depth.is_some());
+        let fence = depth.map(|_| Fence::new());
+        let machine = DialectOf::<M::Target>::acquire(&server_key, self.mode, wait, fence);
         let acquired = drive::drive(conn, machine, &self.key)?;
         Ok(acquired.then_some(Hold {
             server_key,
             mode: self.mode,
             depth,
+            fence,
         }))
     }
 

@@ -5,13 +5,21 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::serialize::ToSql;
 use diesel::sql_types::{BigInt, Binary, HasSqlType, Integer, Nullable, Text};
-use dlock_core::{Piece, Statement};
+use dlock_core::{Holder, Piece, Statement};
 
 /// The one value that a statement of a machine answers with.
-pub(crate) type Value = Nullable<BigInt>;
+pub type Value = Nullable<BigInt>;
+
+/// A row of [`HolderColumns`].
+pub type HolderRow = (i64, Option<String>, Option<String>, i64, i64, Option<i64>);
+
+/// A holder from its row.
+pub fn to_holder((id, name, user, exclusive, granted, since): HolderRow) -> Holder {
+    Holder::from_columns(id, name, user, exclusive, granted, since)
+}
 
 /// The columns of `dlock_core::Holder::from_columns`.
-pub(crate) type HolderColumns = (
+pub type HolderColumns = (
     BigInt,
     Nullable<Text>,
     Nullable<Text>,
@@ -22,13 +30,14 @@ pub(crate) type HolderColumns = (
 
 /// A statement of the core as a Diesel query, with rows of the SQL type `ST`.
 #[derive(Debug)]
-pub(crate) struct CoreQuery<ST> {
+pub struct CoreQuery<ST> {
     statement: Statement,
     columns: PhantomData<fn() -> ST>,
 }
 
 impl<ST> CoreQuery<ST> {
-    pub(crate) fn new(statement: Statement) -> Self {
+    /// The query that is `statement`.
+    pub fn new(statement: Statement) -> Self {
         Self {
             statement,
             columns: PhantomData,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use diesel::connection::TransactionManager;
 use diesel::prelude::*;
-use dlock_core::{Dialect, LockKey, TransactionDialect};
+use dlock_core::{Dialect, Fence, LockKey, TransactionDialect};
 
 use crate::backend::{DialectOf, LockConnection, TransactionLocks};
 use crate::session::Depth;
@@ -31,8 +31,12 @@ where
     finish(conn, outside, &lock.key, |conn| {
         let started = Instant::now();
         let server_key = DialectOf::<M::Target>::key(&lock.key).map_err(Error::from)?;
-        let machine =
-            DialectOf::<M::Target>::acquire_in_transaction(&server_key, lock.mode, lock.wait);
+        let machine = DialectOf::<M::Target>::acquire_in_transaction(
+            &server_key,
+            lock.mode,
+            lock.wait,
+            Fence::new(),
+        );
         if !drive::drive(conn, machine, &lock.key)? {
             let key = lock.key.clone();
             return Err(drive::timeout(conn, key, &server_key, started.elapsed()).into());

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use dlock_core::{Dialect, Holder, LockKey, Mode, TransactionDialect, Wait};
+use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, TransactionDialect, Wait};
 
 use crate::backend::{DialectOf, LockConnection, SharedLocks, TransactionLocks};
 use crate::{Error, drive, session};
@@ -227,7 +227,8 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
                 key: self.key.clone(),
             });
         }
-        let machine = DialectOf::<C>::acquire_in_transaction(&server_key, self.mode, wait);
+        let machine =
+            DialectOf::<C>::acquire_in_transaction(&server_key, self.mode, wait, Fence::new());
         drive::drive(self.conn, machine, &self.key)
     }
 }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::sql;
 use crate::wait::AfterBusy;
-use crate::{Answer, Machine, Outcome, Reason, Step, Wait};
+use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step, Wait};
 
 /// Acquires a named lock: asks for it, and where it is taken waits in the server's queue or polls.
 ///
@@ -12,7 +12,7 @@ use crate::{Answer, Machine, Outcome, Reason, Step, Wait};
 /// use dlock_core::{Dialect, Machine, Mode, Mysql, Step, Wait};
 ///
 /// let key = Mysql::key(&"report".into())?;
-/// let mut machine = Mysql::acquire(&key, Mode::Exclusive, Wait::default(), false);
+/// let mut machine = Mysql::acquire(&key, Mode::Exclusive, Wait::default(), None);
 /// let Step::Query(statement) = machine.start() else { panic!() };
 /// assert!(statement.text().contains("GET_LOCK(CONVERT(? USING utf8mb4), 0)"));
 /// # Ok::<(), dlock_core::InvalidKey>(())
@@ -26,6 +26,8 @@ pub struct MysqlAcquire {
     not_held_before: bool,
     /// The statement to come was asked for without MariaDB's `max_statement_time`, which has to be put back.
     uncapped: bool,
+    /// The statement that failed was a wait, and not a try.
+    waited: bool,
     state: State,
 }
 
@@ -55,11 +57,10 @@ enum State {
 enum Result {
     Granted,
     Taken,
-    Known(Reason),
     Unclear(Unclear),
 }
 
-/// A failure that may have come just after the grant.
+/// A failure, which may have come just after the grant.
 #[derive(Clone, Copy, Debug)]
 enum Unclear {
     /// The statement's own limit passed.
@@ -67,21 +68,21 @@ enum Unclear {
     Failed(Reason),
 }
 
-impl Result {
+impl Unclear {
     /// <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>,
     /// <https://mariadb.com/kb/en/mariadb-error-code-reference/>
     fn from_errno(errno: Option<i64>) -> Self {
-        match errno {
-            // ER_USER_LOCK_DEADLOCK; ER_LOCK_DEADLOCK is MariaDB's.
-            Some(3058 | 1213) => Result::Known(Reason::Deadlock),
-            // ER_SP_DOES_NOT_EXIST: no function GET_LOCK.
-            Some(1305) => Result::Known(Reason::Unsupported),
+        Unclear::Failed(match errno {
             // ER_QUERY_TIMEOUT; ER_STATEMENT_TIMEOUT is MariaDB's.
-            Some(3024 | 1969) => Result::Unclear(Unclear::TimedOut),
+            Some(3024 | 1969) => return Unclear::TimedOut,
+            // ER_USER_LOCK_DEADLOCK; ER_LOCK_DEADLOCK is MariaDB's.
+            Some(3058 | 1213) => Reason::Deadlock,
+            // ER_SP_DOES_NOT_EXIST: no function GET_LOCK.
+            Some(1305) => Reason::Unsupported,
             // ER_QUERY_INTERRUPTED
-            Some(1317) => Result::Unclear(Unclear::Failed(Reason::Interrupted)),
-            _ => Result::Unclear(Unclear::Failed(Reason::Database)),
-        }
+            Some(1317) => Reason::Interrupted,
+            _ => Reason::Database,
+        })
     }
 }
 
@@ -92,6 +93,7 @@ impl MysqlAcquire {
             wait,
             not_held_before: false,
             uncapped: false,
+            waited: false,
             state: State::Try,
         }
     }
@@ -104,16 +106,18 @@ impl MysqlAcquire {
     fn busy(&mut self, capped: bool, elapsed: Duration) -> Step {
         match self.wait.after_busy(elapsed) {
             AfterBusy::GiveUp => Outcome::TimedOut.into(),
-            AfterBusy::Sleep(interval) => {
-                self.state = State::Sleep;
-                Step::Sleep(interval)
-            }
+            AfterBusy::Sleep(interval) => self.sleep(interval),
             AfterBusy::Queue(millis) if capped => {
                 self.state = State::Uncap(millis);
                 Step::Batch(sql::UNCAP.into())
             }
             AfterBusy::Queue(millis) => self.enqueue(millis),
         }
+    }
+
+    fn sleep(&mut self, interval: Duration) -> Step {
+        self.state = State::Sleep;
+        Step::Sleep(interval)
     }
 
     fn enqueue(&mut self, millis: Option<u32>) -> Step {
@@ -134,12 +138,12 @@ impl MysqlAcquire {
     fn settle(&mut self, result: Result, elapsed: Duration) -> Step {
         match result {
             Result::Granted => Outcome::Success.into(),
-            // Asked again rather than waited again: it may be capped.
             Result::Taken => match self.wait.after_busy(elapsed) {
                 AfterBusy::GiveUp => Outcome::TimedOut.into(),
-                AfterBusy::Sleep(_) | AfterBusy::Queue(_) => self.ask(),
+                AfterBusy::Sleep(interval) => self.sleep(interval),
+                // Asked again. Not at once, for a server that does not wait is not to be asked without a pause.
+                AfterBusy::Queue(_) => self.sleep(Wait::PAUSE),
             },
-            Result::Known(reason) => reason.clean().into(),
             Result::Unclear(unclear) => {
                 self.state = State::Verify(unclear);
                 Step::Query(sql::is_held(&self.key))
@@ -148,6 +152,7 @@ impl MysqlAcquire {
     }
 
     fn keep_errno(&mut self) -> Step {
+        self.waited = matches!(self.state, State::Wait);
         self.state = State::KeepErrno;
         Step::Batch(sql::KEEP_ERRNO.into())
     }
@@ -179,7 +184,12 @@ impl Machine for MysqlAcquire {
                 Step::Query(sql::errno())
             }
             (State::ReadErrno, Answer::Value(errno)) => {
-                self.recap(Result::from_errno(errno), elapsed)
+                let unclear = match Unclear::from_errno(errno) {
+                    // A try has no limit of its own.
+                    Unclear::TimedOut if !self.waited => Unclear::Failed(Reason::Database),
+                    unclear => unclear,
+                };
+                self.recap(Result::Unclear(unclear), elapsed)
             }
             (State::KeepErrno | State::ReadErrno, _) => self.recap(UNKNOWN, elapsed),
 
@@ -217,6 +227,18 @@ impl Machine for MysqlAcquire {
             (State::GiveBack(reason), _) => reason.broken().into(),
 
             (State::Sleep, _) => self.ask(),
+        }
+    }
+
+    fn abandon(&self) -> Abandoned {
+        match self.state {
+            State::Sleep => Abandoned::default(),
+            // The connection is out of step.
+            _ => Abandoned {
+                broken: true,
+                waiting: matches!(self.state, State::Wait),
+                ..Abandoned::default()
+            },
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::sql;
-use crate::{Answer, Machine, Outcome, Reason, Step};
+use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step};
 
 /// Releases one hold of a named lock.
 ///
@@ -11,7 +11,7 @@ use crate::{Answer, Machine, Outcome, Reason, Step};
 /// use dlock_core::{Dialect, Machine, Mode, Mysql, Step};
 ///
 /// let key = Mysql::key(&"report".into())?;
-/// let Step::Query(statement) = Mysql::release(&key, Mode::Exclusive, false).start() else { panic!() };
+/// let Step::Query(statement) = Mysql::release(&key, Mode::Exclusive, None).start() else { panic!() };
 /// assert!(statement.text().contains("RELEASE_LOCK(CONVERT(? USING utf8mb4))"));
 /// # Ok::<(), dlock_core::InvalidKey>(())
 /// ```
@@ -37,6 +37,14 @@ impl Machine for MysqlRelease {
             // Another session's, or nobody's.
             Answer::Value(Some(0) | None) => Reason::NotHeld.clean().into(),
             _ => Reason::Database.broken().into(),
+        }
+    }
+
+    fn abandon(&self) -> Abandoned {
+        // The connection is out of step.
+        Abandoned {
+            broken: true,
+            ..Abandoned::default()
         }
     }
 }

@@ -71,12 +71,16 @@ pub(super) fn is_held(key: &str) -> Statement {
     )
 }
 
-/// Keeps the number of the last error, which Diesel does not tell. To be sent right after the error.
-pub(super) const KEEP_ERRNO: &str = "GET DIAGNOSTICS CONDITION 1 @dlock_errno = MYSQL_ERRNO";
+/// Keeps the number of the last error, which Diesel does not tell. To be sent right after the error. It is the last of
+/// the conditions, behind the warnings; an error of the client's own leaves none.
+pub(super) const KEEP_ERRNO: &str = "GET DIAGNOSTICS @dlock_conditions = NUMBER; \
+    GET DIAGNOSTICS CONDITION @dlock_conditions @dlock_errno = MYSQL_ERRNO";
 
-/// The number that [`KEEP_ERRNO`] kept.
+/// The number that [`KEEP_ERRNO`] kept, or NULL.
 pub(super) fn errno() -> Statement {
-    Statement::cached(vec!["SELECT CAST(@dlock_errno AS SIGNED)".into()])
+    Statement::cached(vec![
+        "SELECT IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL)".into(),
+    ])
 }
 
 /// Who holds the lock and who waits for it, as far as the server lets this user see it.

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-use super::{Scope, sql};
+use super::{Mark, Scope, sql};
 use crate::wait::AfterBusy;
-use crate::{Answer, Machine, Mode, Outcome, PostgresKey, Reason, Step, Wait};
+use crate::{Abandoned, Answer, Fence, Machine, Mode, Outcome, PostgresKey, Reason, Step, Wait};
 
 /// Acquires an advisory lock: asks for it, and where it is taken waits in the server's queue or polls.
 ///
@@ -13,10 +13,13 @@ pub struct PostgresAcquire {
     mode: Mode,
     scope: Scope,
     wait: Wait,
-    in_transaction: bool,
+    /// In an open transaction.
+    fence: Option<Fence>,
     /// The server has told that this session does not hold the lock (in this mode), so that a hold which is there
     /// after a failure is a stray one, and not that of an outer guard.
     not_held_before: bool,
+    /// With it, whether the request was granted can be told in a message that is sent behind it.
+    mark: Option<Mark>,
     state: State,
 }
 
@@ -41,10 +44,14 @@ enum State {
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
+    /// Nothing was granted: the limit passed.
     LockNotAvailable,
+    /// Nothing was granted.
     Known(Reason),
     /// The lock may have been granted.
     Unclear(Reason),
+    /// None: it did not come out of our block, which may not have been reached.
+    Missing,
 }
 
 impl Code {
@@ -52,11 +59,20 @@ impl Code {
         match sqlstate {
             Some("55P03") => Code::LockNotAvailable,
             Some("40P01") => Code::Known(Reason::Deadlock),
-            Some("53200") => Code::Known(Reason::TooManyLocks),
             // Undefined function, feature not supported.
             Some("42883" | "0A000") => Code::Known(Reason::Unsupported),
+            // Also what the server says when its memory is full, which may come after the grant.
+            Some("53200") => Code::Unclear(Reason::TooManyLocks),
             Some("57014") => Code::Unclear(Reason::Interrupted),
-            _ => Code::Unclear(Reason::Database),
+            Some(_) => Code::Unclear(Reason::Database),
+            None => Code::Missing,
+        }
+    }
+
+    pub(super) fn reason(self) -> Reason {
+        match self {
+            Code::Known(reason) | Code::Unclear(reason) => reason,
+            Code::LockNotAvailable | Code::Missing => Reason::Database,
         }
     }
 }
@@ -67,73 +83,102 @@ impl PostgresAcquire {
         mode: Mode,
         scope: Scope,
         wait: Wait,
-        in_transaction: bool,
+        fence: Option<Fence>,
     ) -> Self {
         Self {
             key,
             mode,
             scope,
             wait,
-            in_transaction,
+            fence,
             not_held_before: false,
+            mark: None,
             state: State::Try,
         }
     }
 
-    fn ask(&mut self) -> Step {
-        if self.scope == Scope::Session && self.in_transaction {
-            // A failing statement would abort the transaction, so all is done behind a savepoint, in one message.
-            return self.enqueue(Some(1));
+    pub(super) fn marked(mut self) -> Self {
+        self.mark = Some(Mark::new());
+        self
+    }
+
+    fn ask(&mut self, elapsed: Duration) -> Step {
+        if let (Scope::Session, Some(_)) = (self.scope, self.fence) {
+            // A failing statement would abort the transaction, so all is done behind a savepoint, in one message: the
+            // try and the wait are one. One millisecond is the shortest wait.
+            let millis = match self.wait.after_busy(elapsed) {
+                AfterBusy::Queue(millis) => millis,
+                AfterBusy::GiveUp | AfterBusy::Sleep(_) => Some(1),
+            };
+            return self.enqueue(millis);
         }
         self.state = State::Try;
-        Step::Query(sql::try_lock(self.key, self.mode, self.scope))
+        Step::Query(match self.mark {
+            Some(mark) if self.scope == Scope::Session => {
+                sql::try_lock_marked(self.key, self.mode, mark)
+            }
+            _ => sql::try_lock(self.key, self.mode, self.scope),
+        })
     }
 
     fn enqueue(&mut self, millis: Option<u32>) -> Step {
         self.state = State::Wait;
-        let text = sql::wait(self.key, self.mode, self.scope, self.in_transaction, millis);
-        Step::Batch(text.into())
+        Step::Batch(
+            match (self.scope, self.fence) {
+                (Scope::Session, None) => sql::wait(self.key, self.mode, millis),
+                (Scope::Session, Some(fence)) => {
+                    sql::wait_fenced(self.key, self.mode, millis, fence, self.mark)
+                }
+                (Scope::Transaction, fence) => {
+                    let fence = fence.expect("BUG: a transaction's lock is asked for in one");
+                    sql::wait_for_transaction(self.key, self.mode, millis, fence)
+                }
+            }
+            .into(),
+        )
     }
 
+    /// After a try.
     fn busy(&mut self, elapsed: Duration) -> Step {
         match self.wait.after_busy(elapsed) {
             AfterBusy::GiveUp => Outcome::TimedOut.into(),
-            AfterBusy::Sleep(interval) => {
-                self.state = State::Sleep;
-                Step::Sleep(interval)
-            }
+            AfterBusy::Sleep(interval) => self.sleep(interval),
             AfterBusy::Queue(millis) => self.enqueue(millis),
         }
     }
 
+    fn sleep(&mut self, interval: Duration) -> Step {
+        self.state = State::Sleep;
+        Step::Sleep(interval)
+    }
+
     fn settle(&mut self, code: Code, elapsed: Duration) -> Step {
-        match code {
-            Code::LockNotAvailable => self.busy(elapsed),
-            Code::Known(reason) => reason.clean().into(),
-            // A transaction's lock was undone together with the statement.
-            Code::Unclear(reason) if self.scope == Scope::Transaction => reason.clean().into(),
-            Code::Unclear(reason) if self.not_held_before => {
-                self.state = State::Reclaim(reason);
-                Step::Query(sql::reclaim(self.key, self.mode))
-            }
-            Code::Unclear(reason) => {
-                self.state = State::Audit(reason);
-                Step::Query(sql::is_held(self.key, self.mode))
-            }
+        if code == Code::LockNotAvailable {
+            return match self.wait.after_busy(elapsed) {
+                AfterBusy::GiveUp => Outcome::TimedOut.into(),
+                AfterBusy::Sleep(interval) => self.sleep(interval),
+                // Asked again. Not at once, for a server that does not wait is not to be asked without a pause.
+                AfterBusy::Queue(_) => self.sleep(Wait::PAUSE),
+            };
         }
+        let reason = code.reason();
+        // A transaction's lock was undone together with the statement.
+        if matches!(code, Code::Known(_)) || self.scope == Scope::Transaction {
+            return reason.clean().into();
+        }
+        Step::Query(if self.not_held_before {
+            self.state = State::Reclaim(reason);
+            sql::reclaim(self.key, self.mode)
+        } else {
+            self.state = State::Audit(reason);
+            sql::is_held(self.key, self.mode)
+        })
     }
 }
 
 impl Machine for PostgresAcquire {
     fn start(&mut self) -> Step {
-        if self.scope == Scope::Session && self.in_transaction {
-            // One message for the try and the wait.
-            return match self.wait.after_busy(Duration::ZERO) {
-                AfterBusy::Queue(millis) => self.enqueue(millis),
-                AfterBusy::GiveUp | AfterBusy::Sleep(_) => self.ask(),
-            };
-        }
-        self.ask()
+        self.ask(Duration::ZERO)
     }
 
     fn next(&mut self, answer: Answer, elapsed: Duration) -> Step {
@@ -144,7 +189,10 @@ impl Machine for PostgresAcquire {
                 self.busy(elapsed)
             }
             // In a transaction, which is aborted now: its rollback releases the lock if there is one.
-            (State::Try, _) if self.scope == Scope::Transaction => Reason::Database.clean().into(),
+            (State::Try, Answer::Error(_)) if self.scope == Scope::Transaction => {
+                Reason::Database.clean().into()
+            }
+            (State::Try, _) if self.scope == Scope::Transaction => Reason::Database.broken().into(),
             (State::Try, _) => {
                 self.state = State::Check;
                 Step::Query(sql::is_held(self.key, self.mode))
@@ -159,22 +207,29 @@ impl Machine for PostgresAcquire {
             (State::Check, _) => Reason::Database.broken().into(),
 
             (State::Wait, Answer::Done) => Outcome::Success.into(),
-            (State::Wait, Answer::Value(_)) => self.settle(Code::new(None), elapsed),
-            (State::Wait, Answer::Error(sqlstate)) => {
-                let code = Code::new(sqlstate.as_deref());
-                if self.in_transaction {
-                    self.state = State::Undo(code);
-                    Step::Batch(sql::UNDO.into())
-                } else {
-                    self.settle(code, elapsed)
+            (State::Wait, answer) => {
+                let code = match answer {
+                    Answer::Error(sqlstate) => Code::new(sqlstate.as_deref()),
+                    _ => Code::Missing,
+                };
+                match self.fence {
+                    Some(fence) => {
+                        self.state = State::Undo(code);
+                        Step::Batch(sql::undo(fence).into())
+                    }
+                    None => self.settle(code, elapsed),
                 }
             }
 
             (State::Undo(code), Answer::Done) => self.settle(code, elapsed),
-            // There was no savepoint to go back to: the transaction was aborted before, and nothing was asked for. Or
-            // the connection is gone, and with it all that the session held.
-            (State::Undo(Code::Unclear(reason) | Code::Known(reason)), _) => reason.clean().into(),
-            (State::Undo(Code::LockNotAvailable), _) => Reason::Database.broken().into(),
+            // There was no savepoint to go back to, for the transaction was aborted before and nothing was asked for;
+            // or the connection is gone, and with it all that the session held.
+            (State::Undo(Code::Missing), _) => Reason::Database.clean().into(),
+            (State::Undo(code @ Code::Known(_)), _) => code.reason().clean().into(),
+            (State::Undo(code), _) if self.scope == Scope::Transaction => {
+                code.reason().clean().into()
+            }
+            (State::Undo(code), _) => code.reason().broken().into(),
 
             (State::Reclaim(reason), Answer::Value(None | Some(1))) => reason.clean().into(),
             (State::Reclaim(reason), _) => reason.broken().into(),
@@ -182,7 +237,49 @@ impl Machine for PostgresAcquire {
             (State::Audit(reason), Answer::Value(Some(0))) => reason.clean().into(),
             (State::Audit(reason), _) => reason.broken().into(),
 
-            (State::Sleep, _) => self.ask(),
+            (State::Sleep, _) => self.ask(elapsed),
+        }
+    }
+
+    fn abandon(&self) -> Abandoned {
+        let waiting = matches!(self.state, State::Wait);
+        let broken = Abandoned {
+            broken: true,
+            waiting,
+            ..Abandoned::default()
+        };
+        match (self.state, self.scope) {
+            (State::Sleep, _) => Abandoned::default(),
+            // If it was granted it ends with the transaction.
+            (State::Try, Scope::Transaction) => Abandoned::default(),
+            // Whether it has released its savepoint nobody knows, so the transaction cannot be mended.
+            (_, Scope::Transaction) => broken,
+            (State::Try, Scope::Session) => match self.mark {
+                Some(mark) => Abandoned {
+                    messages: vec![sql::release_if_granted(self.key, self.mode, mark).into()],
+                    ..Abandoned::default()
+                },
+                None => broken,
+            },
+            (State::Wait | State::Reclaim(_), Scope::Session) if self.not_held_before => {
+                Abandoned {
+                    messages: vec![sql::reclaim(self.key, self.mode).inlined().into()],
+                    broken: waiting,
+                    waiting,
+                }
+            }
+            // The first message fails if the wait did; the second one undoes either.
+            (State::Wait, Scope::Session) => match (self.mark, self.fence) {
+                (Some(mark), Some(fence)) => Abandoned {
+                    messages: vec![
+                        sql::release_if_granted(self.key, self.mode, mark).into(),
+                        sql::undo(fence).into(),
+                    ],
+                    ..broken
+                },
+                _ => broken,
+            },
+            (_, Scope::Session) => broken,
         }
     }
 }

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use super::acquire::Code;
-use super::{PostgresAcquire, Scope, sql};
+use super::{Postgres, PostgresAcquire, Scope, sql};
 use crate::wait::AfterBusy;
-use crate::{Answer, Machine, Mode, Outcome, PostgresKey, Reason, Step, Wait};
+use crate::{Abandoned, Answer, Dialect, Machine, Mode, Outcome, PostgresKey, Reason, Step, Wait};
 
 /// Begins a transaction that holds an advisory lock until it ends.
 ///
@@ -58,7 +58,7 @@ impl PostgresBegin {
             mode,
             wait,
             state: State::Begin,
-            session: PostgresAcquire::new(key, mode, Scope::Session, wait, false),
+            session: PostgresAcquire::new(key, mode, Scope::Session, wait, None).marked(),
         }
     }
 
@@ -72,6 +72,11 @@ impl PostgresBegin {
         Step::Batch(sql::begin_waiting(self.key, self.mode, millis).into())
     }
 
+    fn sleep(&mut self, interval: Duration) -> Step {
+        self.state = State::Sleep;
+        Step::Sleep(interval)
+    }
+
     fn settle(&mut self, failed: Failed, elapsed: Duration) -> Step {
         match failed {
             Failed::Isolation => {
@@ -81,14 +86,11 @@ impl PostgresBegin {
             }
             Failed::Lock(Code::LockNotAvailable) => match self.wait.after_busy(elapsed) {
                 AfterBusy::GiveUp => Outcome::TimedOut.into(),
-                AfterBusy::Sleep(interval) => {
-                    self.state = State::Sleep;
-                    Step::Sleep(interval)
-                }
-                AfterBusy::Queue(_) => self.start(),
+                AfterBusy::Sleep(interval) => self.sleep(interval),
+                AfterBusy::Queue(_) => self.sleep(Wait::PAUSE),
             },
             // The lock was the transaction's, and that is rolled back.
-            Failed::Lock(Code::Known(reason) | Code::Unclear(reason)) => reason.clean().into(),
+            Failed::Lock(code) => code.reason().clean().into(),
         }
     }
 
@@ -131,6 +133,24 @@ impl Machine for PostgresBegin {
             }
             // Nobody knows whether the session still holds the lock.
             (State::HandOver, _) => Reason::Database.broken().into(),
+        }
+    }
+
+    fn abandon(&self) -> Abandoned {
+        match self.state {
+            State::Sleep => Abandoned::default(),
+            State::Begin | State::Wait | State::RollBack(_) => Abandoned {
+                messages: vec!["ROLLBACK".into()],
+                broken: matches!(self.state, State::Wait),
+                waiting: matches!(self.state, State::Wait),
+            },
+            State::Session => self.session.abandon(),
+            // The transaction has the lock, or the session, or both: only their end frees it for certain.
+            State::HandOver => Abandoned {
+                messages: vec![Postgres::END_SESSION.into()],
+                broken: true,
+                waiting: false,
+            },
         }
     }
 }

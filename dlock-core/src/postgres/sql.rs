@@ -1,10 +1,7 @@
 //! The SQL text of PostgreSQL's locks.
 
-use super::Scope;
-use crate::{Mode, Piece, PostgresKey, Statement};
-
-/// The savepoint that fences our statements off from the rest of an open transaction.
-pub(super) const SAVEPOINT: &str = "dlock";
+use super::{Mark, Scope};
+use crate::{Fence, Mode, Piece, PostgresKey, Statement};
 
 /// The CONSTRAINT of the errors with which [`release_aborted`] tells what it did.
 pub(super) const RELEASED: &str = "dlock_released";
@@ -19,6 +16,59 @@ pub(super) fn try_lock(key: PostgresKey, mode: Mode, scope: Scope) -> Statement 
         (Scope::Transaction, Mode::Shared) => "SELECT pg_try_advisory_xact_lock_shared(",
     };
     call(function, key, ")::int::bigint")
+}
+
+/// [`try_lock`] of a session's lock, which leaves `mark` in the session if it was granted.
+pub(super) fn try_lock_marked(key: PostgresKey, mode: Mode, mark: Mark) -> Statement {
+    let function = match mode {
+        Mode::Exclusive => "SELECT CASE WHEN pg_try_advisory_lock(",
+        Mode::Shared => "SELECT CASE WHEN pg_try_advisory_lock_shared(",
+    };
+    marked(
+        call(function, key, ") THEN (set_config('dlock.granted', "),
+        mark,
+    )
+}
+
+/// [`unlock`], which leaves `mark` in the session if it released something.
+pub(super) fn unlock_marked(key: PostgresKey, mode: Mode, mark: Mark) -> Statement {
+    let function = match mode {
+        Mode::Exclusive => "SELECT CASE WHEN pg_advisory_unlock(",
+        Mode::Shared => "SELECT CASE WHEN pg_advisory_unlock_shared(",
+    };
+    marked(
+        call(function, key, ") THEN (set_config('dlock.released', "),
+        mark,
+    )
+}
+
+fn marked(mut statement: Statement, mark: Mark) -> Statement {
+    statement.pieces.push(Piece::BigInt(mark.0));
+    let end = "::text, false) IS NOT NULL)::int ELSE 0 END::bigint";
+    statement.pieces.push(end.into());
+    statement
+}
+
+/// Releases the lock if the request with this mark was granted.
+pub(super) fn release_if_granted(key: PostgresKey, mode: Mode, Mark(mark): Mark) -> String {
+    format!(
+        "SELECT CASE WHEN current_setting('dlock.granted', true) = '{mark}' THEN {} END",
+        unlock_text(key, mode)
+    )
+}
+
+/// Releases the lock unless the request with this mark did.
+pub(super) fn release_unless_released(key: PostgresKey, mode: Mode, Mark(mark): Mark) -> String {
+    format!(
+        "SELECT CASE WHEN current_setting('dlock.released', true) IS DISTINCT FROM '{mark}' THEN {} END",
+        unlock_text(key, mode)
+    )
+}
+
+/// Releases a lock, after rolling back a transaction that is still open if there is one.
+pub(super) fn release_unread(key: PostgresKey, mode: Mode, open: bool) -> String {
+    let roll_back = if open { "ROLLBACK; " } else { "" };
+    format!("{roll_back}SELECT {}", unlock_text(key, mode))
 }
 
 /// `pg_advisory_unlock`: 1 or 0.
@@ -109,51 +159,74 @@ pub(super) fn holders(key: PostgresKey) -> Statement {
     Statement::cached(pieces)
 }
 
-/// Waits in the server's queue, for `millis` or without a limit, as one message. It fails with the SQLSTATE as the
-/// error's CONSTRAINT.
+/// Waits in the server's queue, for `millis` or without a limit, as one message, outside a transaction. It fails with
+/// the SQLSTATE as the error's CONSTRAINT.
 ///
-/// - A session's lock is waited for as a lock of the transaction, and only then taken as a lock of the session, which
-///   does not wait any more. For if the server grants a session's lock just as `lock_timeout` or a cancel fires, the
+/// - The lock is waited for as one of the (implicit) transaction, and only then taken as one of the session, which does
+///   not wait any more. For if the server grants a session's lock just as `lock_timeout` or a cancel fires, the
 ///   statement fails and the lock stays; a transaction's lock goes with the transaction. Measured on 15, 17 and 18.
-/// - `lock_timeout` is ours inside and the user's again afterwards. `statement_timeout` cannot be changed for the
-///   statement that runs, so the one before does it.
-/// - In a transaction all of it stands in a savepoint, so that a failure can be undone, and for a session's lock that
-///   savepoint stays, so that the lock can be released if the transaction is aborted later.
-pub(super) fn wait(
+/// - `statement_timeout` cannot be changed for the statement that runs, so the one before does it. So does it with
+///   `transaction_timeout`, which 16 and before do not know.
+pub(super) fn wait(key: PostgresKey, mode: Mode, millis: Option<u32>) -> String {
+    format!(
+        "{WATCH_CLIENT}; SELECT set_config('statement_timeout', '0', true), \
+         CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL \
+         THEN set_config('transaction_timeout', '0', true) END; {}",
+        block(&wait_and_keep(key, mode, millis))
+    )
+}
+
+/// [`wait`] in an open transaction. All of it stands behind a savepoint, so that a failure can be undone, and the
+/// savepoint stays, so that the lock can be released if the transaction is aborted later.
+pub(super) fn wait_fenced(
     key: PostgresKey,
     mode: Mode,
-    scope: Scope,
-    in_transaction: bool,
     millis: Option<u32>,
+    fence: Fence,
+    mark: Option<Mark>,
 ) -> String {
-    let millis = millis.unwrap_or(0);
-    let wait = lock_text(key, mode, Scope::Transaction);
-    let keep = lock_text(key, mode, Scope::Session);
-    match (scope, in_transaction) {
-        // transaction_timeout would cut the wait short as well; 16 and before do not know it.
-        (Scope::Session, false) => format!(
-            "SELECT set_config('statement_timeout', '0', true), \
-             CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL \
-             THEN set_config('transaction_timeout', '0', true) END; {}",
-            block(&format!(
-                "PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep};"
-            ))
-        ),
-        // The inner block is rolled back, which undoes its setting and the transaction's lock; the session's stays.
-        (Scope::Session, true) => format!(
-            "SAVEPOINT {SAVEPOINT}; {LIFT_STATEMENT_TIMEOUT}; {}",
-            block(&format!(
-                "BEGIN PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; PERFORM {keep}; \
-                 RAISE EXCEPTION USING ERRCODE = 'DL000'; EXCEPTION WHEN SQLSTATE 'DL000' THEN NULL; END; \
-                 {RESTORE_STATEMENT_TIMEOUT};"
-            ))
-        ),
-        (Scope::Transaction, _) => format!(
-            "SAVEPOINT {SAVEPOINT}; {LIFT_STATEMENT_TIMEOUT}; {}; RELEASE SAVEPOINT {SAVEPOINT}",
-            block(&wait_in_transaction(&wait, millis))
-        ),
-    }
+    let wait_and_keep = wait_and_keep(key, mode, millis);
+    let mark = match mark {
+        Some(Mark(mark)) => format!(" PERFORM set_config('dlock.granted', '{mark}', false);"),
+        None => String::new(),
+    };
+    // The inner block is rolled back, which undoes its setting and the transaction's lock; the session's stays.
+    format!(
+        "SAVEPOINT {fence}; {LIFT_STATEMENT_TIMEOUT}; {}",
+        block(&format!(
+            "BEGIN {wait_and_keep} RAISE EXCEPTION USING ERRCODE = 'DL000'; \
+             EXCEPTION WHEN SQLSTATE 'DL000' THEN NULL; END; {RESTORE_STATEMENT_TIMEOUT};{mark}"
+        ))
+    )
 }
+
+/// [`wait`] for a lock of the open transaction.
+pub(super) fn wait_for_transaction(
+    key: PostgresKey,
+    mode: Mode,
+    millis: Option<u32>,
+    fence: Fence,
+) -> String {
+    format!(
+        "SAVEPOINT {fence}; {LIFT_STATEMENT_TIMEOUT}; {}; RELEASE SAVEPOINT {fence}",
+        block(&wait_in_transaction(key, mode, millis))
+    )
+}
+
+fn wait_and_keep(key: PostgresKey, mode: Mode, millis: Option<u32>) -> String {
+    format!(
+        "PERFORM set_config('lock_timeout', '{}', true); PERFORM {}; PERFORM {};",
+        millis.unwrap_or(0),
+        lock_text(key, mode, Scope::Transaction),
+        lock_text(key, mode, Scope::Session)
+    )
+}
+
+/// Has the server leave the queue when the client is gone, which it would else notice only after the grant. Some
+/// platforms cannot (<https://www.postgresql.org/docs/current/runtime-config-connection.html>).
+const WATCH_CLIENT: &str = "DO $dlock$ BEGIN \
+    PERFORM set_config('client_connection_check_interval', '200ms', true); \
+    EXCEPTION WHEN OTHERS THEN NULL; END $dlock$";
 
 const LIFT_STATEMENT_TIMEOUT: &str = "SELECT \
     set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
@@ -171,16 +244,20 @@ fn block(body: &str) -> String {
 }
 
 /// Waits for a lock of the transaction, and leaves its settings as they were.
-fn wait_in_transaction(wait: &str, millis: u32) -> String {
+fn wait_in_transaction(key: PostgresKey, mode: Mode, millis: Option<u32>) -> String {
     format!(
         "DECLARE before text := current_setting('lock_timeout'); \
-         BEGIN PERFORM set_config('lock_timeout', '{millis}', true); PERFORM {wait}; \
-         PERFORM set_config('lock_timeout', before, true); {RESTORE_STATEMENT_TIMEOUT}; END;"
+         BEGIN PERFORM set_config('lock_timeout', '{}', true); PERFORM {}; \
+         PERFORM set_config('lock_timeout', before, true); {RESTORE_STATEMENT_TIMEOUT}; END;",
+        millis.unwrap_or(0),
+        lock_text(key, mode, Scope::Transaction)
     )
 }
 
-/// Undoes a failed [`wait`] of a transaction.
-pub(super) const UNDO: &str = "ROLLBACK TO SAVEPOINT dlock; RELEASE SAVEPOINT dlock";
+/// Undoes a failed wait in an open transaction.
+pub(super) fn undo(fence: Fence) -> String {
+    format!("ROLLBACK TO SAVEPOINT {fence}; RELEASE SAVEPOINT {fence}")
+}
 
 /// Begins a transaction and takes the lock as one message, if that can be done at once: the lock is free, and the
 /// transaction is at READ COMMITTED. Otherwise it fails.
@@ -205,13 +282,15 @@ pub(super) const ISOLATION: &str = "DL001";
 /// Ends the aborted transaction that [`begin`] has left, begins another and waits for the lock in it, as one message.
 /// It fails with the SQLSTATE as the error's CONSTRAINT, in an aborted transaction.
 pub(super) fn begin_waiting(key: PostgresKey, mode: Mode, millis: Option<u32>) -> String {
-    let wait = lock_text(key, mode, Scope::Transaction);
-    let wait = wait_in_transaction(&wait, millis.unwrap_or(0));
+    let wait = wait_in_transaction(key, mode, millis);
     format!(
-        "ROLLBACK; BEGIN; {LIFT_STATEMENT_TIMEOUT}; {}",
+        "ROLLBACK; BEGIN; \
+         SELECT set_config('dlock.check_interval', current_setting('client_connection_check_interval'), true); \
+         {WATCH_CLIENT}; {LIFT_STATEMENT_TIMEOUT}; {}",
         block(&format!(
             "IF current_setting('transaction_isolation') <> 'read committed' THEN RAISE EXCEPTION USING \
-             ERRCODE = '{ISOLATION}', MESSAGE = 'dlock: isolation is not read committed'; END IF; {wait}"
+             ERRCODE = '{ISOLATION}', MESSAGE = 'dlock: isolation is not read committed'; END IF; {wait} \
+             PERFORM set_config('client_connection_check_interval', current_setting('dlock.check_interval'), true);"
         ))
     )
 }
@@ -225,12 +304,31 @@ pub(super) fn begin_holding(key: PostgresKey, mode: Mode) -> String {
     )
 }
 
+/// Releases a session's lock in the open transaction in which it was acquired, and forgets its savepoint. Only an
+/// error that has no CONSTRAINT can mean that the transaction had been aborted before.
+pub(super) fn unlock_fenced(key: PostgresKey, mode: Mode, fence: Fence) -> String {
+    format!(
+        "{}; RELEASE SAVEPOINT {fence}",
+        block(&format!(
+            "PERFORM set_config('dlock.unlocked', {}::int::text, true);",
+            unlock_text(key, mode)
+        ))
+    )
+}
+
+/// What [`unlock_fenced`] has done: 1 or 0.
+pub(super) fn unlocked() -> Statement {
+    Statement::cached(vec![
+        "SELECT current_setting('dlock.unlocked')::bigint".into(),
+    ])
+}
+
 /// Releases a session's lock in an aborted transaction, where the server obeys nothing but a rollback: back to our
 /// savepoint, unlock, and abort again, so that all else is as before. The error's CONSTRAINT is [`RELEASED`] or
 /// [`NOT_HELD`].
-pub(super) fn release_aborted(key: PostgresKey, mode: Mode) -> String {
+pub(super) fn release_aborted(key: PostgresKey, mode: Mode, fence: Fence) -> String {
     format!(
-        "ROLLBACK TO SAVEPOINT {SAVEPOINT}; DO $dlock$ BEGIN RAISE EXCEPTION USING \
+        "ROLLBACK TO SAVEPOINT {fence}; DO $dlock$ BEGIN RAISE EXCEPTION USING \
          ERRCODE = 'in_failed_sql_transaction', \
          MESSAGE = 'dlock: the lock is released and the transaction stays aborted', \
          CONSTRAINT = CASE WHEN {} THEN '{RELEASED}' ELSE '{NOT_HELD}' END; END $dlock$",

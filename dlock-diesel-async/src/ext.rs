@@ -1,0 +1,65 @@
+use dlock_core::LockKey;
+use dlock_diesel::TransactionLocks;
+
+use crate::backend::LockConnection;
+use crate::{AdvisoryLock, AdvisoryXactLock};
+
+/// Locks for async Diesel connections.
+///
+/// # Examples
+///
+/// ```no_run
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use diesel_async::{AsyncConnection, AsyncPgConnection};
+/// use dlock_diesel_async::AdvisoryLockExt;
+///
+/// let mut conn = AsyncPgConnection::establish("postgres://localhost/app").await?;
+/// let lock = conn.advisory_lock("user/001").acquire().await?;
+/// # Ok(()) }
+/// ```
+pub trait AdvisoryLockExt: LockConnection {
+    /// A lock that the session holds until it is released. Nothing is sent before it is
+    /// [acquired](AdvisoryLock::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
+    /// # use dlock_diesel_async::{AdvisoryLockExt, LockKey};
+    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// conn.advisory_lock("text").acquire().await?.release().await?;
+    /// conn.advisory_lock(42).acquire().await?.release().await?;
+    /// conn.advisory_lock((1, 2)).acquire().await?.release().await?;
+    /// let invoice = LockKey::namespaced("billing", "invoice/7");
+    /// conn.advisory_lock(invoice).acquire().await?.release().await?;
+    /// # Ok(()) }
+    /// ```
+    fn advisory_lock(&mut self, key: impl Into<LockKey>) -> AdvisoryLock<&mut Self> {
+        AdvisoryLock::new(self, key)
+    }
+
+    /// A lock that ends with the transaction that is open. PostgreSQL only.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
+    /// # use dlock_diesel_async::{AdvisoryLockExt, Error};
+    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// conn.transaction(async |conn| {
+    ///     conn.advisory_xact_lock("account/1").acquire().await?;
+    ///     Ok::<(), Error>(())
+    /// }).await?;
+    /// # Ok(()) }
+    /// ```
+    fn advisory_xact_lock(&mut self, key: impl Into<LockKey>) -> AdvisoryXactLock<'_, Self>
+    where
+        Self::Backend: TransactionLocks,
+    {
+        AdvisoryXactLock::new(self, key.into())
+    }
+}
+
+impl<C: LockConnection> AdvisoryLockExt for C {}

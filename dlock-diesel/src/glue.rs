@@ -1,0 +1,65 @@
+//! What sync and async connections share, for `dlock-diesel-async`. It is not part of the API.
+
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::result::Error as DieselError;
+use dlock_core::{Answer, Holder, LockKey, Reason};
+
+use crate::Error;
+pub use crate::query::{CoreQuery, HolderColumns, HolderRow, Value, to_holder};
+
+/// What the machine is told. The first error is kept: it is the one to report.
+pub fn answer(answer: QueryResult<Answer>, first_error: &mut Option<DieselError>) -> Answer {
+    answer.unwrap_or_else(|error| {
+        let constraint = constraint_of(&error);
+        first_error.get_or_insert(error);
+        Answer::Error(constraint)
+    })
+}
+
+/// The error of a failure.
+pub fn failed(reason: Reason, key: LockKey, error: Option<DieselError>) -> Error {
+    if reason == Reason::NotHeld {
+        return Error::NotHeld { key };
+    }
+    if reason == Reason::Interrupted {
+        return Error::Interrupted { key, source: error };
+    }
+    let source = error.unwrap_or_else(|| {
+        DieselError::DeserializationError("the server answered with an unexpected value".into())
+    });
+    match reason {
+        Reason::Deadlock => Error::Deadlock { key, source },
+        Reason::TooManyLocks => Error::TooManyLocks { key, source },
+        Reason::Unsupported => Error::Unsupported { key, source },
+        _ => Error::Database(source),
+    }
+}
+
+/// The field of an error in which the core's SQL puts the SQLSTATE.
+fn constraint_of(error: &DieselError) -> Option<String> {
+    match error {
+        DieselError::DatabaseError(_, info) => info.constraint_name().map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// The limit has passed.
+pub fn timeout(key: LockKey, waited: Duration, holders: Vec<Holder>) -> Error {
+    Error::Timeout {
+        key,
+        waited,
+        holders,
+    }
+}
+
+/// A transaction is open.
+pub fn in_transaction(key: &LockKey) -> Error {
+    Error::InTransaction { key: key.clone() }
+}
+
+/// No transaction is open.
+pub fn not_in_transaction(key: &LockKey) -> Error {
+    Error::NotInTransaction { key: key.clone() }
+}
