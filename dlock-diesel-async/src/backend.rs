@@ -1,4 +1,5 @@
 use std::ops::DerefMut;
+use std::pin::Pin;
 
 use diesel::QueryResult;
 use diesel_async::{AsyncConnection, AsyncConnectionCore};
@@ -37,13 +38,12 @@ pub trait AsyncLockBackend: LockBackend {
     where
         C: AsyncConnection<Backend = Self>;
 
+    // Boxed, since rustc cannot prove yet that such a future is `Send`:
+    // <https://github.com/rust-lang/rust/issues/100013>.
     #[doc(hidden)]
-    fn transaction<'a, M, F, T, E>(
-        lock: AdvisoryLock<M>,
-        f: F,
-    ) -> impl Future<Output = Result<T, E>> + Send
+    fn transaction<'a, M, F, T, E>(lock: AdvisoryLock<M>, f: F) -> BoxFuture<'a, Result<T, E>>
     where
-        M: DerefMut<Target: LockConnection<Backend = Self>> + Send,
+        M: DerefMut<Target: LockConnection<Backend = Self>> + Send + 'a,
         for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
             + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
             + Send
@@ -101,6 +101,8 @@ where
     type Fut = Fut;
 }
 
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// What the server of a connection wants to be sent.
 pub(crate) type DialectOf<C> = <<C as AsyncConnectionCore>::Backend as LockBackend>::Dialect;
 
@@ -127,9 +129,12 @@ macro_rules! async_lock_backend {
                 Ok(rows.into_iter().map(to_holder).collect())
             }
 
-            async fn transaction<'a, M, F, T, E>(lock: AdvisoryLock<M>, f: F) -> Result<T, E>
+            fn transaction<'a, M, F, T, E>(
+                lock: AdvisoryLock<M>,
+                f: F,
+            ) -> BoxFuture<'a, Result<T, E>>
             where
-                M: DerefMut<Target: LockConnection<Backend = Self>> + Send,
+                M: DerefMut<Target: LockConnection<Backend = Self>> + Send + 'a,
                 for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
                     + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
                     + Send
@@ -137,7 +142,7 @@ macro_rules! async_lock_backend {
                 T: Send + 'a,
                 E: From<Error> + Send + 'a,
             {
-                $transaction(lock, f).await
+                Box::pin($transaction(lock, f))
             }
         }
     };

@@ -471,6 +471,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
             + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
             + Send
             + 'a,
+        M: 'a,
         T: Send + 'a,
         E: From<Error> + Send + 'a,
     {
