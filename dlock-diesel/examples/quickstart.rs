@@ -1,6 +1,4 @@
-//! Two connections and a second process want the same lock.
-//!
-//! `DATABASE_URL=postgres://.. cargo run --example quickstart`, or `mysql://..`
+//! Two connections and a second process want the same lock: `DATABASE_URL=.. cargo run --example quickstart`
 
 use std::io::{self, BufRead, BufReader};
 use std::process::{self, Command, ExitCode, Stdio};
@@ -10,6 +8,8 @@ use std::{env, thread};
 use dlock_diesel::{AdvisoryLockExt, LockConnection};
 
 mod support;
+
+const LIMIT: Duration = Duration::from_millis(250);
 
 fn main() -> ExitCode {
     support::exit_code(support::on_database!(quickstart), 1)
@@ -34,11 +34,9 @@ fn quickstart<C: LockConnection>(url: &str) -> support::Result<ExitCode> {
     if second.advisory_lock(&key).try_acquire()?.is_none() {
         println!("2. The second connection asks for it, and does not get it.");
     }
-    let limited = second
-        .advisory_lock(&key)
-        .timeout(Duration::from_millis(250));
-    if let Err(error) = limited.acquire() {
-        println!("3. It waits for 250 ms, and gives up: {error}.");
+    let lock_of_second = second.advisory_lock(&key);
+    if let Err(error) = lock_of_second.timeout(LIMIT).acquire() {
+        println!("3. It waits for {LIMIT:?}, and gives up: {error}.");
     }
     let mut command = Command::new(env::current_exe()?);
     command
@@ -46,20 +44,22 @@ fn quickstart<C: LockConnection>(url: &str) -> support::Result<ExitCode> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     let mut process = command.spawn()?;
-    let mut lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
-    println!("4. A second process {}.", lines.next().ok_or("it ended")??);
+    let stdout = process.stdout.take().expect("it is piped");
+    let mut said = BufReader::new(stdout).lines().map_while(Result::ok);
+    println!(
+        "4. A second process {}.",
+        said.next().ok_or("the second process failed")?
+    );
     thread::sleep(Duration::from_millis(500));
     lock.release()?;
     println!("5. The first connection releases it.");
     println!(
         "6. The second process {}.",
-        lines.next().ok_or("it ended")??
+        said.next().ok_or("the second process failed")?
     );
     process.kill()?;
     let _lock = first.advisory_lock(&key).acquire()?;
-    println!(
-        "7. The second process is killed: the server frees the lock for the first connection."
-    );
+    println!("7. The second process is killed: the server frees it for the first connection.");
     process.wait()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -40,3 +40,8 @@ pub use wait::{PATIENCE, wait_for, wait_for_within};
 
 #[doc(hidden)]
 pub use diesel;
+
+/// Here, since the file lies outside the packages that it is the front page of.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}

@@ -1,7 +1,6 @@
 //! `only_one KEY -- COMMAND ..` runs a command on one host of many, as flock(1) does on one machine.
 
-use std::process::ExitCode;
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 use dlock_diesel::{AdvisoryLockExt, Error, LockConnection};
@@ -18,7 +17,7 @@ mod support;
 #[derive(Parser)]
 struct Arguments {
     /// Wait at most that long, fractions allowed [default: as long as it takes]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = command::seconds)]
     timeout: Option<Duration>,
     /// Do not wait: the same as --timeout 0
     #[arg(long, conflicts_with = "timeout")]
@@ -29,10 +28,6 @@ struct Arguments {
     key: String,
     #[arg(last = true, required = true)]
     command: Vec<String>,
-}
-
-fn seconds(text: &str) -> support::Result<Duration> {
-    Ok(Duration::try_from_secs_f64(text.parse()?)?)
 }
 
 fn main() -> ExitCode {

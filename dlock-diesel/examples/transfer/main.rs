@@ -1,6 +1,4 @@
-//! Four processes pay into one account, first without and then with a lock.
-//!
-//! `DATABASE_URL=.. cargo run --example transfer`
+//! Four processes pay into one account, without and with a lock: `DATABASE_URL=.. cargo run --example transfer`
 
 use std::process::{Command, ExitCode};
 use std::{env, thread, time::Duration};

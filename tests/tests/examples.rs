@@ -1,0 +1,317 @@
+//! The examples of `dlock-diesel`, run as a user runs them.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use diesel::{MysqlConnection, PgConnection};
+use dlock_diesel::{AdvisoryLockExt, LockConnection};
+use dlock_tests::{Process, Server, TestConnection, on_every_server, unique_key, wait_for};
+use fresh_database::FreshDatabase;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+mod fresh_database;
+
+trait Lockable: TestConnection + LockConnection {}
+
+impl Lockable for PgConnection {}
+impl Lockable for MysqlConnection {}
+
+/// An example, built with the first call, together with the others.
+fn example(name: &str) -> Command {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(build);
+    let mut command = Command::new(folder.join(name));
+    command.env_remove("DATABASE_URL");
+    command
+}
+
+/// As `cargo test --workspace --all-features` builds them, so that after it nothing is left to do.
+fn build() -> PathBuf {
+    // TARGET/PROFILE/deps/THIS
+    let itself = env::current_exe().expect("the path of this test");
+    let folder = itself.ancestors().nth(2).expect("the folder of a profile");
+    let profile = match folder.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "--workspace", "--all-features", "--examples"])
+        .args(["--profile", profile, "--message-format", "json"])
+        .arg("--target-dir")
+        .arg(folder.parent().expect("the target folder"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(
+        output.status.success(),
+        "the examples do not build:\n{}",
+        stderr(&output)
+    );
+    let quickstart = stdout(&output)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "quickstart")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .expect("cargo tells where the example is");
+    quickstart.with_file_name("")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The output of an example that succeeds.
+#[track_caller]
+fn run(name: &str, url: &str) -> String {
+    let output = example(name)
+        .env("DATABASE_URL", url)
+        .output()
+        .expect("it starts");
+    assert!(
+        output.status.success(),
+        "{}\n{}",
+        output.status,
+        stderr(&output)
+    );
+    assert_eq!(stderr(&output), "");
+    stdout(&output)
+}
+
+fn only_one(server: &Server, arguments: &[&str]) -> Command {
+    let mut command = example("only_one");
+    command.env("DATABASE_URL", &server.url).args(arguments);
+    command
+}
+
+#[track_caller]
+fn code(command: &mut Command) -> (i32, String) {
+    let output = command.output().expect("it starts");
+    let code = output.status.code().expect("an exit status of its own");
+    (code, stderr(&output))
+}
+
+on_every_server! {
+    fn quickstart_tells_what_happens_in_order<C: Lockable>(server: &Server) {
+        let output = run("quickstart", &server.url);
+        let lines: Vec<&str> = output.lines().collect();
+        let expected = [
+            ("1. The first connection acquires lock \"quickstart/", "\"."),
+            ("2. The second connection asks for it, and does not get it.", ""),
+            ("3. It waits for 250ms, and gives up: lock \"quickstart/", ")."),
+            ("4. A second process waits for it.", ""),
+            ("5. The first connection releases it.", ""),
+            ("6. The second process acquires it, after ", " ms."),
+            ("7. The second process is killed: the server frees it for the first connection.", ""),
+        ];
+        assert_eq!(lines.len(), expected.len(), "{output}");
+        for (line, (start, end)) in lines.iter().zip(expected) {
+            assert!(line.starts_with(start) && line.ends_with(end), "{output}");
+        }
+        assert!(lines[2].contains(": held by "), "{output}");
+    }
+
+    fn migrate_once_applies_each_migration_in_one_of_five_processes<C: Lockable>(server: &Server) {
+        let database = FreshDatabase::<C>::create(server);
+        let mut processes: Vec<_> = (0..5)
+            .map(|_| {
+                let mut command = example("migrate_once");
+                command.env("DATABASE_URL", &database.server.url);
+                Process::spawn(command)
+            })
+            .collect();
+        let mut lines: Vec<_> = processes.iter_mut().map(Process::line).collect();
+        lines.sort();
+        let nothing = "nothing to apply";
+        assert_eq!(lines, ["applied 20260101000000", nothing, nothing, nothing, nothing]);
+        for process in &mut processes {
+            assert!(process.wait().success());
+        }
+        let mut conn = C::open(&database.server);
+        assert_eq!(conn.number("SELECT COUNT(*) FROM dlock_visitors"), Some(1));
+    }
+
+    fn transfer_loses_money_without_the_lock_only<C: Lockable>(server: &Server) {
+        let database = FreshDatabase::<C>::create(server);
+        let output = run("transfer", &database.server.url);
+        let lines: Vec<&str> = output.lines().collect();
+        assert!(matches!(lines[..], [without, with]
+            if without.starts_with("without the lock: ") && without.ends_with(" of 1000 lost")
+                && !without.contains(": 0 of")
+                && with == "with the lock: 0 of 1000 lost"
+        ), "{output}");
+    }
+
+    fn only_one_exits_as_its_command_does<C: Lockable>(server: &Server) {
+        let key = unique_key("only_one_status");
+        for (script, status) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)] {
+            let (code, stderr) = code(&mut only_one(server, &[&key, "--", "sh", "-c", script]));
+            assert_eq!((code, &*stderr), (status, ""), "{script}");
+        }
+        let (code_of_missing, stderr) = code(&mut only_one(server, &[&key, "--", "/no/such/program"]));
+        assert!(code_of_missing == 127 && stderr.contains("/no/such/program"), "{code_of_missing} {stderr}");
+        let (code_of_folder, stderr) = code(&mut only_one(server, &[&key, "--", "/"]));
+        assert!(code_of_folder == 126 && stderr.contains("ermission denied"), "{code_of_folder} {stderr}");
+    }
+
+    fn only_one_does_not_start_its_command_while_the_lock_is_taken<C: Lockable>(server: &Server) {
+        let key = unique_key("only_one_busy");
+        let mut conn = C::open(server);
+        let lock = conn.advisory_lock(&key).acquire().expect("a free lock");
+        let echo = [&*key, "--", "echo", "started"];
+        for (options, status) in [
+            (&["--no-wait"][..], 1),
+            (&["--no-wait", "-E", "75"], 75),
+            (&["--timeout", "0"], 1),
+            (&["--timeout", "0.25", "-E", "0"], 0),
+        ] {
+            let begin = Instant::now();
+            let output = only_one(server, &[options, &echo].concat()).output().expect("it starts");
+            let stderr = stderr(&output);
+            assert_eq!(output.status.code(), Some(status), "{stderr}");
+            assert!(stderr.contains(&key) && stderr.contains("held by"), "{stderr}");
+            assert_eq!(stdout(&output), "");
+            if options[1..] == ["0.25", "-E", "0"] {
+                assert!(begin.elapsed() >= Duration::from_millis(250));
+            }
+        }
+        let mut waiting = Process::spawn(only_one(server, &echo));
+        assert!(waiting.is_silent_for(Duration::from_millis(200)));
+        lock.release().expect("a release");
+        waiting.expect_line("started");
+        assert!(waiting.wait().success());
+    }
+
+    fn only_one_holds_the_lock_until_its_command_has_ended<C: Lockable>(server: &Server) {
+        let key = unique_key("only_one_signal");
+        let mut conn = C::open(server);
+        let script = "trap 'echo asked to end; read line; echo ends; exit 3' TERM; echo started; while :; do sleep 0.05; done";
+        let mut process = Process::spawn(only_one(server, &[&key, "--", "sh", "-c", script]));
+        process.expect_line("started");
+        let pid = Pid::from_raw(process.id().try_into().expect("a process id"));
+        // The command hears of the first signal only: a terminal would send the second one to both.
+        kill(pid, Signal::SIGTERM).expect("a signal");
+        kill(pid, Signal::SIGINT).expect("a signal");
+        process.expect_line("asked to end");
+        assert!(conn.advisory_lock(&key).try_acquire().expect("a try").is_none());
+        process.send("go on");
+        process.expect_line("ends");
+        assert_eq!(process.wait().code(), Some(3));
+        assert!(conn.advisory_lock(&key).try_acquire().expect("a try").is_some());
+    }
+
+    fn only_one_tells_that_the_lock_was_lost<C: Lockable>(server: &Server) {
+        let key = unique_key("only_one_lost");
+        let mut conn = C::open(server);
+        let mut process = Process::spawn(only_one(server, &[&key, "--", "sh", "-c", "echo started; read line; exit 0"]));
+        process.expect_line("started");
+        let holder = conn.advisory_lock(&key).holders().expect("the holder")[0].backend_id;
+        conn.kill(holder);
+        wait_for("the end of the session", || !conn.is_connected(holder));
+        process.send("go on");
+        assert_eq!(process.wait().code(), Some(125));
+    }
+
+    fn a_wrong_password_is_told_without_the_password<C: Lockable>(server: &Server) {
+        let mut url = url::Url::parse(&server.url).expect("the server's URL");
+        url.set_password(Some("geheim:1")).expect("a URL with a user");
+        assert_bad(url.as_str(), &["cannot connect to", "***@", "test"]);
+    }
+}
+
+/// Every example ends with a message that has the parts, a remedy, and neither a password nor a panic.
+#[track_caller]
+fn assert_bad(url: &str, parts: &[&str]) {
+    for (name, arguments, status) in [
+        ("quickstart", &[][..], 1),
+        ("migrate_once", &[], 1),
+        ("transfer", &[], 1),
+        ("only_one", &["key", "--", "true"], 125),
+    ] {
+        let (code, stderr) = code(example(name).args(arguments).env("DATABASE_URL", url));
+        assert_eq!(code, status, "{name}: {stderr}");
+        for part in parts
+            .iter()
+            .chain(&["error: ", "Set DATABASE_URL to", "docker compose"])
+        {
+            assert!(stderr.contains(part), "{name}: {part:?} is not in {stderr}");
+        }
+        for part in ["panic", "backtrace", "geheim"] {
+            assert!(!stderr.contains(part), "{name}: {part:?} is in {stderr}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_named() {
+    for scheme in ["postgres", "mysql", "mariadb"] {
+        let parts = ["cannot connect to", "://test:***@127.0.0.1:1/test"];
+        assert_bad(&format!("{scheme}://test:geheim@127.0.0.1:1/test"), &parts);
+    }
+    let parts = ["cannot connect to", "password=***&user=test"];
+    assert_bad(
+        "postgres://127.0.0.1:1/test?password=geheim&user=test",
+        &parts,
+    );
+    let parts = [
+        "cannot connect to postgres://test:***@127.0.0.1/test",
+        "percent",
+    ];
+    assert_bad("postgres://test:geheim%zz@127.0.0.1/test", &parts);
+}
+
+#[test]
+fn an_unknown_kind_of_server_is_named() {
+    let parts = ["DATABASE_URL=oracle://test:***@127.0.0.1/test"];
+    assert_bad("oracle://test:geheim@127.0.0.1/test", &parts);
+    assert_bad(
+        "host=127.0.0.1 password=geheim",
+        &["DATABASE_URL=host=127.0.0.1 password=***"],
+    );
+    assert_bad("", &["DATABASE_URL= "]);
+}
+
+#[test]
+fn a_missing_url_is_named() {
+    for (name, arguments) in [
+        ("quickstart", &[][..]),
+        ("only_one", &["key", "--", "true"]),
+    ] {
+        let (code, stderr) = code(example(name).args(arguments));
+        assert_ne!(code, 0);
+        assert!(stderr.starts_with("error: DATABASE_URL: "), "{stderr}");
+        assert!(stderr.contains("Set DATABASE_URL to"), "{stderr}");
+    }
+}
+
+#[test]
+fn only_one_explains_itself() {
+    let output = example("only_one")
+        .arg("--help")
+        .output()
+        .expect("it starts");
+    for part in [
+        "--timeout <SECONDS>",
+        "--no-wait",
+        "-E <STATUS>",
+        "128 + n",
+        "KEY",
+    ] {
+        assert!(stdout(&output).contains(part), "{}", stdout(&output));
+    }
+    for arguments in [
+        &["key", "true"][..],
+        &["--timeout=-1", "key", "--", "true"],
+        &["--timeout", "x", "key", "--", "true"],
+    ] {
+        let (code, stderr) = code(example("only_one").args(arguments));
+        assert!(code == 2 && stderr.contains("--help"), "{code} {stderr}");
+    }
+}
