@@ -9,7 +9,7 @@ use dlock_diesel::glue::{CoreQuery, HolderColumns, HolderRow, Value, to_holder};
 
 use crate::{AdvisoryLock, Error, transaction};
 
-/// A backend of which async connections can be locked: [`Pg`](diesel::pg::Pg) and [`Mysql`](diesel::mysql::Mysql).
+/// A backend of which async connections can be locked: `Pg` and `Mysql`.
 ///
 /// It cannot be implemented elsewhere.
 ///

@@ -1,5 +1,9 @@
 //! Distributed locks on the database you already have, for [`diesel_async`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(all(feature = "postgres", feature = "mysql")),
+    allow(unused, reason = "some of it is for one server only")
+)]
 
 mod backend;
 mod drive;

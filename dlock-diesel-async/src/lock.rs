@@ -136,7 +136,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// server's queue.
     ///
     /// It is slower, unfair, and costs a round trip for each time. It is for locks around migrations: a wait in
-    /// PostgreSQL's queue holds a snapshot, for which `CREATE INDEX CONCURRENTLY` waits, and nobody sees that deadlock.
+    /// PostgreSQL's queue holds a snapshot, for which a `CREATE INDEX CONCURRENTLY` of the holder waits, and that is a
+    /// deadlock.
     ///
     /// # Examples
     ///
@@ -188,7 +189,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// token of the driver. It is spawned on the runtime then, and never run otherwise.
     ///
     /// Without it, a wait that was dropped stays in the server's queue until its connection is closed: see
-    /// [`acquire`](Self::acquire#cancel-safety).
+    /// [`acquire`](Self::acquire).
     ///
     /// # Examples
     ///

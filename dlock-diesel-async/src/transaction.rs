@@ -12,7 +12,6 @@ use crate::session::Depth;
 use crate::{AdvisoryLock, Error, drive, session};
 
 /// The transaction holds the lock.
-#[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "PostgreSQL's"))]
 pub(crate) async fn with_lock_inside<'a, M, F, T, E>(
     mut lock: AdvisoryLock<M>,
     f: F,
@@ -88,7 +87,6 @@ where
 }
 
 /// The lock is the session's, held from before BEGIN until after COMMIT.
-#[cfg_attr(not(feature = "mysql"), expect(dead_code, reason = "MySQL's"))]
 pub(crate) async fn with_lock_around<'a, M, F, T, E>(lock: AdvisoryLock<M>, f: F) -> Result<T, E>
 where
     M: DerefMut<Target: LockConnection> + Send,

@@ -8,7 +8,7 @@ use dlock_core::{Dialect, Holder, Statement, TransactionDialect};
 use crate::query::{CoreQuery, HolderColumns, HolderRow, Value, to_holder};
 use crate::{AdvisoryLock, Error, transaction};
 
-/// A Diesel backend whose server has locks: [`Pg`](diesel::pg::Pg) and [`Mysql`](diesel::mysql::Mysql).
+/// A Diesel backend whose server has locks: `Pg` and `Mysql`.
 ///
 /// It cannot be implemented elsewhere.
 ///
@@ -82,8 +82,10 @@ pub trait SharedLocks: LockBackend {}
 )]
 pub trait TransactionLocks: LockBackend<Dialect: TransactionDialect> {}
 
-/// A Diesel connection to a server that has locks: a [`PgConnection`](diesel::pg::PgConnection), a
-/// [`MysqlConnection`](diesel::mysql::MysqlConnection), a pooled one, or a wrapper of yours.
+/// A Diesel connection to a server that has locks: a
+/// [`PgConnection`](https://docs.diesel.rs/2.3.x/diesel/pg/struct.PgConnection.html), a
+/// [`MysqlConnection`](https://docs.diesel.rs/2.3.x/diesel/mysql/struct.MysqlConnection.html), a pooled one, or a wrapper
+/// of yours.
 ///
 /// It is implemented for all of them.
 ///

@@ -45,7 +45,7 @@ use dlock_core::{Holder, InvalidKey, LockKey};
 #[non_exhaustive]
 pub enum Error {
     /// The limit passed before the lock was free.
-    #[error("lock {key} was not free within {waited:?}{}", held_by(.holders))]
+    #[error("lock {key} was not free within {waited:.1?}{}", held_by(.holders))]
     #[non_exhaustive]
     Timeout {
         /// The lock.

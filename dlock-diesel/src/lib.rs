@@ -52,6 +52,10 @@
 //!
 //! None of them needs a C library: whichever of Diesel's connections you use brings its own.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(all(feature = "postgres", feature = "mysql")),
+    allow(unused, reason = "some of it is for one server only")
+)]
 
 mod backend;
 mod drive;

@@ -127,7 +127,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// server's queue.
     ///
     /// It is slower, unfair, and costs a round trip for each time. It is for locks around migrations: a wait in
-    /// PostgreSQL's queue holds a snapshot, for which `CREATE INDEX CONCURRENTLY` waits, and nobody sees that deadlock.
+    /// PostgreSQL's queue holds a snapshot, for which a `CREATE INDEX CONCURRENTLY` of the holder waits, and that is a
+    /// deadlock.
     ///
     /// # Examples
     ///

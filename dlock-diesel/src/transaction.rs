@@ -12,7 +12,6 @@ use crate::session::Depth;
 use crate::{AdvisoryLock, Error, drive, session};
 
 /// The transaction holds the lock.
-#[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "PostgreSQL's"))]
 pub(crate) fn with_lock_inside<M, T, E>(
     mut lock: AdvisoryLock<M>,
     f: impl FnOnce(&mut M::Target) -> Result<T, E>,
@@ -62,7 +61,6 @@ where
 }
 
 /// The lock is the session's, held from before BEGIN until after COMMIT.
-#[cfg_attr(not(feature = "mysql"), expect(dead_code, reason = "MySQL's"))]
 pub(crate) fn with_lock_around<M, T, E>(
     lock: AdvisoryLock<M>,
     f: impl FnOnce(&mut M::Target) -> Result<T, E>,
