@@ -111,6 +111,8 @@ pub(super) fn reclaim(key: PostgresKey, mode: Mode) -> Statement {
     Statement::uncached(pieces)
 }
 
+/// The session's own locks are in its own database. To look that up in `pg_database` would need a place in the table of
+/// locks, which may be full.
 fn own_hold(key: PostgresKey, mode: Mode) -> Vec<Piece> {
     let mut pieces = vec!["SELECT FROM pg_locks l WHERE ".into()];
     pieces.extend(lock_rows(key));
@@ -125,7 +127,7 @@ fn own_hold(key: PostgresKey, mode: Mode) -> Vec<Piece> {
     pieces
 }
 
-/// The rows of `pg_locks l` that belong to a key.
+/// The rows of `pg_locks l` that belong to a key, in any database.
 /// <https://www.postgresql.org/docs/current/view-pg-locks.html>
 fn lock_rows(key: PostgresKey) -> Vec<Piece> {
     let (high, low, subid) = match key {
@@ -133,10 +135,7 @@ fn lock_rows(key: PostgresKey) -> Vec<Piece> {
         PostgresKey::Pair(first, second) => (first as u32, second as u32, 2),
     };
     vec![
-        "l.locktype = 'advisory' AND l.database = \
-         (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()) \
-         AND l.classid::bigint = "
-            .into(),
+        "l.locktype = 'advisory' AND l.classid::bigint = ".into(),
         Piece::BigInt(high.into()),
         " AND l.objid::bigint = ".into(),
         Piece::BigInt(low.into()),
@@ -155,7 +154,11 @@ pub(super) fn holders(key: PostgresKey) -> Statement {
             .into(),
     ];
     pieces.extend(lock_rows(key));
-    pieces.push(" ORDER BY l.granted DESC, l.waitstart, l.pid".into());
+    pieces.push(
+        " AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()) \
+         ORDER BY l.granted DESC, l.waitstart, l.pid"
+            .into(),
+    );
     Statement::cached(pieces)
 }
 
