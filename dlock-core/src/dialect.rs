@@ -42,15 +42,9 @@ pub trait Dialect {
         Self::acquire(key, mode, wait, fence)
     }
 
-    /// As [`release`](Self::release), and so that the conversation can be [abandoned](Machine::abandon) without a trace.
-    fn release_abandonable(key: &Self::Key, mode: Mode, fence: Option<Fence>) -> Self::Release {
-        Self::release(key, mode, fence)
-    }
-
     /// What to send, without reading the answer, when a hold is given up by somebody who cannot wait; `None` where
-    /// answers have to be read. `open`: a transaction that was begun under the lock is
-    /// still open, and is to be rolled back.
-    fn release_unread(key: &Self::Key, mode: Mode, open: bool) -> Option<String>;
+    /// answers have to be read.
+    fn release_unread(key: &Self::Key, mode: Mode, transaction: OpenTransaction) -> Option<String>;
 
     /// Asks whether the session holds the lock: 1 or 0.
     fn is_held(key: &Self::Key, mode: Mode) -> Statement;
@@ -80,4 +74,15 @@ pub trait TransactionDialect: Dialect {
     /// Begins a transaction that holds the lock until it ends, and that sees what earlier holders committed. Only
     /// outside a transaction.
     fn begin(key: &Self::Key, mode: Mode, wait: Wait) -> Self::Begin;
+}
+
+/// The transaction that is open when a hold is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenTransaction {
+    /// There is none.
+    None,
+    /// It was begun under the lock, or may have been: it is rolled back first.
+    RollBack,
+    /// The lock was acquired in it.
+    Keep,
 }

@@ -1,4 +1,6 @@
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The name of a savepoint that no other savepoint of this process has.
@@ -24,8 +26,7 @@ impl Fence {
         reason = "a default that differs each time would surprise"
     )]
     pub fn new() -> Self {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        Self(LAST.fetch_add(1, Ordering::Relaxed))
+        Self(unique())
     }
 }
 
@@ -33,4 +34,12 @@ impl fmt::Display for Fence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "dlock_{}", self.0)
     }
+}
+
+/// A number of which there is no other: it begins anywhere, since a proxy may give a session to one process after
+/// another, and a program may have two versions of this crate.
+pub(crate) fn unique() -> u64 {
+    static NEXT: LazyLock<AtomicU64> =
+        LazyLock::new(|| AtomicU64::new(RandomState::new().build_hasher().finish()));
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -31,7 +31,7 @@ mod sqlalchemy_dlock;
 mod statement;
 mod wait;
 
-pub use dialect::{Dialect, TransactionDialect};
+pub use dialect::{Dialect, OpenTransaction, TransactionDialect};
 pub use error::{Failure, Reason};
 pub use fence::Fence;
 pub use holder::Holder;

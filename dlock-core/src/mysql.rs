@@ -7,7 +7,7 @@ mod sql;
 pub use acquire::MysqlAcquire;
 pub use release::MysqlRelease;
 
-use crate::{Dialect, Fence, InvalidKey, LockKey, Mode, Statement, Wait};
+use crate::{Dialect, Fence, InvalidKey, LockKey, Mode, OpenTransaction, Statement, Wait};
 
 /// What MySQL (8.0 and later) and MariaDB (10.6 and later) want to be sent.
 ///
@@ -44,7 +44,7 @@ impl Dialect for Mysql {
         MysqlRelease::new(key.clone())
     }
 
-    fn release_unread(_key: &String, _mode: Mode, _open: bool) -> Option<String> {
+    fn release_unread(_key: &String, _mode: Mode, _transaction: OpenTransaction) -> Option<String> {
         None
     }
 

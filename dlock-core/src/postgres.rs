@@ -9,10 +9,10 @@ pub use acquire::PostgresAcquire;
 pub use begin::PostgresBegin;
 pub use release::PostgresRelease;
 
-use std::sync::atomic::{AtomicI64, Ordering};
-
+use crate::fence;
 use crate::{
-    Dialect, Fence, InvalidKey, LockKey, Mode, PostgresKey, Statement, TransactionDialect, Wait,
+    Dialect, Fence, InvalidKey, LockKey, Mode, OpenTransaction, PostgresKey, Statement,
+    TransactionDialect, Wait,
 };
 
 /// What PostgreSQL wants to be sent, version 14 and later.
@@ -35,8 +35,7 @@ struct Mark(i64);
 
 impl Mark {
     fn new() -> Self {
-        static LAST: AtomicI64 = AtomicI64::new(0);
-        Self(LAST.fetch_add(1, Ordering::Relaxed))
+        Self(fence::unique() as i64)
     }
 }
 
@@ -77,12 +76,12 @@ impl Dialect for Postgres {
         Self::acquire(key, mode, wait, fence).marked()
     }
 
-    fn release_abandonable(key: &PostgresKey, mode: Mode, fence: Option<Fence>) -> PostgresRelease {
-        Self::release(key, mode, fence).marked()
-    }
-
-    fn release_unread(key: &PostgresKey, mode: Mode, open: bool) -> Option<String> {
-        Some(sql::release_unread(*key, mode, open))
+    fn release_unread(
+        key: &PostgresKey,
+        mode: Mode,
+        transaction: OpenTransaction,
+    ) -> Option<String> {
+        Some(sql::release_unread(*key, mode, transaction))
     }
 
     fn is_held(key: &PostgresKey, mode: Mode) -> Statement {

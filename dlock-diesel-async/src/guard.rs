@@ -1,7 +1,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use dlock_core::{Dialect, Fence, Holder, LockKey, Mode};
+use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, OpenTransaction};
 use dlock_diesel::glue;
 
 use crate::backend::{DialectOf, KeyOf, LockConnection};
@@ -174,10 +174,12 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// - [`Error::InTransaction`] if a transaction that was begun under the lock is still open: it has been rolled
     ///   back, for to commit it without the lock would break exclusion. The lock is free.
     /// - [`Error::Database`] if the server could not be asked. Its session is ended then.
+    ///   Also for a lock taken in one transaction (with
+    ///   [`inside_transaction`](crate::AdvisoryLock::inside_transaction), on PostgreSQL) and released in the next.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future releases the lock as dropping the guard does.
+    /// If the future is dropped, the lock is free at the latest when the connection is closed; it counts as broken.
     ///
     /// # Round trips
     ///
@@ -208,11 +210,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
             .hold
             .fence
             .filter(|_| session::depth(conn).is_ok_and(|depth| depth == base));
-        let machine = DialectOf::<M::Target>::release_abandonable(
-            &self.hold.server_key,
-            self.hold.mode,
-            fence,
-        );
+        let machine = DialectOf::<M::Target>::release(&self.hold.server_key, self.hold.mode, fence);
         // From here on the conversation sees to it, also if it is dropped.
         self.held = false;
         let released = drive::drive(conn, machine, &self.key, None).await;
@@ -233,10 +231,14 @@ const RELEASED: &str = "BUG: the connection is there until the guard is released
 /// Gives a hold up without waiting.
 fn give_up<C: LockConnection>(conn: &mut C, hold: &Hold<C>) {
     let depth = session::depth(conn).ok();
-    let open = hold.depth.is_none() && depth != Some(None);
+    let transaction = match (hold.depth, depth) {
+        (_, Some(None)) => OpenTransaction::None,
+        (None, _) => OpenTransaction::RollBack,
+        (Some(_), _) => OpenTransaction::Keep,
+    };
     // In an aborted transaction the unlock fails, and nobody would know.
     let unsure = depth != Some(None) && !session::in_test_transaction(conn);
-    match DialectOf::<C>::release_unread(&hold.server_key, hold.mode, open) {
+    match DialectOf::<C>::release_unread(&hold.server_key, hold.mode, transaction) {
         Some(message) => {
             session::send_unread(conn, &message);
             if unsure {

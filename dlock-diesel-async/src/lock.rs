@@ -290,8 +290,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// But [`timeout`](Self::timeout) is better than a timer around the future: the server ends the wait then, and the
     /// connection stays fit for use.
     ///
-    /// - PostgreSQL, dropped while it asks: the connection stays in step. If the lock was granted, it is released right
-    ///   behind, without waiting.
+    /// - PostgreSQL, dropped while it asks: if the lock was granted, it is released right behind, without waiting. The
+    ///   connection stays in step, and counts as broken, since nobody knows whether that succeeded.
     /// - PostgreSQL, dropped while it waits in the server's queue: with [`cancel_with`](Self::cancel_with) the wait is
     ///   cancelled at once; without it the server leaves the queue when the connection is closed (within 0.3 seconds),
     ///   and if it is granted the lock before that, it releases it right behind. The connection counts as broken: bb8

@@ -146,6 +146,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// - [`Error::InTransaction`] if a transaction that was begun under the lock is still open: it has been rolled
     ///   back, for to commit it without the lock would break exclusion. The lock is free.
     /// - [`Error::Database`] if the server could not be asked. Its session is ended then.
+    ///   Also for a lock taken in one transaction (with
+    ///   [`inside_transaction`](crate::AdvisoryLock::inside_transaction), on PostgreSQL) and released in the next.
     ///
     /// # Round trips
     ///

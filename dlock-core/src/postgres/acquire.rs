@@ -33,6 +33,8 @@ enum State {
     Wait,
     /// In a transaction: undoing a failed wait.
     Undo(Code),
+    /// That failed, too, in a way that a cancel may explain: once more.
+    UndoAgain,
     /// The wait failed: releasing what it may have left.
     Reclaim(Reason),
     /// The wait failed, and an outer guard may hold the lock too: asked whether anybody does.
@@ -105,11 +107,8 @@ impl PostgresAcquire {
     fn ask(&mut self, elapsed: Duration) -> Step {
         if let (Scope::Session, Some(_)) = (self.scope, self.fence) {
             // A failing statement would abort the transaction, so all is done behind a savepoint, in one message: the
-            // try and the wait are one. One millisecond is the shortest wait.
-            let millis = match self.wait.after_busy(elapsed) {
-                AfterBusy::Queue(millis) => millis,
-                AfterBusy::GiveUp | AfterBusy::Sleep(_) => Some(1),
-            };
+            // try and the wait are one.
+            let millis = self.millis(elapsed);
             return self.enqueue(millis);
         }
         self.state = State::Try;
@@ -119,6 +118,14 @@ impl PostgresAcquire {
             }
             _ => sql::try_lock(self.key, self.mode, self.scope),
         })
+    }
+
+    /// How long to wait in the queue where there was no try: one millisecond, the shortest wait, is one.
+    fn millis(&self, elapsed: Duration) -> Option<u32> {
+        match self.wait.after_busy(elapsed) {
+            AfterBusy::Queue(millis) => millis,
+            AfterBusy::GiveUp | AfterBusy::Sleep(_) => Some(1),
+        }
     }
 
     fn enqueue(&mut self, millis: Option<u32>) -> Step {
@@ -199,9 +206,10 @@ impl Machine for PostgresAcquire {
             }
 
             (State::Check, Answer::Value(Some(0))) => {
-                // Once more, in the form that tells what is wrong. One millisecond is the shortest wait.
+                // Once more, in the form that tells what is wrong.
                 self.not_held_before = true;
-                self.enqueue(Some(1))
+                let millis = self.millis(elapsed);
+                self.enqueue(millis)
             }
             // By this try or by an outer guard: nobody can know.
             (State::Check, _) => Reason::Database.broken().into(),
@@ -210,7 +218,7 @@ impl Machine for PostgresAcquire {
             (State::Wait, answer) => {
                 let code = match answer {
                     Answer::Error(sqlstate) => Code::new(sqlstate.as_deref()),
-                    _ => Code::Missing,
+                    _ => Code::Unclear(Reason::Database),
                 };
                 match self.fence {
                     Some(fence) => {
@@ -222,9 +230,16 @@ impl Machine for PostgresAcquire {
             }
 
             (State::Undo(code), Answer::Done) => self.settle(code, elapsed),
+            (State::UndoAgain, Answer::Done) => self.settle(Code::Missing, elapsed),
+            (State::Undo(Code::Missing), Answer::Error(_)) => {
+                let fence = self.fence.expect("BUG: there is a savepoint to go back to");
+                self.state = State::UndoAgain;
+                Step::Batch(sql::undo(fence).into())
+            }
             // There was no savepoint to go back to, for the transaction was aborted before and nothing was asked for;
             // or the connection is gone, and with it all that the session held.
-            (State::Undo(Code::Missing), _) => Reason::Database.clean().into(),
+            (State::UndoAgain, Answer::Error(_)) => Reason::Database.clean().into(),
+            (State::UndoAgain, _) => Reason::Database.broken().into(),
             (State::Undo(code @ Code::Known(_)), _) => code.reason().clean().into(),
             (State::Undo(code), _) if self.scope == Scope::Transaction => {
                 code.reason().clean().into()
@@ -255,17 +270,20 @@ impl Machine for PostgresAcquire {
             // Whether it has released its savepoint nobody knows, so the transaction cannot be mended.
             (_, Scope::Transaction) => broken,
             (State::Try, Scope::Session) => match self.mark {
+                // Broken all the same: the mark of a statement that was cancelled after its grant is not there.
                 Some(mark) => Abandoned {
-                    messages: vec![sql::release_if_granted(self.key, self.mode, mark).into()],
-                    ..Abandoned::default()
+                    messages: vec![
+                        sql::unread(&sql::release_if_granted(self.key, self.mode, mark)).into(),
+                    ],
+                    ..broken
                 },
                 None => broken,
             },
             (State::Wait | State::Reclaim(_), Scope::Session) if self.not_held_before => {
+                let reclaim = sql::reclaim(self.key, self.mode).inlined();
                 Abandoned {
-                    messages: vec![sql::reclaim(self.key, self.mode).inlined().into()],
-                    broken: waiting,
-                    waiting,
+                    messages: vec![sql::unread(&reclaim).into()],
+                    ..broken
                 }
             }
             // The first message fails if the wait did; the second one undoes either.

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Mark, sql};
+use super::sql;
 use crate::{Abandoned, Answer, Fence, Machine, Mode, Outcome, PostgresKey, Reason, Step};
 
 /// Releases one hold of a session's lock, in an aborted transaction too.
@@ -21,8 +21,6 @@ pub struct PostgresRelease {
     mode: Mode,
     /// The lock was acquired in the open transaction, behind this savepoint.
     fence: Option<Fence>,
-    /// With it, whether the lock was released can be told in a message that is sent behind.
-    mark: Option<Mark>,
     state: State,
 }
 
@@ -42,14 +40,8 @@ impl PostgresRelease {
             key,
             mode,
             fence,
-            mark: None,
             state: State::Unlock,
         }
-    }
-
-    pub(super) fn marked(mut self) -> Self {
-        self.mark = Some(Mark::new());
-        self
     }
 }
 
@@ -60,10 +52,7 @@ impl Machine for PostgresRelease {
             return Step::Batch(sql::unlock_fenced(self.key, self.mode, fence).into());
         }
         self.state = State::Unlock;
-        Step::Query(match self.mark {
-            Some(mark) => sql::unlock_marked(self.key, self.mode, mark),
-            None => sql::unlock(self.key, self.mode),
-        })
+        Step::Query(sql::unlock(self.key, self.mode))
     }
 
     fn next(&mut self, answer: Answer, _elapsed: Duration) -> Step {
@@ -93,18 +82,10 @@ impl Machine for PostgresRelease {
     }
 
     fn abandon(&self) -> Abandoned {
-        match (self.state, self.mark) {
-            (State::Unlock, Some(mark)) => Abandoned {
-                messages: vec![sql::release_unless_released(self.key, self.mode, mark).into()],
-                ..Abandoned::default()
-            },
-            // The lock is free, and the rest has been sent.
-            (State::Read | State::Aborted, _) => Abandoned::default(),
-            // In an aborted transaction it is not.
-            (State::Unlock | State::UnlockFenced(_), _) => Abandoned {
-                broken: true,
-                ..Abandoned::default()
-            },
+        Abandoned {
+            // Whether it was released nobody knows, and to release it once more could take an outer guard's hold.
+            broken: !matches!(self.state, State::Read),
+            ..Abandoned::default()
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The SQL text of PostgreSQL's locks.
 
 use super::{Mark, Scope};
-use crate::{Fence, Mode, Piece, PostgresKey, Statement};
+use crate::{Fence, Mode, OpenTransaction, Piece, PostgresKey, Statement};
 
 /// The CONSTRAINT of the errors with which [`release_aborted`] tells what it did.
 pub(super) const RELEASED: &str = "dlock_released";
@@ -30,18 +30,6 @@ pub(super) fn try_lock_marked(key: PostgresKey, mode: Mode, mark: Mark) -> State
     )
 }
 
-/// [`unlock`], which leaves `mark` in the session if it released something.
-pub(super) fn unlock_marked(key: PostgresKey, mode: Mode, mark: Mark) -> Statement {
-    let function = match mode {
-        Mode::Exclusive => "SELECT CASE WHEN pg_advisory_unlock(",
-        Mode::Shared => "SELECT CASE WHEN pg_advisory_unlock_shared(",
-    };
-    marked(
-        call(function, key, ") THEN (set_config('dlock.released', "),
-        mark,
-    )
-}
-
 fn marked(mut statement: Statement, mark: Mark) -> Statement {
     statement.pieces.push(Piece::BigInt(mark.0));
     let end = "::text, false) IS NOT NULL)::int ELSE 0 END::bigint";
@@ -57,18 +45,19 @@ pub(super) fn release_if_granted(key: PostgresKey, mode: Mode, Mark(mark): Mark)
     )
 }
 
-/// Releases the lock unless the request with this mark did.
-pub(super) fn release_unless_released(key: PostgresKey, mode: Mode, Mark(mark): Mark) -> String {
-    format!(
-        "SELECT CASE WHEN current_setting('dlock.released', true) IS DISTINCT FROM '{mark}' THEN {} END",
-        unlock_text(key, mode)
-    )
+/// Releases a lock where nobody reads the answer.
+pub(super) fn release_unread(key: PostgresKey, mode: Mode, transaction: OpenTransaction) -> String {
+    let unlock = format!("SELECT {}", unlock_text(key, mode));
+    match transaction {
+        OpenTransaction::None => unread(&unlock),
+        OpenTransaction::RollBack => format!("ROLLBACK; {}", unread(&unlock)),
+        OpenTransaction::Keep => unlock,
+    }
 }
 
-/// Releases a lock, after rolling back a transaction that is still open if there is one.
-pub(super) fn release_unread(key: PostgresKey, mode: Mode, open: bool) -> String {
-    let roll_back = if open { "ROLLBACK; " } else { "" };
-    format!("{roll_back}SELECT {}", unlock_text(key, mode))
+/// A message for outside a transaction that `statement_timeout` does not cut short: nobody would know.
+pub(super) fn unread(statement: &str) -> String {
+    format!("SELECT set_config('statement_timeout', '0', true); {statement}")
 }
 
 /// `pg_advisory_unlock`: 1 or 0.
@@ -307,15 +296,13 @@ pub(super) fn begin_holding(key: PostgresKey, mode: Mode) -> String {
     )
 }
 
-/// Releases a session's lock in the open transaction in which it was acquired, and forgets its savepoint. Only an
-/// error that has no CONSTRAINT can mean that the transaction had been aborted before.
+/// Releases a session's lock in the open transaction in which it was acquired. The savepoint goes first: if that fails,
+/// the transaction had been aborted, and the savepoint is still there for [`release_aborted`]; if the unlock fails, it
+/// is not, and so nothing is released twice.
 pub(super) fn unlock_fenced(key: PostgresKey, mode: Mode, fence: Fence) -> String {
     format!(
-        "{}; RELEASE SAVEPOINT {fence}",
-        block(&format!(
-            "PERFORM set_config('dlock.unlocked', {}::int::text, true);",
-            unlock_text(key, mode)
-        ))
+        "RELEASE SAVEPOINT {fence}; SELECT set_config('dlock.unlocked', {}::int::text, true)",
+        unlock_text(key, mode)
     )
 }
 

@@ -1,9 +1,8 @@
 //! Plays a scripted server against a machine, and all servers that there can be.
 
-use std::fmt::Write;
 use std::time::Duration;
 
-use dlock_core::{Answer, Failure, Machine, Outcome, Piece, Reason, Statement, Step};
+use dlock_core::{Abandoned, Answer, Failure, Machine, Outcome, Piece, Reason, Statement, Step};
 
 pub(crate) const DONE: Answer = Answer::Done;
 pub(crate) const NULL: Answer = Answer::Value(None);
@@ -111,6 +110,13 @@ impl<M: Machine> Script<M> {
         self
     }
 
+    /// What is to be done if nobody waits for the answer to what was asserted before.
+    #[track_caller]
+    pub(crate) fn abandoned(&self) -> Abandoned {
+        assert!(!matches!(self.step, Step::Done(_)), "over: {:?}", self.step);
+        self.machine.abandon()
+    }
+
     #[track_caller]
     pub(crate) fn ends(self, outcome: Outcome) {
         assert_eq!(self.step, Step::Done(outcome));
@@ -124,12 +130,17 @@ pub(crate) trait Witness {
 
     fn answered(&mut self, step: &Step, answer: &Answer, elapsed: Duration);
 
+    /// Panics if this must not be all that is done when nobody reads the answer to `step`.
+    fn abandoned(&self, step: &Step, abandoned: &Abandoned);
+
     /// Panics if the conversation must not end like this.
     fn ended(&mut self, outcome: Outcome, elapsed: Duration);
 }
 
 /// Answers a machine with every sequence of `answers` up to `depth`, each 30 ms after the one before. Wherever that
 /// leaves a conversation, the connection is gone then, and it may go on for a few answers and no longer.
+///
+/// And wherever that leaves a conversation, it may be abandoned.
 ///
 /// Returns how many conversations that were.
 pub(crate) fn walk<M: Machine, W: Witness>(
@@ -164,18 +175,19 @@ pub(crate) fn walk<M: Machine, W: Witness>(
 /// Whether the conversation was over before the connection had to go.
 fn converse<M: Machine, W: Witness>(mut machine: M, mut witness: W, given: &[Answer]) -> bool {
     const PATIENCE: usize = 8;
-    let mut log = Log(String::new());
+    let mut log = Log::default();
     let mut given = given.iter();
     let mut gone = 0;
     let mut elapsed = Duration::ZERO;
     let mut step = machine.start();
     loop {
-        log.add(&step);
+        log.steps.push(step.clone());
         if let Step::Done(outcome) = step {
             witness.ended(outcome, elapsed);
             return gone == 0;
         }
         witness.sent(&step);
+        witness.abandoned(&step, &machine.abandon());
         elapsed += millis(30);
         let answer = if matches!(step, Step::Sleep(_)) {
             DONE // nothing else can come of it
@@ -186,25 +198,28 @@ fn converse<M: Machine, W: Witness>(mut machine: M, mut witness: W, given: &[Ans
             assert!(gone <= PATIENCE, "goes on without a connection");
             ERROR
         };
-        log.add(&answer);
+        log.answers.push(answer.clone());
         witness.answered(&step, &answer, elapsed);
         step = machine.next(answer, elapsed);
     }
 }
 
 /// Prints the conversation if an assertion fails.
-struct Log(String);
-
-impl Log {
-    fn add(&mut self, entry: &impl std::fmt::Debug) {
-        let _ = writeln!(self.0, "{entry:?}");
-    }
+#[derive(Default)]
+struct Log {
+    steps: Vec<Step>,
+    answers: Vec<Answer>,
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.0);
+            for (at, step) in self.steps.iter().enumerate() {
+                eprintln!("{step:?}");
+                if let Some(answer) = self.answers.get(at) {
+                    eprintln!("    {answer:?}");
+                }
+            }
         }
     }
 }
