@@ -3,7 +3,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
-use crate::{Kind, Server, servers};
+use crate::{Kind, Server, async_servers, servers};
 
 /// Makes tests that run on every one of [`servers`](crate::servers), generic over the connection type.
 ///
@@ -64,7 +64,23 @@ macro_rules! on_mysql {
 #[doc(hidden)]
 #[track_caller]
 pub fn run_on_every_server(on_postgres: fn(&'static Server), on_mysql: fn(&'static Server)) {
-    report(servers().iter().filter_map(|server| match server.kind {
+    run_on_each(servers(), on_postgres, on_mysql);
+}
+
+/// What [`on_every_server_async!`](crate::on_every_server_async) expands to.
+#[doc(hidden)]
+#[track_caller]
+pub fn run_on_every_server_async(on_postgres: fn(&'static Server), on_mysql: fn(&'static Server)) {
+    run_on_each(async_servers(), on_postgres, on_mysql);
+}
+
+#[track_caller]
+fn run_on_each(
+    servers: &'static [Server],
+    on_postgres: fn(&'static Server),
+    on_mysql: fn(&'static Server),
+) {
+    report(servers.iter().filter_map(|server| match server.kind {
         Kind::Postgres => failure(server, on_postgres),
         Kind::Mysql => failure(server, on_mysql),
     }));
@@ -74,7 +90,19 @@ pub fn run_on_every_server(on_postgres: fn(&'static Server), on_mysql: fn(&'stat
 #[doc(hidden)]
 #[track_caller]
 pub fn run_on(kind: Kind, body: fn(&'static Server)) {
-    let of_kind: Vec<&Server> = servers()
+    run_on_kind(servers(), kind, body);
+}
+
+/// What [`on_postgres_async!`](crate::on_postgres_async) and [`on_mysql_async!`](crate::on_mysql_async) expand to.
+#[doc(hidden)]
+#[track_caller]
+pub fn run_on_async(kind: Kind, body: fn(&'static Server)) {
+    run_on_kind(async_servers(), kind, body);
+}
+
+#[track_caller]
+fn run_on_kind(servers: &'static [Server], kind: Kind, body: fn(&'static Server)) {
+    let of_kind: Vec<&Server> = servers
         .iter()
         .filter(|server| server.kind == kind)
         .collect();

@@ -15,8 +15,10 @@
 //! ```
 //!
 //! The servers are those that the environment variable `TEST_URLS` (or the file `tests/.env`) names, separated by
-//! spaces. Without it, one PostgreSQL and one MySQL or MariaDB are started from the programs found on the machine.
+//! spaces. Without it, one PostgreSQL and one MySQL or MariaDB are started from the programs found on the machine. Tests
+//! of async connections run on those of `TEST_ASYNC_URLS`, if it is set.
 
+mod async_connection;
 mod connection;
 mod every;
 mod key;
@@ -27,19 +29,24 @@ mod servers;
 mod start;
 mod wait;
 
+pub use async_connection::AsyncTestConnection;
+#[doc(hidden)]
+pub use async_connection::block_on;
 pub use connection::TestConnection;
 #[doc(hidden)]
-pub use every::{run_on, run_on_every_server};
+pub use every::{run_on, run_on_async, run_on_every_server, run_on_every_server_async};
 pub use key::unique_key;
 pub use process::Process;
 pub use proxy::Proxy;
 pub use server::{Kind, Server};
-pub use servers::{servers, servers_from, test_urls};
+pub use servers::{async_servers, servers, servers_from, test_urls};
 pub use start::start_extra_postgres;
 pub use wait::{PATIENCE, wait_for, wait_for_within};
 
 #[doc(hidden)]
 pub use diesel;
+#[doc(hidden)]
+pub use diesel_async;
 
 /// Here, since the file lies outside the packages that it is the front page of.
 #[cfg(doctest)]

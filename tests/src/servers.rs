@@ -10,6 +10,7 @@ use crate::{
 };
 
 const VARIABLE: &str = "TEST_URLS";
+const ASYNC_VARIABLE: &str = "TEST_ASYNC_URLS";
 
 /// How to come by servers, for the end of every message about a missing one.
 pub(crate) const REMEDY: &str = "run `tests/run`, which installs what the tests need; or \
@@ -25,11 +26,29 @@ pub(crate) const REMEDY: &str = "run `tests/run`, which installs what the tests 
 pub fn servers() -> &'static [Server] {
     // The failure is kept too, so that every test reports it and none waits for it again.
     static SERVERS: OnceLock<Result<Vec<Server>, String>> = OnceLock::new();
-    match SERVERS.get_or_init(|| match configured()? {
+    match SERVERS.get_or_init(|| match configured(VARIABLE)? {
         Some(urls) => servers_from(&urls),
         None => start(),
     }) {
         Ok(servers) => servers,
+        Err(message) => panic!("{message}"),
+    }
+}
+
+/// The servers to test async connections on: those of `TEST_ASYNC_URLS`, or else [`servers`].
+///
+/// # Panics
+///
+/// As [`servers`].
+pub fn async_servers() -> &'static [Server] {
+    static SERVERS: OnceLock<Result<Option<Vec<Server>>, String>> = OnceLock::new();
+    let named = SERVERS.get_or_init(|| match configured(ASYNC_VARIABLE)? {
+        Some(urls) => named_in(ASYNC_VARIABLE, &urls).map(Some),
+        None => Ok(None),
+    });
+    match named {
+        Ok(Some(servers)) => servers,
+        Ok(None) => servers(),
         Err(message) => panic!("{message}"),
     }
 }
@@ -47,27 +66,31 @@ pub fn test_urls() -> String {
 /// If the list is empty, or names a URL that cannot be read or a server that does not answer; the message says which
 /// (without its password) and what to do.
 pub fn servers_from(urls: &str) -> Result<Vec<Server>, String> {
+    named_in(VARIABLE, urls)
+}
+
+fn named_in(variable: &str, urls: &str) -> Result<Vec<Server>, String> {
     let servers: Vec<Server> = urls
         .split_whitespace()
         .map(|url| {
-            let (kind, url) = parse(url)?;
+            let (kind, url) = parse(variable, url)?;
             connect(kind, url)
         })
         .collect::<Result<_, _>>()?;
     if servers.is_empty() {
         return Err(format!(
-            "{VARIABLE} is {urls:?} and names no server: unset it, or {REMEDY}"
+            "{variable} is {urls:?} and names no server: unset it, or {REMEDY}"
         ));
     }
     Ok(servers)
 }
 
-/// The value of `TEST_URLS`: the environment's, else that of the file `.env`.
-fn configured() -> Result<Option<String>, String> {
-    match env::var(VARIABLE) {
+/// The value of `TEST_URLS` or the like: the environment's, else that of the file `.env`.
+fn configured(variable: &str) -> Result<Option<String>, String> {
+    match env::var(variable) {
         Ok(urls) => return Ok(Some(urls)),
         Err(env::VarError::NotPresent) => {}
-        Err(error) => return Err(format!("{VARIABLE}: {error}")),
+        Err(error) => return Err(format!("{variable}: {error}")),
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".env");
     if !path.exists() {
@@ -77,30 +100,30 @@ fn configured() -> Result<Option<String>, String> {
     // Read, not loaded: changing the environment of a process with threads is not sound.
     for entry in dotenvy::from_path_iter(&path).map_err(in_file)? {
         let (name, value) = entry.map_err(in_file)?;
-        if name == VARIABLE {
+        if name == variable {
             return Ok(Some(value));
         }
     }
     Ok(None)
 }
 
-fn parse(url: &str) -> Result<(Kind, String), String> {
+fn parse(variable: &str, url: &str) -> Result<(Kind, String), String> {
     let shown = without_password(url);
     let usage = "expected postgres://user:password@host:port/database or mysql://user:password@host:port/database";
     let parsed = Url::parse(url)
-        .map_err(|error| format!("{VARIABLE} has {shown:?}, which is no URL ({error}): {usage}"))?;
+        .map_err(|error| format!("{variable} has {shown:?}, which is no URL ({error}): {usage}"))?;
     let kind = match parsed.scheme() {
         "postgres" | "postgresql" => Kind::Postgres,
         "mysql" | "mariadb" => Kind::Mysql,
         other => {
             return Err(format!(
-                "{VARIABLE} has {shown:?}, whose scheme {other:?} is unknown: {usage}"
+                "{variable} has {shown:?}, whose scheme {other:?} is unknown: {usage}"
             ));
         }
     };
     if parsed.host_str().is_none_or(str::is_empty) {
         return Err(format!(
-            "{VARIABLE} has {shown:?}, which names no host: {usage}"
+            "{variable} has {shown:?}, which names no host: {usage}"
         ));
     }
     // Clients know one scheme only.

@@ -1,0 +1,11 @@
+//! A release consumes the guard.
+use diesel::prelude::*;
+use dlock_diesel::{AdvisoryLockExt, Error};
+
+fn main() -> Result<(), Error> {
+    let mut conn = PgConnection::establish("").expect("a server");
+    let lock = conn.advisory_lock("report").acquire()?;
+    lock.release()?;
+    lock.release()?;
+    Ok(())
+}
