@@ -26,6 +26,8 @@ pub enum Reason {
     Interrupted,
     /// The session did not hold the lock that it was to release.
     NotHeld,
+    /// A transaction was open already.
+    InTransaction,
     /// The server's table of locks is full.
     TooManyLocks,
     /// The server has no such locks.

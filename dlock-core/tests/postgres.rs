@@ -331,7 +331,8 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn begins(self) -> Self {
         self.batch_with(&[
-            "BEGIN; SELECT CASE WHEN current_setting('transaction_isolation') = 'read committed' ",
+            "BEGIN; SELECT CASE WHEN now() <> statement_timestamp() ",
+            "WHEN current_setting('transaction_isolation') = 'read committed' ",
             "AND pg_try_advisory_xact_lock('42'::bigint) ",
         ])
     }
@@ -1114,6 +1115,15 @@ mod beginning {
         for wait in [FOREVER, Wait::TRY, limit(millis(250)), poll(None)] {
             begin(wait).begins().answer(DONE).ends(Outcome::Success);
         }
+    }
+
+    /// It is somebody's, and not rolled back.
+    #[test]
+    fn a_transaction_that_was_open_is_left_to_whoever_began_it() {
+        begin(FOREVER)
+            .begins()
+            .answer(error("cardinal_number_domain_check"))
+            .ends(clean(Reason::InTransaction));
     }
 
     #[test]

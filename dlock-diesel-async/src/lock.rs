@@ -135,7 +135,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// Asks again at this interval (at least a millisecond) and sleeps in between, in place of waiting in the
     /// server's queue.
     ///
-    /// It is slower, unfair, and costs a round trip for each time. It is for locks around migrations: a wait in
+    /// It is slower, unfair, and costs a round trip for each time. (Inside a PostgreSQL transaction, and where
+    /// [`transaction`](Self::transaction) begins one, each time is a wait of one millisecond.) It is for locks around migrations: a wait in
     /// PostgreSQL's queue holds a snapshot, for which a `CREATE INDEX CONCURRENTLY` of the holder waits, and that is a
     /// deadlock.
     ///
@@ -456,6 +457,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// - PostgreSQL: at READ COMMITTED only locks of the transaction are used, so that it works behind proxies that hand
     ///   each transaction to another session (PgBouncer's transaction pooling). At the other levels it does not.
+    /// - PostgreSQL: in a transaction that was begun by a raw `BEGIN`, of which Diesel does not know, it is refused with
+    ///   [`Error::InTransaction`], and that transaction is aborted.
     /// - PostgreSQL: inside an open transaction it nests as `conn.transaction` does, and the lock is held until the
     ///   outermost transaction ends (or the nested one is rolled back). What `f` sees there at REPEATABLE READ and
     ///   SERIALIZABLE is what the outer transaction sees.

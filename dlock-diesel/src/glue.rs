@@ -23,6 +23,9 @@ pub fn failed(reason: Reason, key: LockKey, error: Option<DieselError>) -> Error
     if reason == Reason::NotHeld {
         return Error::NotHeld { key };
     }
+    if reason == Reason::InTransaction {
+        return Error::InTransaction { key };
+    }
     if reason == Reason::Interrupted {
         return Error::Interrupted { key, source: error };
     }

@@ -27,6 +27,9 @@ use crate::{Error, drive, session};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// A guard that is leaked ([`std::mem::forget`]) leaves its lock with the connection, for whoever uses it next, until it
+/// is closed.
+///
 /// # The lock can be lost
 ///
 /// The server frees the lock when the session ends: a restart, a failover, an idle timeout

@@ -112,6 +112,10 @@ impl Machine for PostgresBegin {
     fn next(&mut self, answer: Answer, elapsed: Duration) -> Step {
         match (self.state, answer) {
             (State::Begin | State::Wait | State::HandOver, Answer::Done) => Outcome::Success.into(),
+            // It is aborted now, and whoever began it rolls it back.
+            (State::Begin, Answer::Error(Some(constraint))) if constraint == sql::NOT_NEW => {
+                Reason::InTransaction.clean().into()
+            }
             (State::Begin, _) => self.enqueue(elapsed),
             (State::Wait, answer) => {
                 let sqlstate = match answer {

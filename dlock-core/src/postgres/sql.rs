@@ -255,18 +255,26 @@ pub(super) fn undo(fence: Fence) -> String {
 /// transaction is at READ COMMITTED. Otherwise it fails.
 ///
 /// At the other levels the transaction would see what was true before the lock was granted: its snapshot is taken as
-/// the statement starts. The cast fails, and its text tells whoever reads the server's log why.
+/// the statement starts. The cast to an integer fails, and its text tells whoever reads the server's log why.
+///
+/// If somebody has sent a BEGIN of which Diesel does not know, the transaction is older than this message. That is told
+/// by another cast, whose error has the CONSTRAINT [`NOT_NEW`], for that transaction must not be rolled back.
 pub(super) fn begin(key: PostgresKey, mode: Mode) -> String {
     let try_lock = match mode {
         Mode::Exclusive => format!("pg_try_advisory_xact_lock({})", literal(key)),
         Mode::Shared => format!("pg_try_advisory_xact_lock_shared({})", literal(key)),
     };
     format!(
-        "BEGIN; SELECT CASE WHEN current_setting('transaction_isolation') = 'read committed' AND {try_lock} \
+        "BEGIN; SELECT CASE WHEN now() <> statement_timestamp() \
+         THEN (-pg_backend_pid())::information_schema.cardinal_number::int \
+         WHEN current_setting('transaction_isolation') = 'read committed' AND {try_lock} \
          THEN 1 ELSE ('dlock: the lock is taken, or isolation is not read committed, but ' \
          || current_setting('transaction_isolation'))::int END"
     )
 }
+
+/// The constraint of `information_schema.cardinal_number`, a domain that every database has.
+pub(super) const NOT_NEW: &str = "cardinal_number_domain_check";
 
 /// The SQLSTATE with which [`begin_waiting`] refuses an isolation level.
 pub(super) const ISOLATION: &str = "DL001";

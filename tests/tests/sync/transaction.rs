@@ -517,6 +517,24 @@ on_every_server! {
 }
 
 on_postgres! {
+    /// Its writes would be lost without a word, or committed by somebody else's COMMIT.
+    fn a_transaction_that_diesel_does_not_know_of_is_refused(server: &Server) {
+        let key = unique_key("transaction_raw_begin");
+        let (mut conn, mut holder) = (PgConnection::open(server), PgConnection::open(server));
+        for taken in [false, true] {
+            let lock = taken.then(|| holder.advisory_lock(&key).acquire().expect("the lock is free"));
+            conn.execute_sql("BEGIN");
+            conn.execute_sql("SELECT 1");
+            let limit = Duration::from_millis(10);
+            let result = conn.advisory_lock(&key).timeout(limit).transaction(|_| Ok::<(), Error>(()));
+            assert!(matches!(result, Err(Error::InTransaction { .. })), "{result:?}");
+            conn.batch_execute("SELECT 1").expect_err("it is aborted, so that nobody takes it for committed");
+            conn.execute_sql("ROLLBACK");
+            drop(lock);
+            conn.advisory_lock(&key).transaction(|_| Ok::<(), Error>(())).expect("all is as before");
+        }
+    }
+
     fn nested_in_an_open_transaction_the_lock_is_held_until_that_ends(server: &Server) {
         let key = unique_key("transaction_nested");
         let table = Table::new(server);
