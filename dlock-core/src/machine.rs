@@ -32,6 +32,11 @@ pub trait Machine: Send {
     /// The next step, after the `answer` to the last one and `elapsed` since the [`start`](Self::start).
     fn next(&mut self, answer: Answer, elapsed: Duration) -> Step;
 
+    /// Whether the error that was just answered was to be expected, so that it is not the one to report.
+    fn expected_error(&self) -> bool {
+        false
+    }
+
     /// What to do when nobody will read the answer to the last step: the future was dropped that waited for it.
     fn abandon(&self) -> Abandoned;
 }

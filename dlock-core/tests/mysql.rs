@@ -867,7 +867,9 @@ mod sent {
     #[test]
     fn only_statements_with_one_of_few_texts_are_kept_prepared() {
         for statement in queries("report", Mode::Exclusive, None) {
-            assert_eq!(statement.cached, !statement.text().contains("1500"));
+            // A wait that fails half-way hangs a client that executes it again.
+            let waits = statement.text().contains("MAX_EXECUTION_TIME");
+            assert_eq!(statement.cached, !waits);
         }
     }
 }

@@ -75,6 +75,9 @@ pub(crate) async fn drive<C: LockConnection>(
         talk.in_flight = false;
         let answer = answer(answer_or_error, &mut first_error);
         step = talk.machine.next(answer, started.elapsed());
+        if talk.machine.expected_error() {
+            first_error = None;
+        }
     };
     talk.in_flight = false;
     conclude(talk.conn, outcome, key, first_error).await

@@ -507,7 +507,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// 1, once prepared; on MySQL and MariaDB up to 3.
+    /// 1, once prepared; on MySQL and MariaDB up to 2.
     ///
     /// # Backend differences
     ///

@@ -33,6 +33,9 @@ pub(crate) fn drive<C: LockConnection>(
             Step::Done(outcome) => return conclude(conn, outcome, key, first_error),
         };
         step = machine.next(answer(answer_or_error, &mut first_error), started.elapsed());
+        if machine.expected_error() {
+            first_error = None;
+        }
     }
 }
 

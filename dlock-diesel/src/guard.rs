@@ -121,7 +121,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// # Round trips
     ///
-    /// 1, once prepared; on MySQL and MariaDB up to 3.
+    /// 1, once prepared; on MySQL and MariaDB up to 2.
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
         drive::holders(conn, &self.hold.server_key)

@@ -218,9 +218,9 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// 1 if the lock is free (once prepared). If it is taken, on PostgreSQL 2; on MySQL and MariaDB 2 without a limit
-    /// and 3 with one (2 more where MariaDB's `max_statement_time` is set). After a timeout 1 or 2 more, which ask
-    /// who has the lock. Polling: 1 for each time.
+    /// 1 if the lock is free (once prepared). If it is taken, 2 on PostgreSQL and 3 on MySQL and MariaDB (6 more where
+    /// MariaDB's `max_statement_time` is set). After a timeout, 1 more on PostgreSQL and 1 or 2 more on MySQL and MariaDB,
+    /// which ask who has the lock; on MySQL 5 more, which ask what became of the wait. Polling: 1 for each time.
     ///
     /// # Backend differences
     ///
@@ -267,7 +267,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// 1, once prepared.
+    /// 1, once prepared. With a [`timeout`](Self::timeout) those of [`acquire`](Self::acquire), without the one that
+    /// asks who has the lock.
     pub fn try_acquire(mut self) -> Result<Option<AdvisoryLockGuard<M>>, Error> {
         let wait = match self.wait.limit {
             Some(_) => self.wait,
@@ -396,7 +397,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// 1, once prepared; on MySQL and MariaDB up to 3.
+    /// 1, once prepared; on MySQL and MariaDB up to 2.
     ///
     /// # Backend differences
     ///

@@ -38,17 +38,19 @@ pub(super) const RECAP: &str = "SET SESSION max_statement_time = @dlock_max_stat
 /// the session's `max_execution_time`, which a limit of 0 would not: 9.7); MariaDB ignores that hint and takes
 /// fractions. A negative timeout would wait for ever on MySQL and not at all on MariaDB, so waits without a limit are
 /// the longest that both take.
+///
+/// The statement is not kept: MySQL reports a wait that failed after it has begun to answer, and MariaDB's Connector/C
+/// (3.3) then hangs for ever when the same statement is executed again.
 pub(super) fn wait(key: &str, millis: Option<u32>) -> Statement {
     let Some(millis) = millis else {
-        return call(
-            "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ GET_LOCK(CONVERT(",
-            key,
-            " USING utf8mb4), 1000000000)",
-        );
+        return Statement::uncached(vec![
+            "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ GET_LOCK(CONVERT(".into(),
+            name(key),
+            " USING utf8mb4), 1000000000)".into(),
+        ]);
     };
     let (seconds, rest) = (millis / 1000, millis % 1000);
     let longer = seconds + 10;
-    // Its text holds the limit.
     Statement::uncached(vec![
         format!("SELECT /*+ MAX_EXECUTION_TIME({millis}) */ GET_LOCK(CONVERT(").into(),
         name(key),

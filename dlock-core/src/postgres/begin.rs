@@ -28,6 +28,7 @@ pub struct PostgresBegin {
     wait: Wait,
     state: State,
     session: PostgresAcquire,
+    expected_error: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +60,7 @@ impl PostgresBegin {
             wait,
             state: State::Begin,
             session: PostgresAcquire::new(key, mode, Scope::Session, wait, None).marked(),
+            expected_error: false,
         }
     }
 
@@ -109,7 +111,17 @@ impl Machine for PostgresBegin {
         Step::Batch(sql::begin(self.key, self.mode).into())
     }
 
+    fn expected_error(&self) -> bool {
+        self.expected_error
+    }
+
     fn next(&mut self, answer: Answer, elapsed: Duration) -> Step {
+        // What Begin says is that the lock is taken; and then the other isolation levels.
+        self.expected_error = matches!(
+            self.state,
+            State::Begin
+                | State::RollBack(Failed::Isolation | Failed::Lock(Code::LockNotAvailable))
+        );
         match (self.state, answer) {
             (State::Begin | State::Wait | State::HandOver, Answer::Done) => Outcome::Success.into(),
             // It is aborted now, and whoever began it rolls it back.

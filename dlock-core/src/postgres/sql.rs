@@ -157,13 +157,10 @@ pub(super) fn holders(key: PostgresKey) -> Statement {
 /// - The lock is waited for as one of the (implicit) transaction, and only then taken as one of the session, which does
 ///   not wait any more. For if the server grants a session's lock just as `lock_timeout` or a cancel fires, the
 ///   statement fails and the lock stays; a transaction's lock goes with the transaction. Measured on 15, 17 and 18.
-/// - `statement_timeout` cannot be changed for the statement that runs, so the one before does it. So does it with
-///   `transaction_timeout`, which 16 and before do not know.
+/// - `statement_timeout` cannot be changed for the statement that runs, so the one before does it.
 pub(super) fn wait(key: PostgresKey, mode: Mode, millis: Option<u32>) -> String {
     format!(
-        "{WATCH_CLIENT}; SELECT set_config('statement_timeout', '0', true), \
-         CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL \
-         THEN set_config('transaction_timeout', '0', true) END; {}",
+        "{WATCH_CLIENT}; SELECT set_config('statement_timeout', '0', true), {LIFT_TRANSACTION_TIMEOUT}; {}",
         block(&wait_and_keep(key, mode, millis))
     )
 }
@@ -219,6 +216,10 @@ fn wait_and_keep(key: PostgresKey, mode: Mode, millis: Option<u32>) -> String {
 const WATCH_CLIENT: &str = "DO $dlock$ BEGIN \
     PERFORM set_config('client_connection_check_interval', '200ms', true); \
     EXCEPTION WHEN OTHERS THEN NULL; END $dlock$";
+
+/// 16 and before do not know it. Put back, it counts from then on.
+const LIFT_TRANSACTION_TIMEOUT: &str = "CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL \
+    THEN set_config('transaction_timeout', '0', true) END";
 
 const LIFT_STATEMENT_TIMEOUT: &str = "SELECT \
     set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
@@ -285,12 +286,15 @@ pub(super) fn begin_waiting(key: PostgresKey, mode: Mode, millis: Option<u32>) -
     let wait = wait_in_transaction(key, mode, millis);
     format!(
         "ROLLBACK; BEGIN; \
-         SELECT set_config('dlock.check_interval', current_setting('client_connection_check_interval'), true); \
-         {WATCH_CLIENT}; {LIFT_STATEMENT_TIMEOUT}; {}",
+         SELECT set_config('dlock.check_interval', current_setting('client_connection_check_interval'), true), \
+         set_config('dlock.transaction_timeout', coalesce(current_setting('transaction_timeout', true), ''), true), \
+         {LIFT_TRANSACTION_TIMEOUT}; {WATCH_CLIENT}; {LIFT_STATEMENT_TIMEOUT}; {}",
         block(&format!(
             "IF current_setting('transaction_isolation') <> 'read committed' THEN RAISE EXCEPTION USING \
              ERRCODE = '{ISOLATION}', MESSAGE = 'dlock: isolation is not read committed'; END IF; {wait} \
-             PERFORM set_config('client_connection_check_interval', current_setting('dlock.check_interval'), true);"
+             PERFORM set_config('client_connection_check_interval', current_setting('dlock.check_interval'), true); \
+             IF current_setting('dlock.transaction_timeout') <> '' THEN PERFORM \
+             set_config('transaction_timeout', current_setting('dlock.transaction_timeout'), true); END IF;"
         ))
     )
 }
