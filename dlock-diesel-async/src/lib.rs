@@ -1,4 +1,13 @@
 //! Distributed locks on the database you already have, for [`diesel_async`].
+//!
+//! **It is being written, and not yet tested as `dlock-diesel` is: do not rely on it.** It has the same names with
+//! `.await` and async closures, and its guard is itself an [`AsyncConnection`](diesel_async::AsyncConnection).
+//!
+//! # Features
+//!
+//! - `postgres` (default): locks on PostgreSQL connections.
+//! - `mysql` (default): locks on MySQL and MariaDB connections.
+//! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(feature = "postgres", feature = "mysql")),

@@ -71,7 +71,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
     /// # use dlock_diesel_async::AdvisoryLockExt;
     /// # let mut conn = AsyncPgConnection::establish("").await?;
-    /// conn.transaction(|conn| conn.advisory_xact_lock("cache").shared().acquire().await)?;
+    /// conn.transaction(async |conn| conn.advisory_xact_lock("cache").shared().acquire().await).await?;
     /// # Ok(()) }
     /// ```
     pub fn shared(mut self) -> Self
