@@ -19,7 +19,7 @@ use crate::Mode;
 ///
 /// # Backend differences
 ///
-/// - PostgreSQL: sessions of other users show neither application name nor times, unless this user has
+/// - PostgreSQL: sessions of other users show no times, except since when they wait, unless this user has
 ///   `pg_read_all_stats` (<https://www.postgresql.org/docs/current/monitoring-stats.html>).
 /// - MySQL: who waits is seen with SELECT on `performance_schema.metadata_locks`; without it, and on MariaDB without
 ///   the `metadata_lock_info` plugin, only the holder is. The other fields need the PROCESS privilege for sessions of

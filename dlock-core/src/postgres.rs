@@ -51,8 +51,10 @@ impl Dialect for Postgres {
     type Acquire = PostgresAcquire;
     type Release = PostgresRelease;
 
-    // The transaction may be aborted, and then nothing but ROLLBACK is obeyed.
-    const END_SESSION: &'static str = "ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())";
+    // The transaction may be aborted, and then nothing but ROLLBACK is obeyed. A role that was taken on (SET ROLE) may
+    // not end a session of the role that logged in.
+    const END_SESSION: &'static str = "ROLLBACK; RESET SESSION AUTHORIZATION; SET ROLE NONE; \
+        SELECT pg_advisory_unlock_all(); SELECT pg_terminate_backend(pg_backend_pid())";
     const SKIPS_UNREAD_ANSWERS: bool = true;
 
     fn key(key: &LockKey) -> Result<PostgresKey, InvalidKey> {

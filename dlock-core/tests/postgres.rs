@@ -316,6 +316,7 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn waits(self, millis: u32) -> Self {
         self.batch_with(&[
+            "SELECT CASE WHEN now() <> statement_timestamp() ",
             WATCH_CLIENT,
             "; SELECT set_config('statement_timeout', '0', true)",
             "set_config('transaction_timeout', '0', true)",
@@ -1682,7 +1683,8 @@ mod abandoning {
         let handing_over = isolated(FOREVER).answer(value(1)).batch(HAND_OVER);
         assert_eq!(
             handing_over.abandoned(),
-            sends_and_breaks(&["ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())"])
+            sends_and_breaks(&["ROLLBACK; RESET SESSION AUTHORIZATION; SET ROLE NONE; \
+                 SELECT pg_advisory_unlock_all(); SELECT pg_terminate_backend(pg_backend_pid())"])
         );
     }
 
@@ -1845,7 +1847,8 @@ mod sent {
     fn a_session_is_ended_in_an_aborted_transaction_too() {
         assert_eq!(
             Postgres::END_SESSION,
-            "ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())"
+            "ROLLBACK; RESET SESSION AUTHORIZATION; SET ROLE NONE; \
+                 SELECT pg_advisory_unlock_all(); SELECT pg_terminate_backend(pg_backend_pid())"
         );
     }
 
@@ -1961,7 +1964,11 @@ mod sent {
                     .match_indices("advisory_")
                     .map(|(at, _)| text[at..].split('(').next().unwrap())
                     .collect();
-                for call in calls {
+                // That one is for all keys and modes.
+                for call in calls
+                    .into_iter()
+                    .filter(|&call| call != "advisory_unlock_all")
+                {
                     assert_eq!(call.ends_with("_shared"), shared, "{call} in {text}");
                 }
             }
@@ -1995,7 +2002,8 @@ mod sent {
             for mode in [Mode::Exclusive, Mode::Shared] {
                 for text in everything(&key, mode).batches {
                     assert!(text.is_ascii() && !text.contains(['{', '}', '?']), "{text}");
-                    let calls = text.matches("advisory_").count();
+                    let calls = text.matches("advisory_").count()
+                        - text.matches("advisory_unlock_all").count();
                     assert_eq!(text.matches(&literal(key)).count(), calls, "{text}");
                 }
             }

@@ -221,6 +221,11 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         self
     }
 
+    pub(crate) fn refusing_transactions(mut self) -> Self {
+        self.inside_transaction = false;
+        self
+    }
+
     /// The key.
     ///
     /// # Examples
@@ -462,8 +467,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// - PostgreSQL: inside an open transaction it nests as `conn.transaction` does, and the lock is held until the
     ///   outermost transaction ends (or the nested one is rolled back). What `f` sees there at REPEATABLE READ and
     ///   SERIALIZABLE is what the outer transaction sees.
-    /// - PostgreSQL at SERIALIZABLE: a serialization failure (SQLSTATE 40001) between two holders in turn is possible
-    ///   (2 of 800 on a busy machine), for the server releases the lock just before it closes its books on the
+    /// - PostgreSQL at SERIALIZABLE: a serialization failure (SQLSTATE 40001) between two holders in turn is possible,
+    ///   for the server releases the lock just before it closes its books on the
     ///   transaction. Retry it, as every serializable transaction.
     /// - MySQL and MariaDB: inside an open transaction it is refused with [`Error::InTransaction`].
     ///

@@ -97,7 +97,8 @@ where
     T: Send + 'a,
     E: From<Error> + Send + 'a,
 {
-    let mut guard = lock.acquire().await?;
+    // Not even where `inside_transaction` allows the lock, for it would be free before the outer COMMIT.
+    let mut guard = lock.refusing_transactions().acquire().await?;
     let key = guard.key().clone();
     let conn = &mut *guard;
     let outside = session::depth(conn).map_err(Error::from)?;

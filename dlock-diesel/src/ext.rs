@@ -25,10 +25,10 @@ pub trait AdvisoryLockExt: LockConnection + Sized {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::{AdvisoryLockExt, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
-    /// conn.advisory_lock("text").acquire()?;
-    /// conn.advisory_lock(42).acquire()?;
-    /// conn.advisory_lock((1, 2)).acquire()?;
-    /// conn.advisory_lock(LockKey::namespaced("billing", "invoice/7")).acquire()?;
+    /// let mut text = conn.advisory_lock("text").acquire()?;
+    /// let mut number = text.advisory_lock(42).acquire()?; // one more, on the same connection
+    /// let mut pair = number.advisory_lock((1, 2)).acquire()?;
+    /// let invoice = pair.advisory_lock(LockKey::namespaced("billing", "invoice/7")).acquire()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     fn advisory_lock(&mut self, key: impl Into<LockKey>) -> AdvisoryLock<&mut Self> {

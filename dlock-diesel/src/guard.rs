@@ -27,7 +27,8 @@ use crate::{Error, drive, session};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A guard that is leaked ([`std::mem::forget`]) leaves its lock with the connection, for whoever uses it next, until it
+/// The lock is the connection's: two guards whose connections are swapped ([`std::mem::swap`]) release nothing, and
+/// answer [`Error::NotHeld`]. A guard that is leaked ([`std::mem::forget`]) leaves its lock with the connection, for whoever uses it next, until it
 /// is closed.
 ///
 /// # The lock can be lost
@@ -145,7 +146,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// # Errors
     ///
-    /// - [`Error::NotHeld`] if the lock had been lost.
+    /// - [`Error::NotHeld`] if the lock had been lost. The connection counts as broken then, as it is not what it was.
     /// - [`Error::InTransaction`] if a transaction that was begun under the lock is still open: it has been rolled
     ///   back, for to commit it without the lock would break exclusion. The lock is free.
     /// - [`Error::Database`] if the server could not be asked. Its session is ended then.
@@ -154,7 +155,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// # Round trips
     ///
-    /// 1, once prepared.
+    /// 1, once prepared; 2 for a lock that was acquired inside a PostgreSQL transaction.
     pub fn release(mut self) -> Result<M, Error> {
         let mut conn = self.conn.take().expect(RELEASED);
         undo(&mut *conn, &self.key, &self.hold)?;

@@ -19,7 +19,8 @@
 //!
 //! // Gives up, at once or after a while.
 //! if let Some(_lock) = conn.advisory_lock("report").try_acquire()? { /* .. */ }
-//! conn.advisory_lock("report").timeout(Duration::from_millis(250)).acquire()?;
+//! let lock = conn.advisory_lock("report").timeout(Duration::from_millis(250)).acquire()?;
+//! drop(lock);
 //!
 //! // Releases on every path.
 //! conn.advisory_lock("report").run(|conn| build(conn))?;

@@ -174,6 +174,11 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
         self
     }
 
+    pub(crate) fn refusing_transactions(mut self) -> Self {
+        self.inside_transaction = false;
+        self
+    }
+
     /// The key.
     ///
     /// # Examples
@@ -211,7 +216,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// - [`Error::Timeout`] after [`timeout`](Self::timeout), with who has the lock.
     /// - [`Error::InTransaction`] in an open transaction, unless it is a test transaction or
-    ///   [`inside_transaction`](Self::inside_transaction) allows it. A raw `BEGIN` is not seen.
+    ///   [`inside_transaction`](Self::inside_transaction) allows it. A raw `BEGIN` is not seen, except on PostgreSQL
+    ///   where the lock is taken: then that transaction is aborted.
     /// - [`Error::InvalidKey`] for an empty key; nothing is sent.
     /// - [`Error::Deadlock`], [`Error::Interrupted`], [`Error::TooManyLocks`], [`Error::Unsupported`],
     ///   [`Error::Database`] as they say.
@@ -220,7 +226,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// 1 if the lock is free (once prepared). If it is taken, 2 on PostgreSQL and 3 on MySQL and MariaDB (6 more where
     /// MariaDB's `max_statement_time` is set). After a timeout, 1 more on PostgreSQL and 1 or 2 more on MySQL and MariaDB,
-    /// which ask who has the lock; on MySQL 5 more, which ask what became of the wait. Polling: 1 for each time.
+    /// which ask who has the lock; on MySQL 5 more, which ask what became of the wait. Polling: 1 for each time (3 where
+    /// [`transaction`](Self::transaction) polls on PostgreSQL).
     ///
     /// # Backend differences
     ///
@@ -245,6 +252,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     }
 
     /// Acquires the lock if it is free: `None` if another connection has it (or waits for it, on PostgreSQL).
+    ///
+    /// Bind the guard: with `if lock.try_acquire()?.is_some() { .. }` the lock is free again before the block begins.
     ///
     /// With [`timeout`](Self::timeout) it waits up to that limit first.
     ///
@@ -366,8 +375,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// - PostgreSQL: inside an open transaction it nests as `conn.transaction` does, and the lock is held until the
     ///   outermost transaction ends (or the nested one is rolled back). What `f` sees there at REPEATABLE READ and
     ///   SERIALIZABLE is what the outer transaction sees.
-    /// - PostgreSQL at SERIALIZABLE: a serialization failure (SQLSTATE 40001) between two holders in turn is possible
-    ///   (2 of 800 on a busy machine), for the server releases the lock just before it closes its books on the
+    /// - PostgreSQL at SERIALIZABLE: a serialization failure (SQLSTATE 40001) between two holders in turn is possible,
+    ///   for the server releases the lock just before it closes its books on the
     ///   transaction. Retry it, as every serializable transaction.
     /// - MySQL and MariaDB: inside an open transaction it is refused with [`Error::InTransaction`].
     pub fn transaction<T, E>(self, f: impl FnOnce(&mut M::Target) -> Result<T, E>) -> Result<T, E>

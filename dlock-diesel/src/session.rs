@@ -21,10 +21,11 @@ pub(crate) fn depth<C: Connection>(conn: &mut C) -> QueryResult<Depth> {
     status(conn).transaction_depth()
 }
 
-/// Whether the open transaction is one of `begin_test_transaction`: the only kind with which a connection does not
-/// count as broken.
+/// Whether the open transaction is the one of `begin_test_transaction`, the only kind with which a connection does not
+/// count as broken, and none was begun in it: that would be a real one in production.
 pub(crate) fn in_test_transaction<C: Connection>(conn: &mut C) -> bool {
-    !C::TransactionManager::is_broken_transaction_manager(conn)
+    depth(conn).is_ok_and(|depth| depth == NonZeroU32::new(1))
+        && !C::TransactionManager::is_broken_transaction_manager(conn)
 }
 
 /// Tells Diesel that a transaction has begun.

@@ -70,7 +70,8 @@ where
     E: From<Error>,
 {
     let key = lock.key.clone();
-    lock.run(|conn| {
+    // Not even where `inside_transaction` allows the lock, for it would be free before the outer COMMIT.
+    lock.refusing_transactions().run(|conn| {
         let outside = session::depth(conn).map_err(Error::from)?;
         <M::Target as Connection>::TransactionManager::begin_transaction(conn)
             .map_err(Error::from)?;

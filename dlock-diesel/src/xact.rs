@@ -186,7 +186,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// # Round trips
     ///
-    /// 1, once prepared.
+    /// 1, once prepared. With a [`timeout`](Self::timeout) those of [`acquire`](Self::acquire).
     #[must_use = "the lock may not have been acquired"]
     pub fn try_acquire(mut self) -> Result<bool, Error> {
         let wait = match self.wait.limit {

@@ -61,6 +61,7 @@ impl Code {
         match sqlstate {
             Some("55P03") => Code::LockNotAvailable,
             Some("40P01") => Code::Known(Reason::Deadlock),
+            Some(sql::NOT_NEW) => Code::Known(Reason::InTransaction),
             // Undefined function, feature not supported.
             Some("42883" | "0A000") => Code::Known(Reason::Unsupported),
             // Also what the server says when its memory is full, which may come after the grant.

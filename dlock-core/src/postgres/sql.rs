@@ -158,9 +158,11 @@ pub(super) fn holders(key: PostgresKey) -> Statement {
 ///   not wait any more. For if the server grants a session's lock just as `lock_timeout` or a cancel fires, the
 ///   statement fails and the lock stays; a transaction's lock goes with the transaction. Measured on 15, 17 and 18.
 /// - `statement_timeout` cannot be changed for the statement that runs, so the one before does it.
+/// - In a transaction that somebody has begun with a raw BEGIN all this would stay; so it is refused there.
 pub(super) fn wait(key: PostgresKey, mode: Mode, millis: Option<u32>) -> String {
     format!(
-        "{WATCH_CLIENT}; SELECT set_config('statement_timeout', '0', true), {LIFT_TRANSACTION_TIMEOUT}; {}",
+        "SELECT CASE {UNLESS_NEW} END; {WATCH_CLIENT}; \
+         SELECT set_config('statement_timeout', '0', true), {LIFT_TRANSACTION_TIMEOUT}; {}",
         block(&wait_and_keep(key, mode, millis))
     )
 }
@@ -266,13 +268,15 @@ pub(super) fn begin(key: PostgresKey, mode: Mode) -> String {
         Mode::Shared => format!("pg_try_advisory_xact_lock_shared({})", literal(key)),
     };
     format!(
-        "BEGIN; SELECT CASE WHEN now() <> statement_timestamp() \
-         THEN (-pg_backend_pid())::information_schema.cardinal_number::int \
-         WHEN current_setting('transaction_isolation') = 'read committed' AND {try_lock} \
+        "BEGIN; SELECT CASE {UNLESS_NEW} WHEN current_setting('transaction_isolation') = 'read committed' AND {try_lock} \
          THEN 1 ELSE ('dlock: the lock is taken, or isolation is not read committed, but ' \
          || current_setting('transaction_isolation'))::int END"
     )
 }
+
+/// Fails with the CONSTRAINT [`NOT_NEW`] in a transaction that is older than this message.
+const UNLESS_NEW: &str = "WHEN now() <> statement_timestamp() \
+    THEN (-pg_backend_pid())::information_schema.cardinal_number::int";
 
 /// The constraint of `information_schema.cardinal_number`, a domain that every database has.
 pub(super) const NOT_NEW: &str = "cardinal_number_domain_check";

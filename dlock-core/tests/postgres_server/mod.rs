@@ -62,7 +62,7 @@ impl Sent {
         match text {
             "ROLLBACK" => Sent::RollBack,
             "SELECT current_setting('dlock.unlocked')::bigint" => Sent::ReadUnlocked,
-            "ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())" => Sent::EndSession,
+            <dlock_core::Postgres as dlock_core::Dialect>::END_SESSION => Sent::EndSession,
             _ if starts("SELECT pg_try_advisory_lock") => Sent::Try { mark: None },
             _ if starts("SELECT CASE WHEN pg_try_advisory_lock") => {
                 assert!(mark.is_some());
@@ -77,12 +77,7 @@ impl Sent {
                     mark: number("true) = '").unwrap(),
                 }
             }
-            _ if starts(
-                "DO $dlock$ BEGIN PERFORM set_config('client_connection_check_interval'",
-            ) =>
-            {
-                Sent::Wait
-            }
+            _ if starts("SELECT CASE WHEN now() <> statement_timestamp() ") => Sent::Wait,
             _ if starts("RELEASE SAVEPOINT dlock_")
                 && text.contains("; SELECT set_config('dlock.unlocked', ") =>
             {

@@ -21,11 +21,11 @@ fn main() -> ExitCode {
         match status {
             Ok(status) if status.success() => {}
             Ok(status) => {
-                eprintln!("{}: {status}", program.display());
+                eprintln!("{program:?}: {status}");
                 return ExitCode::FAILURE;
             }
             Err(error) => {
-                eprintln!("cannot start {}: {error}", program.display());
+                eprintln!("cannot start {program:?}: {error}");
                 return ExitCode::FAILURE;
             }
         }

@@ -417,6 +417,34 @@ on_postgres! {
         assert_free(&mut observer, &key);
     }
 
+    /// A role that was taken on may not end a session of the role that logged in.
+    fn a_drop_that_the_server_refuses_ends_the_session_of_another_role_too(server: &Server) {
+        let key = unique_key("guard_role");
+        let (mut conn, mut observer) = (PgConnection::open(server), PgConnection::open(server));
+        let id = conn.backend_id();
+        conn.execute_sql("SET ROLE pg_monitor");
+        let mut guard = conn.advisory_lock(&key).acquire().expect("the lock is free");
+        guard.execute_sql("BEGIN");
+        guard.batch_execute("SELECT 1 / 0").expect_err("division by zero");
+        drop(guard);
+        assert!(is_broken(&mut conn));
+        wait_for("the end of the session", || !observer.is_connected(id));
+        assert_free(&mut observer, &key);
+    }
+
+    /// What a wait sets would stay with that transaction, and so would its lock.
+    fn a_wait_in_a_transaction_that_diesel_does_not_know_of_is_refused(server: &Server) {
+        let key = unique_key("guard_raw_wait");
+        let (mut conn, mut holder) = (PgConnection::open(server), PgConnection::open(server));
+        let lock = holder.advisory_lock(&key).acquire().expect("the lock is free");
+        conn.execute_sql("BEGIN");
+        let result = conn.advisory_lock(&key).acquire().map(drop);
+        assert!(matches!(result, Err(Error::InTransaction { .. })), "{result:?}");
+        conn.execute_sql("ROLLBACK");
+        drop(lock);
+        assert_free(&mut conn, &key);
+    }
+
     fn a_release_that_the_server_refuses_ends_the_session_and_says_so(server: &Server) {
         let key = unique_key("guard_refused_release");
         let (mut conn, mut observer) = (PgConnection::open(server), PgConnection::open(server));

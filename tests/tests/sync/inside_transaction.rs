@@ -96,13 +96,13 @@ on_every_server! {
         drop(guard);
         assert_free(&mut observer, &key);
 
-        // The code under test may well open a transaction of its own.
-        conn.transaction(|conn| {
+        // A transaction of the code under test is a real one in production, and refused there.
+        let refused = conn.transaction(|conn| {
             conn.advisory_lock(&key).run(|conn| conn.batch_execute(&table.insert(2)).map_err(Error::from))
-        })
-        .expect("a savepoint");
+        });
+        assert!(is_in_transaction(&refused), "{refused:?}");
         assert_free(&mut observer, &key);
-        assert_eq!((table.rows(&mut conn), table.rows(&mut observer)), (2, 0));
+        assert_eq!((table.rows(&mut conn), table.rows(&mut observer)), (1, 0));
         assert_eq!((depth(&mut conn), is_broken(&mut conn)), (1, false));
     }
 
@@ -468,7 +468,8 @@ on_postgres! {
         assert_free(&mut observer, &key);
         assert_eq!(table.rows(&mut conn), 2);
         let result = conn.transaction(|conn| {
-            conn.advisory_lock(&key).run(|conn| conn.batch_execute(&table.insert(0)).map_err(Error::from))
+            let lock = conn.advisory_lock(&key).inside_transaction();
+            lock.run(|conn| conn.batch_execute(&table.insert(0)).map_err(Error::from))
         });
         assert!(is_unique_violation(&result), "{result:?}");
         assert_free(&mut observer, &key);
