@@ -45,18 +45,13 @@ fn quickstart<C: LockConnection>(url: &str) -> support::Result<ExitCode> {
         .stdout(Stdio::piped());
     let mut process = command.spawn()?;
     let stdout = process.stdout.take().expect("it is piped");
-    let mut said = BufReader::new(stdout).lines().map_while(Result::ok);
-    println!(
-        "4. A second process {}.",
-        said.next().ok_or("the second process failed")?
-    );
+    let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+    let mut says = || lines.next().ok_or("the second process failed");
+    println!("4. A second process {}.", says()?);
     thread::sleep(Duration::from_millis(500));
     lock.release()?;
     println!("5. The first connection releases it.");
-    println!(
-        "6. The second process {}.",
-        said.next().ok_or("the second process failed")?
-    );
+    println!("6. The second process {}.", says()?);
     process.kill()?;
     let _lock = first.advisory_lock(&key).acquire()?;
     println!("7. The second process is killed: the server frees it for the first connection.");

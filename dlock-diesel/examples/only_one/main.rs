@@ -38,10 +38,8 @@ fn main() -> ExitCode {
 fn only_one<C: LockConnection>(url: &str, arguments: &Arguments) -> support::Result<ExitCode> {
     let mut conn = support::connect::<C>(url)?;
     let mut lock = conn.advisory_lock(&arguments.key);
-    if let Some(limit) = arguments
-        .timeout
-        .or(arguments.no_wait.then_some(Duration::ZERO))
-    {
+    let no_wait = arguments.no_wait.then_some(Duration::ZERO);
+    if let Some(limit) = arguments.timeout.or(no_wait) {
         lock = lock.timeout(limit);
     }
     let lock = match lock.acquire() {

@@ -1,5 +1,4 @@
 //! Four processes pay into one account, without and with a lock: `DATABASE_URL=.. cargo run --example transfer`
-
 use std::process::{Command, ExitCode};
 use std::{env, thread, time::Duration};
 
@@ -35,9 +34,8 @@ fn transfer<C: Bank>(url: &str) -> support::Result<ExitCode> {
             processes.push(command.args([account, lock]).spawn()?);
         }
         for mut process in processes {
-            if !process.wait()?.success() {
-                return Err("a process failed".into());
-            }
+            let paid = process.wait()?.success();
+            paid.then_some(()).ok_or("a process failed")?;
         }
         let lost = before - conn.total()?;
         println!("{lock} the lock: {lost} of {before} lost");
