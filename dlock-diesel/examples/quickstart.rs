@@ -38,12 +38,11 @@ fn quickstart<C: LockConnection>(url: &str) -> support::Result<ExitCode> {
     if let Err(error) = lock_of_second.timeout(LIMIT).acquire() {
         println!("3. It waits for {LIMIT:?}, and gives up: {error}.");
     }
-    let mut command = Command::new(env::current_exe()?);
-    command
+    let mut process = Command::new(env::current_exe()?)
         .arg(&key)
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut process = command.spawn()?;
+        .stdout(Stdio::piped())
+        .spawn()?;
     let stdout = process.stdout.take().expect("it is piped");
     let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
     let mut says = || lines.next().ok_or("the second process failed");

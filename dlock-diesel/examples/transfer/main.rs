@@ -1,4 +1,5 @@
 //! Four processes pay into one account, without and with a lock: `DATABASE_URL=.. cargo run --example transfer`
+
 use std::process::{Command, ExitCode};
 use std::{env, thread, time::Duration};
 
@@ -30,12 +31,11 @@ fn transfer<C: Bank>(url: &str) -> support::Result<ExitCode> {
         let before = conn.total()?;
         let mut processes = Vec::new();
         for account in ["1", "2", "3", "4"] {
-            let mut command = Command::new(env::current_exe()?);
-            processes.push(command.args([account, lock]).spawn()?);
+            let mut this = Command::new(env::current_exe()?);
+            processes.push(this.args([account, lock]).spawn()?);
         }
         for mut process in processes {
-            let paid = process.wait()?.success();
-            paid.then_some(()).ok_or("a process failed")?;
+            assert!(process.wait()?.success(), "a process failed");
         }
         let lost = before - conn.total()?;
         println!("{lock} the lock: {lost} of {before} lost");
