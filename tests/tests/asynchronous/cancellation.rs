@@ -1147,6 +1147,29 @@ on_every_server_async! {
         }
     }
 
+    async fn a_question_that_is_dropped_leaves_the_connection_in_step_or_broken<C: CancelTest>(server: &'static Server) {
+        let mut observer = C::Observer::open(server);
+        for times in 0..8 {
+            let key = unique_key("cancel_question");
+            let mut conn = C::open(server).await;
+            let asked = dropped(conn.advisory_lock(&key).holders(), polls(times)).await;
+            let was_dropped = asked.is_none();
+            assert_eq!(is_broken(&mut conn), was_dropped && C::KIND == Kind::Mysql, "holders, after {times} polls");
+            if !is_broken(&mut conn) {
+                assert_clean(&mut conn, &mut observer).await;
+            }
+
+            let mut conn = C::open(server).await;
+            let mut guard = conn.advisory_lock(&key).acquire().await.expect("the lock is free");
+            let was_dropped = dropped(guard.is_held(), polls(times)).await.is_none();
+            assert_eq!(is_broken(&mut *guard), was_dropped && C::KIND == Kind::Mysql, "is_held, after {times} polls");
+            if !is_broken(&mut *guard) {
+                guard.release().await.expect("held");
+                assert_clean(&mut conn, &mut observer).await;
+            }
+        }
+    }
+
     async fn a_release_that_is_dropped_releases_no_other_hold<C: CancelTest>(server: &'static Server) {
         let mut observer = C::Observer::open(server);
         for times in 0..8 {
