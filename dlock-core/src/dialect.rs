@@ -32,7 +32,8 @@ pub trait Dialect {
     /// Releases one hold. If it was acquired with a `fence` and that transaction is still open, it must be given here.
     fn release(key: &Self::Key, mode: Mode, fence: Option<Fence>) -> Self::Release;
 
-    /// As [`acquire`](Self::acquire), and so that the conversation can be [abandoned](Machine::abandon) without a trace.
+    /// As [`acquire`](Self::acquire), and so that the conversation can be [abandoned](Machine::abandon) without a trace;
+    /// in an open transaction that may take one more question.
     fn acquire_abandonable(
         key: &Self::Key,
         mode: Mode,

@@ -27,7 +27,16 @@ const UNLOCKED: &str = "SELECT current_setting('dlock.unlocked')::bigint";
 const HAND_OVER: &str =
     "BEGIN; SELECT pg_advisory_xact_lock('42'::bigint), pg_advisory_unlock('42'::bigint)";
 
-/// Before every wait outside a transaction.
+/// Before and after every wait in a transaction.
+const BEFORE_WAIT: &str = "SELECT \
+    set_config('dlock.check_interval', current_setting('client_connection_check_interval'), true), \
+    set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
+    set_config('statement_timeout', '0', true)";
+const AFTER_WAIT: &str = "PERFORM \
+    set_config('client_connection_check_interval', current_setting('dlock.check_interval'), true), \
+    set_config('statement_timeout', current_setting('dlock.statement_timeout'), true)";
+
+/// Before every wait.
 const WATCH_CLIENT: &str = "DO $dlock$ BEGIN \
     PERFORM set_config('client_connection_check_interval', '200ms', true); \
     EXCEPTION WHEN OTHERS THEN NULL; END $dlock$";
@@ -172,16 +181,14 @@ impl<M: Machine> Fenced<M> {
     #[track_caller]
     fn waits_in_open_transaction(self, millis: u32) -> Self {
         let script = self.script.batch_with(&[
-            &format!("SAVEPOINT {}; SELECT ", self.fence),
-            "set_config('dlock.statement_timeout', current_setting('statement_timeout'), true)",
-            "set_config('statement_timeout', '0', true)",
+            &format!("SAVEPOINT {}; {BEFORE_WAIT}; {WATCH_CLIENT}", self.fence),
             "; DO $dlock$ BEGIN BEGIN ",
             &format!("PERFORM set_config('lock_timeout', '{millis}', true);"),
             "PERFORM pg_advisory_xact_lock('42'::bigint);",
             "PERFORM pg_advisory_lock('42'::bigint);",
             "RAISE EXCEPTION USING ERRCODE = 'DL000'",
             "WHEN SQLSTATE 'DL000' THEN NULL",
-            "set_config('statement_timeout', current_setting('dlock.statement_timeout'), true)",
+            AFTER_WAIT,
             "CONSTRAINT = SQLSTATE; END $dlock$",
         ]);
         Fenced { script, ..self }
@@ -190,15 +197,13 @@ impl<M: Machine> Fenced<M> {
     #[track_caller]
     fn waits_for_transaction(self, millis: u32) -> Self {
         let script = self.script.batch_with(&[
-            &format!("SAVEPOINT {}; SELECT ", self.fence),
-            "set_config('dlock.statement_timeout', current_setting('statement_timeout'), true)",
-            "set_config('statement_timeout', '0', true)",
+            &format!("SAVEPOINT {}; {BEFORE_WAIT}; {WATCH_CLIENT}", self.fence),
             "; DO $dlock$ BEGIN ",
             "before text := current_setting('lock_timeout')",
             &format!("PERFORM set_config('lock_timeout', '{millis}', true);"),
             "PERFORM pg_advisory_xact_lock('42'::bigint);",
             "set_config('lock_timeout', before, true)",
-            "set_config('statement_timeout', current_setting('dlock.statement_timeout'), true)",
+            AFTER_WAIT,
             "CONSTRAINT = SQLSTATE",
             &format!("; RELEASE SAVEPOINT {}", self.fence),
         ]);
@@ -342,11 +347,9 @@ impl<M: Machine> Asks for Script<M> {
     fn begins_waiting(self, millis: u32) -> Self {
         self.batch_with(&[
             "ROLLBACK; BEGIN; ",
-            "set_config('dlock.check_interval', \
-             current_setting('client_connection_check_interval'), true)",
+            "set_config('transaction_timeout', '0', true)",
+            BEFORE_WAIT,
             WATCH_CLIENT,
-            "set_config('dlock.statement_timeout', current_setting('statement_timeout'), true)",
-            "set_config('statement_timeout', '0', true)",
             "; DO $dlock$ BEGIN ",
             "current_setting('transaction_isolation') <> 'read committed'",
             "ERRCODE = 'DL001'",
@@ -354,9 +357,7 @@ impl<M: Machine> Asks for Script<M> {
             &format!("PERFORM set_config('lock_timeout', '{millis}', true);"),
             "PERFORM pg_advisory_xact_lock('42'::bigint);",
             "set_config('lock_timeout', before, true)",
-            "set_config('statement_timeout', current_setting('dlock.statement_timeout'), true)",
-            "set_config('client_connection_check_interval', \
-             current_setting('dlock.check_interval'), true)",
+            AFTER_WAIT,
             "CONSTRAINT = SQLSTATE",
         ])
     }
@@ -1483,23 +1484,19 @@ mod abandoning {
     /// What is sent outside a transaction, where nobody would know that it was cut short.
     const NO_TIMEOUT: &str = "SELECT set_config('statement_timeout', '0', true); ";
 
-    /// As the machines ask when somebody reads the answer, with the numbers in the text.
     fn reclaim() -> String {
-        format!(
-            "{NO_TIMEOUT}SELECT CASE WHEN EXISTS(SELECT FROM pg_locks l WHERE l.locktype = 'advisory' \
-         AND l.classid::bigint = '0'::bigint AND l.objid::bigint = '42'::bigint \
-         AND l.objsubid = '1'::int AND l.pid = pg_backend_pid() AND l.granted \
-         AND l.mode = 'ExclusiveLock') THEN pg_advisory_unlock('42'::bigint)::int::bigint END"
-        )
+        format!("{NO_TIMEOUT}{RECLAIM}")
     }
 
-    /// The mark that a wait in an open transaction leaves.
-    fn mark_in(step: &Step) -> i64 {
-        let Step::Batch(text) = step else { panic!() };
-        let (_, rest) = text
-            .split_once("PERFORM set_config('dlock.granted', '")
-            .unwrap();
-        rest.split_once("', false);").unwrap().0.parse().unwrap()
+    /// As the machines ask when somebody reads the answer, with the numbers in the text.
+    const RECLAIM: &str = "SELECT CASE WHEN EXISTS(SELECT FROM pg_locks l WHERE l.locktype = 'advisory' \
+        AND l.classid::bigint = '0'::bigint AND l.objid::bigint = '42'::bigint \
+        AND l.objsubid = '1'::int AND l.pid = pg_backend_pid() AND l.granted \
+        AND l.mode = 'ExclusiveLock') THEN pg_advisory_unlock('42'::bigint)::int::bigint END";
+
+    /// The same message again, for a cancel may hit the first one.
+    fn twice(message: &str) -> [&str; 2] {
+        [message, message]
     }
 
     #[test]
@@ -1543,10 +1540,10 @@ mod abandoning {
     fn a_wait_is_reclaimed_and_goes_on_until_somebody_cancels_it() {
         for start in [acquire(FOREVER), acquire_abandonable(FOREVER, None)] {
             let wait = start.answer(value(0)).waits(0);
-            assert_eq!(wait.abandoned(), waiting(&[&reclaim()]));
+            assert_eq!(wait.abandoned(), waiting(&twice(&reclaim())));
         }
         let once_more = acquire(FOREVER).answer(ERROR).answer(value(0)).waits(0);
-        assert_eq!(once_more.abandoned(), waiting(&[&reclaim()]));
+        assert_eq!(once_more.abandoned(), waiting(&twice(&reclaim())));
     }
 
     #[test]
@@ -1555,18 +1552,23 @@ mod abandoning {
             .answer(value(0))
             .answer(error("57014"))
             .reclaims();
-        assert_eq!(reclaiming.abandoned(), sends_and_breaks(&[&reclaim()]));
+        assert_eq!(reclaiming.abandoned(), sends_and_breaks(&twice(&reclaim())));
     }
 
     #[test]
     fn a_question_whether_it_is_held_breaks_the_session() {
-        for fence in [None, Some(Fence::new())] {
-            let mut asking = acquire_abandonable(FOREVER, fence).answer(ERROR);
-            if fence.is_some() {
-                asking = asking.answer(DONE);
-            }
-            assert_eq!(asking.asks_whether_held().abandoned(), broken());
-        }
+        let asking = acquire_abandonable(FOREVER, None).answer(ERROR);
+        assert_eq!(asking.asks_whether_held().abandoned(), broken());
+        let asking = acquire_in_open_transaction(FOREVER)
+            .answer(ERROR)
+            .answer(DONE);
+        assert_eq!(asking.asks_whether_held().script.abandoned(), broken());
+    }
+
+    #[test]
+    fn a_question_before_anything_is_asked_for_leaves_nothing_behind() {
+        let asking = acquire_abandonable(FOREVER, Some(Fence::new())).asks_whether_held();
+        assert_eq!(asking.abandoned(), nothing());
     }
 
     #[test]
@@ -1608,28 +1610,40 @@ mod abandoning {
     }
 
     #[test]
-    fn a_wait_in_an_open_transaction_is_given_back_and_undone() {
+    fn a_wait_in_an_open_transaction_is_undone_and_given_back() {
         let fence = Fence::new();
-        let wait = acquire_abandonable(FOREVER, Some(fence));
-        let mark = mark_in(wait.step());
-        assert_eq!(
-            wait.abandoned(),
-            waiting(&[&if_granted(mark), &undo(fence)])
-        );
-        let unmarked = acquire_in_open_transaction(FOREVER).waits_in_open_transaction(0);
-        assert_eq!(unmarked.script.abandoned(), waiting(&[]));
+        let wait = acquire_abandonable(FOREVER, Some(fence)).answer(value(0));
+        let back = format!("ROLLBACK TO SAVEPOINT {fence}; {RECLAIM}");
+        assert_eq!(wait.abandoned(), waiting(&twice(&back)));
+        let once_more = wait
+            .answer(error("55P03"))
+            .answer(DONE)
+            .answer(DONE)
+            .batch_with(&["SAVEPOINT "]);
+        assert_eq!(once_more.abandoned(), waiting(&twice(&back)));
+    }
+
+    /// The server does not make it wait, so there is nothing to cancel, and a cancel would hit the release.
+    #[test]
+    fn a_lock_that_an_outer_guard_holds_in_a_transaction_is_released_once() {
+        let fence = Fence::new();
+        let wait = acquire_abandonable(FOREVER, Some(fence)).answer(value(1));
+        assert_eq!(wait.abandoned(), sends_and_breaks(&[&unlock_fenced(fence)]));
     }
 
     #[test]
-    fn an_undo_breaks_the_session() {
-        for fence in [Fence::new(), Fence::new()] {
-            let undoing = acquire_abandonable(FOREVER, Some(fence)).answer(error("55P03"));
-            assert_eq!(undoing.batch(&undo(fence)).abandoned(), broken());
-            let again = acquire_abandonable(FOREVER, Some(fence))
-                .answer(ERROR)
-                .answer(ERROR);
-            assert_eq!(again.batch(&undo(fence)).abandoned(), broken());
-        }
+    fn an_undo_is_followed_by_a_release_and_breaks_the_session() {
+        let fence = Fence::new();
+        let wait = || acquire_abandonable(FOREVER, Some(fence)).answer(value(0));
+        let undoing = wait().answer(error("55P03")).batch(&undo(fence));
+        assert_eq!(undoing.abandoned(), sends_and_breaks(&twice(RECLAIM)));
+        let again = wait().answer(ERROR).answer(ERROR).batch(&undo(fence));
+        assert_eq!(again.abandoned(), sends_and_breaks(&twice(RECLAIM)));
+        let held_before = acquire_abandonable(FOREVER, Some(fence))
+            .answer(value(1))
+            .answer(error("57014"))
+            .batch(&undo(fence));
+        assert_eq!(held_before.abandoned(), broken());
         let undoing = acquire_for_transaction(FOREVER)
             .answer(value(0))
             .answer(error("55P03"))
@@ -1671,9 +1685,9 @@ mod abandoning {
             sends_and_breaks(&[&format!("{NO_TIMEOUT}{}", if_granted(trying.mark()))])
         );
         let wait = isolated(FOREVER).answer(value(0)).waits(0);
-        assert_eq!(wait.abandoned(), waiting(&[&reclaim()]));
+        assert_eq!(wait.abandoned(), waiting(&twice(&reclaim())));
         let reclaiming = wait.answer(error("57014")).reclaims();
-        assert_eq!(reclaiming.abandoned(), sends_and_breaks(&[&reclaim()]));
+        assert_eq!(reclaiming.abandoned(), sends_and_breaks(&twice(&reclaim())));
         let asking = isolated(FOREVER).answer(ERROR).asks_whether_held();
         assert_eq!(asking.abandoned(), broken());
     }
@@ -1761,8 +1775,13 @@ mod sent {
         for acquire in [&acquire as &dyn Fn(_) -> _, &abandonable] {
             all.add(acquire(None), &[value(0), error("57014"), NULL]);
             all.add(acquire(None), &[ERROR, value(0), DONE]);
-            all.add(acquire(Some(fence)), &[error("57014"), DONE, value(0)]);
         }
+        all.add(acquire(Some(fence)), &[error("57014"), DONE, value(0)]);
+        all.add(
+            abandonable(Some(fence)),
+            &[value(0), error("57014"), DONE, NULL],
+        );
+        all.add(abandonable(Some(fence)), &[value(1), error("57014"), DONE]);
         all.add(
             Postgres::acquire_in_transaction(key, mode, FOREVER, fence),
             &[value(0), error("57014"), DONE],
@@ -2123,6 +2142,32 @@ mod any_answers {
             world.now.holds == world.before.holds + 1
         }
 
+        /// It may come too late for the wait, and hits what is sent behind it.
+        fn a_cancel_hits_any_message_once(&self, last: &Sent, messages: &[Sent]) {
+            for (world, hit) in self
+                .worlds
+                .iter()
+                .flat_map(|world| (0..messages.len()).map(move |hit| (world, hit)))
+            {
+                let mut sessions = world.now.receive_unread(Some(last));
+                for (at, message) in messages.iter().enumerate() {
+                    sessions = sessions
+                        .into_iter()
+                        .flat_map(|session| match at == hit {
+                            true => session.cancelled(message),
+                            false => vec![session.obey(message)],
+                        })
+                        .collect();
+                }
+                for now in sessions {
+                    assert_eq!(
+                        now.holds, world.before.holds,
+                        "abandoned, and message {hit} cancelled: {world:?}, {now:?}"
+                    );
+                }
+            }
+        }
+
         /// There is no other savepoint than the one that was given.
         fn names(&self, text: &str) {
             for (at, name) in text.match_indices("SAVEPOINT ") {
@@ -2153,7 +2198,7 @@ mod any_answers {
                 Sent::Try { .. }
                 | Sent::TryInTransaction
                 | Sent::Begin
-                | Sent::WaitInOpenTransaction { .. } => {
+                | Sent::WaitInOpenTransaction => {
                     self.all(World::is_as_before, "asks again while it may have it");
                     assert_ne!(
                         self.asked.as_ref(),
@@ -2185,7 +2230,7 @@ mod any_answers {
                 Sent::AskHeld | Sent::Undo | Sent::BeginWaiting | Sent::RollBack => {
                     assert_ne!(self.goal, Goal::Release);
                 }
-                Sent::ReleaseIfGranted { .. } | Sent::EndSession => {
+                Sent::BackAndReclaim | Sent::ReleaseIfGranted { .. } | Sent::EndSession => {
                     panic!("only when it is abandoned: {sent:?}")
                 }
             }
@@ -2223,12 +2268,11 @@ mod any_answers {
                 last,
                 Some(
                     Sent::Wait
-                        | Sent::WaitInOpenTransaction { .. }
+                        | Sent::WaitInOpenTransaction
                         | Sent::WaitForTransaction
                         | Sent::BeginWaiting
                 )
             );
-            assert_eq!(abandoned.waiting, waits);
             assert!(abandoned.broken || !waits, "fit for others while it waits");
             let messages: Vec<_> = abandoned
                 .messages
@@ -2238,6 +2282,13 @@ mod any_answers {
                     Sent::of_text(text)
                 })
                 .collect();
+            // Who holds it already does not wait.
+            let may_wait = waits && self.worlds.iter().any(|world| world.now.holds == 0);
+            assert_eq!(abandoned.waiting, may_wait);
+            if abandoned.waiting && self.goal == Goal::Session && !messages.is_empty() {
+                let last = last.as_ref().expect("BUG: it waits for a message");
+                self.a_cancel_hits_any_message_once(last, &messages);
+            }
             for world in &self.worlds {
                 for unread in world.now.receive_unread(last.as_ref()) {
                     let now = messages.iter().fold(unread, Session::obey);

@@ -178,7 +178,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// On PostgreSQL, inside a transaction, 1 to acquire and 2 to release: a savepoint makes it possible to release
+    /// On PostgreSQL, inside a transaction, 2 to acquire and 2 to release: a savepoint makes it possible to release
     /// the lock also when an error has aborted the transaction. Release the guard, do not drop it:
     /// see [`AdvisoryLockGuard`].
     pub fn inside_transaction(mut self) -> Self {

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::{Mark, Scope, sql};
@@ -18,13 +19,17 @@ pub struct PostgresAcquire {
     /// The server has told that this session does not hold the lock (in this mode), so that a hold which is there
     /// after a failure is a stray one, and not that of an outer guard.
     not_held_before: bool,
-    /// With it, whether the request was granted can be told in a message that is sent behind it.
+    /// It may be [abandoned](Machine::abandon): then a message that is sent behind the try can tell by this mark whether
+    /// it was granted.
     mark: Option<Mark>,
     state: State,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
+    /// In a transaction, where the wait is the first that is asked for, and may be abandoned: asked whether the session
+    /// holds the lock before.
+    Before,
     /// Asked without waiting.
     Try,
     /// The try failed in a way that no lock explains: asked whether it was granted all the same.
@@ -107,10 +112,11 @@ impl PostgresAcquire {
 
     fn ask(&mut self, elapsed: Duration) -> Step {
         if let (Scope::Session, Some(_)) = (self.scope, self.fence) {
-            // A failing statement would abort the transaction, so all is done behind a savepoint, in one message: the
-            // try and the wait are one.
-            let millis = self.millis(elapsed);
-            return self.enqueue(millis);
+            if self.mark.is_some() && !self.not_held_before {
+                self.state = State::Before;
+                return Step::Query(sql::is_held(self.key, self.mode));
+            }
+            return self.enqueue_in_transaction(elapsed);
         }
         self.state = State::Try;
         Step::Query(match self.mark {
@@ -119,6 +125,18 @@ impl PostgresAcquire {
             }
             _ => sql::try_lock(self.key, self.mode, self.scope),
         })
+    }
+
+    /// The server has told that an outer guard holds the lock: it was [asked before](State::Before).
+    fn held_before(&self) -> bool {
+        self.mark.is_some() && self.fence.is_some() && !self.not_held_before
+    }
+
+    /// A failing statement would abort the transaction, so all is done behind a savepoint, in one message: the try and
+    /// the wait are one.
+    fn enqueue_in_transaction(&mut self, elapsed: Duration) -> Step {
+        let millis = self.millis(elapsed);
+        self.enqueue(millis)
     }
 
     /// How long to wait in the queue where there was no try: one millisecond, the shortest wait, is one.
@@ -135,7 +153,7 @@ impl PostgresAcquire {
             match (self.scope, self.fence) {
                 (Scope::Session, None) => sql::wait(self.key, self.mode, millis),
                 (Scope::Session, Some(fence)) => {
-                    sql::wait_fenced(self.key, self.mode, millis, fence, self.mark)
+                    sql::wait_fenced(self.key, self.mode, millis, fence)
                 }
                 (Scope::Transaction, fence) => {
                     let fence = fence.expect("BUG: a transaction's lock is asked for in one");
@@ -160,8 +178,24 @@ impl PostgresAcquire {
         Step::Sleep(interval)
     }
 
+    /// Messages that release what a wait may have left, and find nothing the second time. For a cancel that comes too
+    /// late for the wait hits what is sent behind it, once.
+    fn reclaim_unread(&self) -> Vec<Cow<'static, str>> {
+        let reclaim = sql::reclaim(self.key, self.mode).inlined();
+        let message = match (self.fence, self.state) {
+            (None, _) => sql::unread(&reclaim),
+            // Back to before a failed wait, where the server obeys.
+            (Some(fence), State::Wait) => sql::back_to(fence, &reclaim),
+            // The savepoint has gone already.
+            (Some(_), _) => reclaim,
+        };
+        vec![message.clone().into(), message.into()]
+    }
+
     fn settle(&mut self, code: Code, elapsed: Duration) -> Step {
-        if code == Code::LockNotAvailable {
+        // What the session holds it need not wait for.
+        if code == Code::LockNotAvailable && !self.held_before() {
+            self.not_held_before = true;
             return match self.wait.after_busy(elapsed) {
                 AfterBusy::GiveUp => Outcome::TimedOut.into(),
                 AfterBusy::Sleep(interval) => self.sleep(interval),
@@ -173,6 +207,10 @@ impl PostgresAcquire {
         // A transaction's lock was undone together with the statement.
         if matches!(code, Code::Known(_)) || self.scope == Scope::Transaction {
             return reason.clean().into();
+        }
+        if self.held_before() {
+            // By this request, too, or by the outer guard alone: nobody can know.
+            return reason.broken().into();
         }
         Step::Query(if self.not_held_before {
             self.state = State::Reclaim(reason);
@@ -191,6 +229,13 @@ impl Machine for PostgresAcquire {
 
     fn next(&mut self, answer: Answer, elapsed: Duration) -> Step {
         match (self.state, answer) {
+            (State::Before, Answer::Value(Some(held @ (0 | 1)))) => {
+                self.not_held_before = held == 0;
+                self.enqueue_in_transaction(elapsed)
+            }
+            // The transaction had been aborted, and nothing was asked for.
+            (State::Before, _) => Reason::Database.clean().into(),
+
             (State::Try, Answer::Value(Some(1))) => Outcome::Success.into(),
             (State::Try, Answer::Value(Some(0))) => {
                 self.not_held_before = true;
@@ -258,14 +303,13 @@ impl Machine for PostgresAcquire {
     }
 
     fn abandon(&self) -> Abandoned {
-        let waiting = matches!(self.state, State::Wait);
         let broken = Abandoned {
             broken: true,
-            waiting,
+            waiting: matches!(self.state, State::Wait),
             ..Abandoned::default()
         };
         match (self.state, self.scope) {
-            (State::Sleep, _) => Abandoned::default(),
+            (State::Sleep | State::Before, _) => Abandoned::default(),
             // If it was granted it ends with the transaction.
             (State::Try, Scope::Transaction) => Abandoned::default(),
             // Whether it has released its savepoint nobody knows, so the transaction cannot be mended.
@@ -280,23 +324,24 @@ impl Machine for PostgresAcquire {
                 },
                 None => broken,
             },
-            (State::Wait | State::Reclaim(_), Scope::Session) if self.not_held_before => {
-                let reclaim = sql::reclaim(self.key, self.mode).inlined();
+            (State::Wait | State::Undo(_) | State::UndoAgain | State::Reclaim(_), _)
+                if self.not_held_before =>
+            {
                 Abandoned {
-                    messages: vec![sql::unread(&reclaim).into()],
+                    messages: self.reclaim_unread(),
                     ..broken
                 }
             }
-            // The first message fails if the wait did; the second one undoes either.
-            (State::Wait, Scope::Session) => match (self.mark, self.fence) {
-                (Some(mark), Some(fence)) => Abandoned {
-                    messages: vec![
-                        sql::release_if_granted(self.key, self.mode, mark).into(),
-                        sql::undo(fence).into(),
-                    ],
-                    ..broken
-                },
-                _ => broken,
+            // The session held the lock, so this is granted without a wait. If it failed or was never sent, so does the
+            // message fail: there is no savepoint to release.
+            (State::Wait, Scope::Session) if self.held_before() => Abandoned {
+                messages: self
+                    .fence
+                    .map(|fence| sql::unlock_fenced(self.key, self.mode, fence).into())
+                    .into_iter()
+                    .collect(),
+                waiting: false,
+                ..broken
             },
             (_, Scope::Session) => broken,
         }

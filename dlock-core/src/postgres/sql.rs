@@ -174,19 +174,14 @@ pub(super) fn wait_fenced(
     mode: Mode,
     millis: Option<u32>,
     fence: Fence,
-    mark: Option<Mark>,
 ) -> String {
     let wait_and_keep = wait_and_keep(key, mode, millis);
-    let mark = match mark {
-        Some(Mark(mark)) => format!(" PERFORM set_config('dlock.granted', '{mark}', false);"),
-        None => String::new(),
-    };
     // The inner block is rolled back, which undoes its setting and the transaction's lock; the session's stays.
     format!(
-        "SAVEPOINT {fence}; {LIFT_STATEMENT_TIMEOUT}; {}",
+        "SAVEPOINT {fence}; {BEFORE_WAIT}; {WATCH_CLIENT}; {}",
         block(&format!(
             "BEGIN {wait_and_keep} RAISE EXCEPTION USING ERRCODE = 'DL000'; \
-             EXCEPTION WHEN SQLSTATE 'DL000' THEN NULL; END; {RESTORE_STATEMENT_TIMEOUT};{mark}"
+             EXCEPTION WHEN SQLSTATE 'DL000' THEN NULL; END; {AFTER_WAIT};"
         ))
     )
 }
@@ -199,7 +194,7 @@ pub(super) fn wait_for_transaction(
     fence: Fence,
 ) -> String {
     format!(
-        "SAVEPOINT {fence}; {LIFT_STATEMENT_TIMEOUT}; {}; RELEASE SAVEPOINT {fence}",
+        "SAVEPOINT {fence}; {BEFORE_WAIT}; {WATCH_CLIENT}; {}; RELEASE SAVEPOINT {fence}",
         block(&wait_in_transaction(key, mode, millis))
     )
 }
@@ -223,12 +218,16 @@ const WATCH_CLIENT: &str = "DO $dlock$ BEGIN \
 const LIFT_TRANSACTION_TIMEOUT: &str = "CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL \
     THEN set_config('transaction_timeout', '0', true) END";
 
-const LIFT_STATEMENT_TIMEOUT: &str = "SELECT \
+/// Lifts what would cut a wait short, and keeps it and what [`WATCH_CLIENT`] sets for [`AFTER_WAIT`].
+const BEFORE_WAIT: &str = "SELECT \
+    set_config('dlock.check_interval', current_setting('client_connection_check_interval'), true), \
     set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
     set_config('statement_timeout', '0', true)";
 
-const RESTORE_STATEMENT_TIMEOUT: &str =
-    "PERFORM set_config('statement_timeout', current_setting('dlock.statement_timeout'), true)";
+/// Puts the settings back, in a transaction that goes on.
+const AFTER_WAIT: &str = "PERFORM \
+    set_config('client_connection_check_interval', current_setting('dlock.check_interval'), true), \
+    set_config('statement_timeout', current_setting('dlock.statement_timeout'), true)";
 
 /// A block that puts the SQLSTATE of what fails in it into the error's CONSTRAINT.
 fn block(body: &str) -> String {
@@ -243,7 +242,7 @@ fn wait_in_transaction(key: PostgresKey, mode: Mode, millis: Option<u32>) -> Str
     format!(
         "DECLARE before text := current_setting('lock_timeout'); \
          BEGIN PERFORM set_config('lock_timeout', '{}', true); PERFORM {}; \
-         PERFORM set_config('lock_timeout', before, true); {RESTORE_STATEMENT_TIMEOUT}; END;",
+         PERFORM set_config('lock_timeout', before, true); {AFTER_WAIT}; END;",
         millis.unwrap_or(0),
         lock_text(key, mode, Scope::Transaction)
     )
@@ -252,6 +251,11 @@ fn wait_in_transaction(key: PostgresKey, mode: Mode, millis: Option<u32>) -> Str
 /// Undoes a failed wait in an open transaction.
 pub(super) fn undo(fence: Fence) -> String {
     format!("ROLLBACK TO SAVEPOINT {fence}; RELEASE SAVEPOINT {fence}")
+}
+
+/// Back to before a wait in an open transaction, and a statement there.
+pub(super) fn back_to(fence: Fence, statement: &str) -> String {
+    format!("ROLLBACK TO SAVEPOINT {fence}; {statement}")
 }
 
 /// Begins a transaction and takes the lock as one message, if that can be done at once: the lock is free, and the
@@ -290,13 +294,11 @@ pub(super) fn begin_waiting(key: PostgresKey, mode: Mode, millis: Option<u32>) -
     let wait = wait_in_transaction(key, mode, millis);
     format!(
         "ROLLBACK; BEGIN; \
-         SELECT set_config('dlock.check_interval', current_setting('client_connection_check_interval'), true), \
-         set_config('dlock.transaction_timeout', coalesce(current_setting('transaction_timeout', true), ''), true), \
-         {LIFT_TRANSACTION_TIMEOUT}; {WATCH_CLIENT}; {LIFT_STATEMENT_TIMEOUT}; {}",
+         SELECT set_config('dlock.transaction_timeout', coalesce(current_setting('transaction_timeout', true), ''), true), \
+         {LIFT_TRANSACTION_TIMEOUT}; {BEFORE_WAIT}; {WATCH_CLIENT}; {}",
         block(&format!(
             "IF current_setting('transaction_isolation') <> 'read committed' THEN RAISE EXCEPTION USING \
              ERRCODE = '{ISOLATION}', MESSAGE = 'dlock: isolation is not read committed'; END IF; {wait} \
-             PERFORM set_config('client_connection_check_interval', current_setting('dlock.check_interval'), true); \
              IF current_setting('dlock.transaction_timeout') <> '' THEN PERFORM \
              set_config('transaction_timeout', current_setting('dlock.transaction_timeout'), true); END IF;"
         ))

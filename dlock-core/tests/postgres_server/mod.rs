@@ -9,8 +9,9 @@ pub(crate) enum Sent {
     TryInTransaction,
     AskHeld,
     Reclaim,
+    BackAndReclaim,
     Wait,
-    WaitInOpenTransaction { mark: Option<i64> },
+    WaitInOpenTransaction,
     WaitForTransaction,
     Undo,
     Begin,
@@ -86,13 +87,16 @@ impl Sent {
             _ if starts("SAVEPOINT dlock_") && text.contains("; RELEASE SAVEPOINT ") => {
                 Sent::WaitForTransaction
             }
-            _ if starts("SAVEPOINT dlock_") => Sent::WaitInOpenTransaction {
-                mark: number("PERFORM set_config('dlock.granted', '"),
-            },
+            _ if starts("SAVEPOINT dlock_") => Sent::WaitInOpenTransaction,
             _ if starts("BEGIN; SELECT CASE") => Sent::Begin,
             _ if starts("BEGIN; SELECT pg_advisory_xact_lock") => Sent::HandOver,
             _ if starts("ROLLBACK; BEGIN; ") => Sent::BeginWaiting,
             _ if starts("ROLLBACK TO SAVEPOINT ") && text.contains("; DO ") => Sent::ReleaseAborted,
+            _ if starts("ROLLBACK TO SAVEPOINT ")
+                && text.contains("; SELECT CASE WHEN EXISTS(") =>
+            {
+                Sent::BackAndReclaim
+            }
             _ if starts("ROLLBACK TO SAVEPOINT ") => Sent::Undo,
             _ => panic!("unknown: {text}"),
         }
@@ -107,6 +111,8 @@ pub(crate) enum Says {
     Null,
     /// Any error.
     Fails,
+    /// Any error but that of a limit.
+    FailsWithoutAWait,
     /// An error of a block, which says nothing of the lock.
     Interrupted,
     /// An error that did not come out of a block.
@@ -119,6 +125,10 @@ pub(crate) enum Says {
 const REFUSALS: [&str; 5] = ["55P03", "40P01", "42883", "0A000", "DL001"];
 
 impl Says {
+    fn fails(self) -> bool {
+        !matches!(self, Says::Done | Says::Value(_) | Says::Null)
+    }
+
     pub(crate) fn is(self, answer: &Answer) -> bool {
         let constraint = match answer {
             Answer::Error(constraint) => Some(constraint.as_deref()),
@@ -129,6 +139,7 @@ impl Says {
             Says::Value(number) => *answer == Answer::Value(Some(number)),
             Says::Null => *answer == Answer::Value(None),
             Says::Fails => constraint.is_some(),
+            Says::FailsWithoutAWait => constraint.is_some_and(|code| code != Some("55P03")),
             Says::Interrupted => constraint
                 .flatten()
                 .is_some_and(|code| !REFUSALS.contains(&code)),
@@ -292,9 +303,27 @@ impl Session {
                     ..Session::new(0, Transaction::None)
                 },
             ),
+            Sent::BackAndReclaim if self.fence => {
+                let back = Session {
+                    transaction: Transaction::Open,
+                    transaction_holds: false,
+                    granted: None,
+                    ..self
+                };
+                let reclaimed = match back.holds {
+                    0 => back,
+                    _ => back.unlocked(),
+                };
+                says(Says::Done, reclaimed);
+                says(Says::Fails, self.aborted());
+                says(Says::Fails, back.aborted());
+                late.push((Says::Fails, reclaimed.aborted()));
+            }
             // Nothing else is obeyed.
             _ if aborted => says(Says::FailsOutside, self),
-            Sent::Undo | Sent::ReleaseAborted => says(Says::FailsOutside, self.aborted()),
+            Sent::Undo | Sent::ReleaseAborted | Sent::BackAndReclaim => {
+                says(Says::FailsOutside, self.aborted())
+            }
             Sent::Try { mark } => {
                 says(Says::Value(1), self.granted(*mark));
                 // Who has it already is granted it again.
@@ -335,10 +364,17 @@ impl Session {
                 late.push((Says::Interrupted, self.granted(None)));
                 late.push((Says::FailsOutside, self.granted(None)));
             }
-            Sent::WaitInOpenTransaction { mark } => {
+            Sent::WaitInOpenTransaction => {
                 let fenced = self.fenced();
-                says(Says::Done, fenced.granted(*mark));
-                says(Says::Fails, fenced.aborted());
+                says(Says::Done, fenced.granted(None));
+                says(
+                    if self.holds == 0 {
+                        Says::Fails
+                    } else {
+                        Says::FailsWithoutAWait
+                    },
+                    fenced.aborted(),
+                );
                 says(Says::FailsOutside, self.aborted());
                 late.push((Says::Interrupted, fenced.granted(None).aborted()));
                 late.push((Says::FailsOutside, fenced.granted(None).aborted()));
@@ -428,9 +464,14 @@ impl Session {
     /// A message is sent and obeyed, and its answer is not read.
     pub(crate) fn obey(self, sent: &Sent) -> Session {
         let results = self.receive(sent);
-        let obeyed = results
-            .iter()
-            .find(|result| !matches!(result.says, Says::Fails | Says::FailsOutside));
+        let obeyed = results.iter().find(|result| !result.says.fails());
         obeyed.unwrap_or(&results[0]).session
+    }
+
+    /// A message is sent and cancelled.
+    pub(crate) fn cancelled(self, sent: &Sent) -> Vec<Session> {
+        let results = self.receive(sent).into_iter();
+        let failed = results.filter(|result| result.says.fails());
+        failed.map(|result| result.session).collect()
     }
 }

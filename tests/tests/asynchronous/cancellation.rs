@@ -1396,41 +1396,53 @@ on_postgres_async! {
         leaves_when_closed::<AsyncPgConnection>(server, Call::in_transaction).await;
     }
 
-    /// An error in a transaction aborts it, so that nothing but its end frees the lock.
     async fn a_grant_in_a_transaction_whose_answer_was_not_read_is_undone(server: &'static Server) {
-        for call in [Call::InsideTransaction, Call::TransactionLock] {
-            let key = unique_key("cancel_unread_inside");
-            let proxy = Proxy::start(server);
-            let mut observer = <AsyncPgConnection as AsyncTestConnection>::Observer::open(server);
-            let mut subject = Subject::<AsyncPgConnection>::open(&proxy.server(server)).await;
-            let id = subject.id;
-            // Prepares its statements.
-            begin(&mut subject.conn).await;
-            let warm = subject.conn.call(call, &key, false, pending()).await;
-            warm.expect("not dropped").expect("the lock is free");
-            roll_back(&mut subject.conn).await;
-
-            begin(&mut subject.conn).await;
+        let key = unique_key("cancel_unread_inside");
+        let proxy = Proxy::start(server);
+        let mut observer = <AsyncPgConnection as AsyncTestConnection>::Observer::open(server);
+        let mut other = Other::<AsyncPgConnection>::open(server, &key).await;
+        let mut subject = Subject::<AsyncPgConnection>::open(&proxy.server(server)).await;
+        let id = subject.id;
+        begin(&mut subject.conn).await;
+        other.lock().await;
+        let stop = async {
+            until(|| observer.is_waiting(id)).await;
             proxy.pause();
-            let stop = until(|| holders(&mut observer, &key) == [id]);
-            let result = subject.conn.call(call, &key, false, stop).await;
-            assert!(result.is_none(), "{call:?}: {result:?}");
-            if call == Call::InsideTransaction {
-                timed(FREE_IN_STEP, "what was granted inside a transaction is freed", || {
-                    holders(&mut observer, &key).is_empty()
-                });
-                proxy.resume();
-                assert!(is_transaction_broken(&mut subject.conn));
-                drop(subject);
-            } else {
-                // It is the transaction's, which can go on.
-                proxy.resume();
-                assert_held_by(&mut observer, &key, id);
-                roll_back(&mut subject.conn).await;
-                assert_clean(&mut subject.conn, &mut observer).await;
-            }
-            wait_until_free(&mut observer, &key);
-        }
+            other.unlock().await;
+            until(|| holders(&mut observer, &key) == [id]).await;
+        };
+        let result = subject.conn.call(Call::InsideTransaction, &key, false, stop).await;
+        assert!(result.is_none(), "{result:?}");
+        timed(FREE_IN_STEP, "what was granted inside a transaction is freed", || {
+            holders(&mut observer, &key).is_empty()
+        });
+        proxy.resume();
+        assert!(is_transaction_broken(&mut subject.conn));
+    }
+
+    /// It is the transaction's, which can go on.
+    async fn a_transactions_grant_whose_answer_was_not_read_stays(server: &'static Server) {
+        let key = unique_key("cancel_unread_transaction_lock");
+        let proxy = Proxy::start(server);
+        let mut observer = <AsyncPgConnection as AsyncTestConnection>::Observer::open(server);
+        let mut subject = Subject::<AsyncPgConnection>::open(&proxy.server(server)).await;
+        let id = subject.id;
+        // Prepares its statements.
+        begin(&mut subject.conn).await;
+        let warm = subject.conn.call(Call::TransactionLock, &key, false, pending()).await;
+        warm.expect("not dropped").expect("the lock is free");
+        roll_back(&mut subject.conn).await;
+
+        begin(&mut subject.conn).await;
+        proxy.pause();
+        let stop = until(|| holders(&mut observer, &key) == [id]);
+        let result = subject.conn.call(Call::TransactionLock, &key, false, stop).await;
+        assert!(result.is_none(), "{result:?}");
+        proxy.resume();
+        assert_held_by(&mut observer, &key, id);
+        roll_back(&mut subject.conn).await;
+        assert_clean(&mut subject.conn, &mut observer).await;
+        wait_until_free(&mut observer, &key);
     }
 }
 
