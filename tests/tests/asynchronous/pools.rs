@@ -3,7 +3,10 @@
 use std::ops::DerefMut;
 use std::time::Duration;
 
-use diesel_async::pooled_connection::{AsyncDieselConnectionManager, bb8, deadpool, mobc};
+use diesel_async::pooled_connection::{
+    AsyncDieselConnectionManager, ManagerConfig, PoolableConnection, RecyclingMethod, bb8,
+    deadpool, mobc,
+};
 use diesel_async::{
     AsyncConnection, AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection,
     TransactionManager,
@@ -75,7 +78,41 @@ macro_rules! pools {
                 self.get().await.expect("a connection")
             }
         }
+
+        impl Pool for careful_mobc::Pool<$Connection> {
+            type Conn = $Connection;
+            type Pooled = mobc::PooledConnection<$Connection>;
+
+            async fn new(server: &Server, size: u32) -> Self {
+                let mut config = ManagerConfig::default();
+                config.recycling_method = RecyclingMethod::CustomFunction(Box::new(|conn: &mut $Connection| {
+                    Box::pin(async move {
+                        if conn.is_broken() {
+                            return Err(diesel::result::Error::BrokenTransactionManager);
+                        }
+                        conn.batch_execute("SELECT 1").await
+                    })
+                }));
+                let url = <$Connection>::direct_url(&server.url);
+                let manager = AsyncDieselConnectionManager::new_with_config(url, config);
+                careful_mobc::Careful(mobc::Pool::builder().max_open(size.into()).build(manager))
+            }
+
+            async fn take(&self) -> Self::Pooled {
+                self.0.get().await.expect("a connection")
+            }
+        }
     )*};
+}
+
+/// mobc as the documentation says that it is to be used: it looks at a connection before it hands it out.
+mod careful_mobc {
+    use super::mobc;
+
+    #[derive(Clone)]
+    pub(super) struct Careful<P>(pub(super) P);
+
+    pub(super) type Pool<C> = Careful<mobc::Pool<C>>;
 }
 
 pools!(AsyncPgConnection, AsyncMysqlConnection);
@@ -312,7 +349,7 @@ on_pools! { [bb8, deadpool, mobc]:
     }
 }
 
-// mobc of diesel-async 0.9.2 keeps what is broken, see below, so these are for the others.
+// mobc closes what is healthy, see below.
 on_pools! { [bb8, deadpool]:
     async fn healthy_connections_are_kept<P>(server: &Server) {
         assert!(is_kept::<P>(server, async |conn, _, key| {
@@ -348,7 +385,9 @@ on_pools! { [bb8, deadpool]:
         });
         assert_eq!(dropped.await, P::Conn::KIND == Kind::Postgres);
     }
+}
 
+on_pools! { [bb8, deadpool, careful_mobc]:
     async fn sessions_that_are_not_what_they_were_are_discarded<P>(server: &Server) {
         assert!(!is_kept::<P>(server, async |conn, observer, key| {
             let mut lock = AdvisoryLock::new(conn, key).acquire().await.expect("a free lock");
@@ -553,7 +592,7 @@ on_pools! { [bb8]:
     }
 }
 
-on_pools! { [deadpool]:
+on_pools! { [deadpool, careful_mobc]:
     async fn what_is_broken_is_closed_at_the_next_get<P>(server: &Server) {
         let key = unique_key("async_pool_at_get");
         let mut observer = Observer::<P>::open(server);
