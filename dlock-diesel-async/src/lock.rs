@@ -136,9 +136,9 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// server's queue.
     ///
     /// It is slower, unfair, and costs a round trip for each time. (Inside a PostgreSQL transaction, and where
-    /// [`transaction`](Self::transaction) begins one, each time is a wait of one millisecond.) It is for locks around migrations: a wait in
-    /// PostgreSQL's queue holds a snapshot, for which a `CREATE INDEX CONCURRENTLY` of the holder waits, and that is a
-    /// deadlock.
+    /// [`transaction`](Self::transaction) begins one, each time is a wait of one millisecond.) It is for locks around
+    /// migrations: a wait in PostgreSQL's queue holds a snapshot, for which a `CREATE INDEX CONCURRENTLY` of the holder
+    /// waits, and that is a deadlock.
     ///
     /// # Examples
     ///
@@ -311,9 +311,10 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// 1 if the lock is free (once prepared). If it is taken, on PostgreSQL 2; on MySQL and MariaDB 2 without a limit
-    /// and 3 with one (2 more where MariaDB's `max_statement_time` is set). After a timeout 1 or 2 more, which ask
-    /// who has the lock. Polling: 1 for each time.
+    /// 1 if the lock is free (once prepared). If it is taken, 2 on PostgreSQL and 3 on MySQL and MariaDB (2 more where
+    /// MariaDB's `max_statement_time` is set). After a timeout, 1 more on PostgreSQL and 1 or 2 more on MySQL and MariaDB,
+    /// which ask who has the lock; on MySQL 3 more, which ask what became of the wait. Polling: 1 for each time (3 where
+    /// [`transaction`](Self::transaction) polls on PostgreSQL).
     ///
     /// # Backend differences
     ///
@@ -354,9 +355,14 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// As [`acquire`](Self::acquire), except that [`Error::Timeout`] is `None` here.
     ///
+    /// # Cancel safety
+    ///
+    /// That of [`acquire`](Self::acquire).
+    ///
     /// # Round trips
     ///
-    /// 1, once prepared.
+    /// 1, once prepared. With a [`timeout`](Self::timeout) those of [`acquire`](Self::acquire), without the one that
+    /// asks who has the lock.
     pub async fn try_acquire(mut self) -> Result<Option<AdvisoryLockGuard<M>>, Error> {
         let wait = match self.wait.limit {
             Some(_) => self.wait,
@@ -404,13 +410,13 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// Those of [`acquire`](Self::acquire) and of `f`, and if `f` succeeded, those of
     /// [`release`](AdvisoryLockGuard::release).
     ///
-    /// # Round trips
-    ///
-    /// Those of [`acquire`](Self::acquire) and of [`release`](AdvisoryLockGuard::release).
-    ///
     /// # Cancel safety
     ///
     /// Dropping the future drops that of `f`, and then the guard: see [`AdvisoryLockGuard`].
+    ///
+    /// # Round trips
+    ///
+    /// Those of [`acquire`](Self::acquire) and of [`release`](AdvisoryLockGuard::release).
     pub async fn run<'a, F, T, E>(self, f: F) -> Result<T, E>
     where
         for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
@@ -451,11 +457,17 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// Those of [`acquire`](Self::acquire), of `f` and of COMMIT. An error of `f` is never hidden by one of the
     /// rollback.
     ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future rolls the transaction back, and the connection is marked broken. On PostgreSQL that is sent
+    /// without waiting, and the lock is free as soon as the server reads it; on MySQL and MariaDB when the connection is
+    /// closed.
+    ///
     /// # Round trips
     ///
     /// - PostgreSQL at READ COMMITTED: 2, those of a plain `conn.transaction`, if the lock is free, and 3 if it is taken.
     ///   At the other levels 6, and 1 more if the lock is taken.
-    /// - MySQL and MariaDB: those of [`acquire`](Self::acquire), a plain `conn.transaction` (6) and
+    /// - MySQL and MariaDB: those of [`acquire`](Self::acquire), a plain `conn.transaction` (2) and
     ///   [`release`](AdvisoryLockGuard::release).
     ///
     /// # Backend differences
@@ -471,12 +483,6 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///   for the server releases the lock just before it closes its books on the
     ///   transaction. Retry it, as every serializable transaction.
     /// - MySQL and MariaDB: inside an open transaction it is refused with [`Error::InTransaction`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future rolls the transaction back, and the connection is marked broken. On PostgreSQL that is sent
-    /// without waiting, and the lock is free as soon as the server reads it; on MySQL and MariaDB when the connection is
-    /// closed.
     pub async fn transaction<'a, F, T, E>(self, f: F) -> Result<T, E>
     where
         for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
@@ -509,6 +515,10 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// # Errors
     ///
     /// [`Error::InvalidKey`], [`Error::Database`].
+    ///
+    /// # Cancel safety
+    ///
+    /// That of [`AdvisoryLockGuard::is_held`].
     ///
     /// # Round trips
     ///

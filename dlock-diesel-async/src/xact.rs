@@ -154,7 +154,9 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped while it waits, the transaction cannot be committed any more. Use
+    /// If the future is dropped while it asks, the lock may be held until the transaction ends. If it is dropped while it
+    /// waits in the server's queue, the transaction cannot be committed any more and the connection counts as broken; the
+    /// place in the queue, or the lock, is free at the latest when the connection is closed. Use
     /// [`timeout`](Self::timeout) instead.
     ///
     /// # Round trips
@@ -193,6 +195,11 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// As [`acquire`](Self::acquire), except that [`Error::Timeout`] is `false` here.
     ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped while it asks, the lock may be held until the transaction ends. With
+    /// [`timeout`](Self::timeout) see [`acquire`](Self::acquire).
+    ///
     /// # Round trips
     ///
     /// 1, once prepared.
@@ -221,6 +228,10 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # Errors
     ///
     /// [`Error::InvalidKey`], [`Error::Database`].
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, nothing happens.
     ///
     /// # Round trips
     ///
