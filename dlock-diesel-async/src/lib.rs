@@ -7,6 +7,7 @@
 //!
 //! - `postgres` (default): locks on PostgreSQL connections.
 //! - `mysql` (default): locks on MySQL and MariaDB connections.
+//! - `migrations`: runs the pending migrations of `diesel_migrations` under a lock.
 //! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
@@ -19,6 +20,8 @@ mod drive;
 mod ext;
 mod guard;
 mod lock;
+#[cfg(feature = "migrations")]
+mod migrations;
 mod session;
 mod transaction;
 mod xact;

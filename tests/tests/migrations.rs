@@ -17,6 +17,8 @@ use dlock_tests::{
 use fresh_database::FreshDatabase;
 use tempfile::TempDir;
 
+#[path = "migrations/asynchronous.rs"]
+mod asynchronous;
 mod fresh_database;
 
 /// A connection that can be locked and migrated.
