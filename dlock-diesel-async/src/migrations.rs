@@ -44,7 +44,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// use dlock_diesel_async::{AdvisoryLockExt, Error};
     ///
     /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    /// const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../dlock-diesel/examples/migrations");
+    /// const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
     ///
     /// let mut conn = AsyncPgConnection::establish("postgres://localhost/app").await?;
     /// for version in conn.advisory_lock("migrations").run_pending_migrations(MIGRATIONS).await? {
@@ -72,7 +72,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// # use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection};
     /// # use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
     /// # use dlock_diesel_async::AdvisoryLock;
-    /// # const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../dlock-diesel/examples/migrations");
+    /// # const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
     /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     /// # let conn = AsyncPgConnection::establish("").await?;
     /// let lock = AdvisoryLock::new(Box::new(conn), "migrations").poll_every(Duration::from_millis(100));

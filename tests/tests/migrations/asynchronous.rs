@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::{
-    CREATE, INSERT, Migratable, assert_free, folder, migrations, tables, versions,
+    CREATE, INSERT, Migratable, assert_free, folder, migrations, release_all, tables, versions,
     without_transaction, write,
 };
 use crate::fresh_database::FreshDatabase;
@@ -295,6 +295,18 @@ on_every_server_async! {
         let applied = C::migrate(conn.as_mut().advisory_lock(&key), migrations(&folder)).await.expect("nothing to do");
         assert_eq!(applied, versions(&[]));
         assert_eq!(conn.number("SELECT 4711").await, Some(4711));
+    }
+
+    async fn a_migration_that_releases_all_locks_is_told<C: AsyncMigratable>(server: &Server) {
+        let database = FreshDatabase::<C::Observer>::create(server);
+        let key = unique_key("async_migration_not_held");
+        let folder = folder(&[("0_release", release_all(C::KIND)), CREATE]);
+        let mut conn = C::open(&database.server).await;
+        let error = C::migrate(conn.advisory_lock(&key), migrations(&folder))
+            .await
+            .expect_err("others may have migrated, too");
+        assert!(matches!(error.downcast_ref(), Some(Error::NotHeld { .. })), "{error:?}");
+        assert_eq!(tables(&mut C::Observer::open(&database.server)), Some(2));
     }
 
     async fn a_timeout_can_be_matched_and_leaves_the_database_untouched<C: AsyncMigratable>(server: &Server) {
