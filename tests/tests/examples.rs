@@ -4,6 +4,7 @@ use std::env;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use dlock_tests::{
 use fresh_database::FreshDatabase;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::time::{sleep, timeout};
 
 mod fresh_database;
 
@@ -156,22 +158,27 @@ on_every_server! {
         let mut command = example("leader");
         command.arg(&key).env("DATABASE_URL", &server.url);
         let begin = Instant::now();
-        let running = thread::spawn(move || command.output().expect("it starts"));
+        let mut process = Process::spawn(command);
         // Each of the first two leads for half a second.
         let mut conn = C::open(server);
-        let mut leaders = Vec::new();
-        while !running.is_finished() {
-            let holders = conn.advisory_lock(&key).holders().expect("the holders");
-            let leading: Vec<_> = holders.iter().filter(|holder| holder.granted).collect();
-            assert!(leading.len() <= 1, "{leading:?}");
-            leaders.extend(leading.iter().map(|leader| leader.backend_id));
-            leaders.dedup();
-            thread::sleep(Duration::from_millis(5));
-        }
+        let (done, ends) = mpsc::channel::<()>();
+        let watch = thread::spawn(move || {
+            let mut leaders = Vec::new();
+            while let Err(RecvTimeoutError::Timeout) = ends.recv_timeout(Duration::from_millis(5)) {
+                let holders = conn.advisory_lock(&key).holders().expect("the holders");
+                let leading: Vec<_> = holders.iter().filter(|holder| holder.granted).collect();
+                assert!(leading.len() <= 1, "{leading:?}");
+                leaders.extend(leading.iter().map(|leader| leader.backend_id));
+                leaders.dedup();
+            }
+            leaders
+        });
+        let lines: Vec<_> = (0..5).map(|_| process.line()).collect();
+        assert!(process.wait().success());
         let time = begin.elapsed();
-        let output = running.join().expect("no panic");
-        assert!(output.status.success() && stderr(&output).is_empty(), "{}", stderr(&output));
-        let output = stdout(&output);
+        drop(done);
+        let leaders = watch.join().expect("never two leaders");
+        let output = lines.join("\n");
         let expected = [
             ("Task ", " leads."),
             ("The server knows 1 leader.", ""),
@@ -205,7 +212,8 @@ on_every_server! {
             client.post(url).send()
         };
         let post = async |service, name: &str| {
-            let response = request(service, name, 0).await.expect("an answer");
+            let response = timeout(PATIENCE, request(service, name, 0)).await.expect("an answer in time");
+            let response = response.expect("an answer");
             (response.status().as_u16(), response.text().await.expect("a text"))
         };
         block_on(async {
@@ -228,7 +236,7 @@ on_every_server! {
             let begin = Instant::now();
             while post(1, &name).await != done {
                 assert!(begin.elapsed() < PATIENCE, "the export goes on for nobody");
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                sleep(Duration::from_millis(5)).await;
             }
             for service in [0, 1] {
                 assert_eq!(post(service, &name).await, done);
