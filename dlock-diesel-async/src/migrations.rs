@@ -95,8 +95,9 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime. Any kind of runtime will do, also one with a single thread: what is not async in a
-    /// migration runs in [`spawn_blocking`](tokio::task::spawn_blocking).
+    /// - Outside a tokio runtime. Any kind will do, also one with a single thread: what is not async in a migration
+    ///   runs in [`spawn_blocking`](tokio::task::spawn_blocking).
+    /// - If a migration does. The guard is dropped then: see [`AdvisoryLockGuard`](crate::AdvisoryLockGuard).
     ///
     /// # Cancel safety
     ///
