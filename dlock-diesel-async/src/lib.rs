@@ -113,6 +113,8 @@ mod drive;
 mod ext;
 mod guard;
 mod lock;
+#[cfg(feature = "migrations")]
+mod migrations;
 mod session;
 mod transaction;
 mod xact;

@@ -9,6 +9,10 @@ use dlock_core::{Answer, Holder, LockKey, Reason};
 use crate::Error;
 pub use crate::query::{CoreQuery, HolderColumns, HolderRow, Value, to_holder};
 
+/// How often a process that waits for its turn to migrate asks, unless it is told.
+#[cfg(feature = "migrations")]
+pub const MIGRATION_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What the machine is told. The first error is kept: it is the one to report.
 pub fn answer(answer: QueryResult<Answer>, first_error: &mut Option<DieselError>) -> Answer {
     answer.unwrap_or_else(|error| {

@@ -1,15 +1,11 @@
 use std::ops::DerefMut;
-use std::time::Duration;
 
 use diesel::connection::Connection;
 use diesel::migration::{MigrationSource, MigrationVersion, Result};
 use diesel_migrations::MigrationHarness;
 use dlock_core::Mode;
 
-use crate::{AdvisoryLock, LockConnection};
-
-/// How often a process that waits for its turn asks, unless it is told.
-const INTERVAL: Duration = Duration::from_millis(100);
+use crate::{AdvisoryLock, LockConnection, glue};
 
 #[cfg_attr(docsrs, doc(cfg(feature = "migrations")))]
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
@@ -91,7 +87,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
         S: MigrationSource<<M::Target as Connection>::Backend>,
     {
         self.mode = Mode::Exclusive;
-        self.wait.poll.get_or_insert(INTERVAL);
+        self.wait.poll.get_or_insert(glue::MIGRATION_INTERVAL);
         self.run(|conn| {
             let applied = conn.run_pending_migrations(source)?;
             Ok(applied.iter().map(MigrationVersion::as_owned).collect())

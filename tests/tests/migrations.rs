@@ -17,6 +17,8 @@ use dlock_tests::{
 use fresh_database::FreshDatabase;
 use tempfile::TempDir;
 
+#[path = "migrations/asynchronous.rs"]
+mod asynchronous;
 mod fresh_database;
 
 /// A connection that can be locked and migrated.
@@ -176,6 +178,19 @@ on_every_server! {
         assert_eq!(applied, versions(&[]));
     }
 
+    fn a_migration_that_releases_all_locks_is_told<C: Migratable>(server: &Server) {
+        let database = FreshDatabase::<C>::create(server);
+        let key = unique_key("migration_not_held");
+        let folder = folder(&[("0_release", release_all(C::KIND)), CREATE]);
+        let mut conn = C::open(&database.server);
+        let error = conn
+            .advisory_lock(&key)
+            .run_pending_migrations(migrations(&folder))
+            .expect_err("others may have migrated, too");
+        assert!(matches!(error.downcast_ref(), Some(Error::NotHeld { .. })), "{error:?}");
+        assert_eq!(tables(&mut conn), Some(2));
+    }
+
     fn a_timeout_can_be_matched_and_leaves_the_database_untouched<C: Migratable>(server: &Server) {
         let database = FreshDatabase::<C>::create(server);
         let server = &database.server;
@@ -250,6 +265,14 @@ on_every_server! {
         let applied = lock.run_pending_migrations(migrations(&folder)).expect("a free lock");
         assert_eq!(applied, versions(&[]));
         assert_free::<C>(&database.server, &key);
+    }
+}
+
+/// The migration that takes the lock away from under itself.
+fn release_all(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Postgres => "SELECT pg_advisory_unlock_all();",
+        Kind::Mysql => "DO RELEASE_ALL_LOCKS();",
     }
 }
 

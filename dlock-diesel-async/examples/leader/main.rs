@@ -1,0 +1,64 @@
+//! Three tasks compete to lead. The leader is killed, twice, and the next one takes over:
+//! `DATABASE_URL=.. cargo run --example leader`
+
+use std::time::{Duration, Instant};
+use std::{env, process::ExitCode};
+
+use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error};
+use killable::Killable;
+use tokio::{sync::mpsc, time::sleep};
+
+mod killable;
+#[path = "../support/mod.rs"]
+mod support;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    support::exit_code(support::on_database!(compete), 1)
+}
+
+async fn compete<C: Killable>(url: &str) -> support::Result<ExitCode> {
+    let key = env::args().nth(1).unwrap_or("leader".into());
+    let mut admin = support::connect::<C>(url).await?;
+    let (elected, mut elections) = mpsc::channel(1);
+    let mut tasks = Vec::new();
+    for number in 1..=3 {
+        let conn = Box::new(support::connect::<C>(url).await?);
+        let lock = AdvisoryLock::new(conn, &key);
+        tasks.push(tokio::spawn(lead(lock, number, elected.clone())));
+    }
+    drop(elected);
+    let (mut leader, _) = elections.recv().await.ok_or("all tasks failed")?;
+    println!("Task {leader} leads.");
+    for kill in ["its task is aborted", "its session is ended"] {
+        sleep(Duration::from_millis(500)).await; // the others wait
+        let holders = admin.advisory_lock(&key).holders().await?;
+        let leaders = holders.iter().filter(|holder| holder.granted).count();
+        println!("The server knows {leaders} leader.");
+        let killed = Instant::now();
+        if kill.contains("task") {
+            tasks[leader - 1].abort();
+        } else {
+            admin.batch_execute(&C::kill(holders[0].backend_id)).await?;
+        }
+        let (next, since) = elections.recv().await.ok_or("all tasks failed")?;
+        let hand_over = since.duration_since(killed).as_secs_f64() * 1000.0;
+        println!("Task {leader} is killed: {kill}. Task {next} leads, {hand_over:.1} ms later.");
+        leader = next;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for its turn, and leads until the lock is lost: who has lost it knows after 100 ms.
+async fn lead<C: Killable>(
+    lock: AdvisoryLock<Box<C>>,
+    number: usize,
+    elected: mpsc::Sender<(usize, Instant)>,
+) -> Result<(), Error> {
+    let mut lock = lock.acquire().await?;
+    let _ = elected.send((number, Instant::now())).await;
+    while lock.is_held().await? {
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+../../../dlock-diesel/examples/support/database.rs

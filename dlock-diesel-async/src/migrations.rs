@@ -1,0 +1,293 @@
+use std::any::Any;
+use std::ops::DerefMut;
+use std::panic;
+
+use diesel::QueryResult;
+use diesel::backend::Backend;
+use diesel::connection::{BoxableConnection, SimpleConnection};
+use diesel::deserialize::FromSql;
+use diesel::migration::{
+    CREATE_MIGRATIONS_TABLE, Migration, MigrationSource, MigrationVersion, Result,
+};
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::result::Error as DieselError;
+use diesel::serialize::ToSql;
+use diesel::sql_types::Text;
+use diesel_async::{AsyncConnectionCore, RunQueryDsl, TransactionManager};
+use diesel_migrations::MigrationHarness;
+use dlock_core::Mode;
+use dlock_diesel::glue;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{AdvisoryLock, LockConnection};
+
+#[cfg_attr(docsrs, doc(cfg(feature = "migrations")))]
+impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
+    /// Runs the migrations that are pending once the lock is held, in their order, and releases the lock: what any
+    /// number of processes can do at their start, for each migration is applied by one of them.
+    ///
+    /// It waits by [polling](Self::poll_every), each 100 ms unless told otherwise: a wait in PostgreSQL's queue holds
+    /// a snapshot, which a migration with `CREATE INDEX CONCURRENTLY` waits for, and that is a deadlock. The lock is
+    /// exclusive, even if it was asked for as [`shared`](Self::shared).
+    ///
+    /// It returns the versions that *this* call applied, none if another process did.
+    ///
+    /// It is no transaction around all of them: each migration has its own, or none, as its `metadata.toml` says. And
+    /// it keeps apart those who take this lock, which `diesel migration run` does not.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use diesel_async::{AsyncConnection, AsyncPgConnection};
+    /// use diesel_migrations::{EmbeddedMigrations, embed_migrations};
+    /// use dlock_diesel_async::{AdvisoryLockExt, Error};
+    ///
+    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    /// const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
+    ///
+    /// let mut conn = AsyncPgConnection::establish("postgres://localhost/app").await?;
+    /// for version in conn.advisory_lock("migrations").run_pending_migrations(MIGRATIONS).await? {
+    ///     println!("applied {version}");
+    /// }
+    ///
+    /// // An error of the lock is told from one of a migration by its type.
+    /// let migrations = conn.advisory_lock("migrations").timeout(Duration::from_secs(60));
+    /// if let Err(error) = migrations.run_pending_migrations(MIGRATIONS).await {
+    ///     match error.downcast_ref::<Error>() {
+    ///         Some(Error::Timeout { holders, .. }) => println!("still being migrated by {holders:?}"),
+    ///         Some(other) => println!("the lock: {other}"),
+    ///         None => println!("a migration: {error}"),
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// A guard that owns its connection goes into diesel-async's own
+    /// [`AsyncMigrationHarness`](https://docs.rs/diesel-async/latest/diesel_async/struct.AsyncMigrationHarness.html),
+    /// which does everything else under the same lock, on a runtime with several threads:
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection};
+    /// # use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+    /// # use dlock_diesel_async::AdvisoryLock;
+    /// # const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
+    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    /// # let conn = AsyncPgConnection::establish("").await?;
+    /// let lock = AdvisoryLock::new(Box::new(conn), "migrations").poll_every(Duration::from_millis(100));
+    /// let mut harness = AsyncMigrationHarness::new(lock.acquire().await?);
+    /// harness.revert_last_migration(MIGRATIONS)?;
+    /// harness.into_inner().release().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// - Those of [`acquire`](Self::acquire), as an [`Error`](crate::Error) in the box. No migration has been run.
+    ///   In an open transaction that is [`Error::InTransaction`](crate::Error::InTransaction), since the lock would
+    ///   be free before the migrations are committed.
+    /// - Those of the migrations and of their table, as Diesel's
+    ///   [`run_pending_migrations`](MigrationHarness::run_pending_migrations) has them. The lock is released, and the
+    ///   migrations before the one that failed are applied.
+    /// - If all migrations succeeded, those of [`release`](crate::AdvisoryLockGuard::release), as an
+    ///   [`Error`](crate::Error) in the box.
+    ///
+    /// # Panics
+    ///
+    /// - Outside a tokio runtime. Any kind will do, also one with a single thread: what is not async in a migration
+    ///   runs in [`spawn_blocking`](tokio::task::spawn_blocking).
+    /// - If a migration does. The guard is dropped then: see [`AdvisoryLockGuard`](crate::AdvisoryLockGuard).
+    ///
+    /// # Cancel safety
+    ///
+    /// Until the lock is held, that of [`acquire`](Self::acquire). Then no further migration is begun, and the guard is
+    /// dropped: see [`AdvisoryLockGuard`](crate::AdvisoryLockGuard). On PostgreSQL the statement that runs goes on to
+    /// its end; then its transaction is rolled back, and the lock is free. On MySQL and MariaDB the connection is marked
+    /// broken, and the lock is free when it is closed and that statement has ended. A migration without a transaction
+    /// may be left half-way, and so may any on MySQL and MariaDB.
+    ///
+    /// # Round trips
+    ///
+    /// Those of [`acquire`](Self::acquire) when polling and of [`release`](crate::AdvisoryLockGuard::release), and, once
+    /// prepared, 2 to look up what is pending, and for each migration 4, or 2 if it has no transaction.
+    ///
+    /// # Backend differences
+    ///
+    /// On MySQL and MariaDB most statements that change the schema commit at once, so that a migration that fails
+    /// half-way leaves its first half behind. The lock is the session's and is held all the same.
+    pub async fn run_pending_migrations<S>(
+        mut self,
+        source: S,
+    ) -> Result<Vec<MigrationVersion<'static>>>
+    where
+        M::Target: LockConnection<Backend: 'static>,
+        S: MigrationSource<<M::Target as AsyncConnectionCore>::Backend> + Send + 'static,
+        String: FromSql<Text, <M::Target as AsyncConnectionCore>::Backend>,
+        str: ToSql<Text, <M::Target as AsyncConnectionCore>::Backend>,
+    {
+        self.mode = Mode::Exclusive;
+        self.wait.poll.get_or_insert(glue::MIGRATION_INTERVAL);
+        let mut guard = self.acquire().await?;
+        let result = migrate(&mut *guard, source).await;
+        // An error of a migration is not hidden by one of the release.
+        match (result, guard.undo().await) {
+            (Ok(_), Err(error)) => Err(error.into()),
+            (result, _) => result,
+        }
+    }
+}
+
+/// Runs the migrations in a thread where they may block, and what they ask for here.
+///
+/// diesel-async's own harness takes neither a borrowed connection nor a runtime with a single thread.
+async fn migrate<C, S>(conn: &mut C, source: S) -> Result<Vec<MigrationVersion<'static>>>
+where
+    C: LockConnection<Backend: 'static>,
+    S: MigrationSource<C::Backend> + Send + 'static,
+    String: FromSql<Text, C::Backend>,
+    str: ToSql<Text, C::Backend>,
+{
+    let (requests, mut requested) = mpsc::channel(1);
+    let thread = tokio::task::spawn_blocking(move || {
+        let mut remote = Remote { requests };
+        let applied = MigrationHarness::<C::Backend>::run_pending_migrations(&mut remote, source)?;
+        Ok(applied.iter().map(MigrationVersion::as_owned).collect())
+    });
+    while let Some((request, answer)) = requested.recv().await {
+        // If the thread has gone meanwhile, its result says why.
+        let _ = answer.send(serve(conn, request).await);
+    }
+    match thread.await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => panic::resume_unwind(panic),
+            Err(shut_down) => Err(shut_down.into()),
+        },
+    }
+}
+
+enum Request {
+    Applied,
+    Begin,
+    Batch(String),
+    Record(MigrationVersion<'static>),
+    Commit,
+}
+
+/// Only what was [applied](Request::Applied) is more than a success.
+type Answer = QueryResult<Vec<MigrationVersion<'static>>>;
+
+async fn serve<C>(conn: &mut C, request: Request) -> Answer
+where
+    C: LockConnection<Backend: 'static>,
+    String: FromSql<Text, C::Backend>,
+    str: ToSql<Text, C::Backend>,
+{
+    match request {
+        Request::Applied => {
+            conn.batch_execute(CREATE_MIGRATIONS_TABLE).await?;
+            return Table::Versions.load(conn).await;
+        }
+        Request::Begin => C::TransactionManager::begin_transaction(conn).await?,
+        Request::Batch(sql) => conn.batch_execute(&sql).await?,
+        Request::Record(version) => {
+            Table::Insert(version).execute(conn).await?;
+        }
+        Request::Commit => C::TransactionManager::commit_transaction(conn).await?,
+    }
+    Ok(Vec::new())
+}
+
+/// A query of Diesel's table of migrations. (`sql_query` and the like are for backends that are known by name.)
+enum Table {
+    Versions,
+    Insert(MigrationVersion<'static>),
+}
+
+impl Query for Table {
+    type SqlType = Text;
+}
+
+impl QueryId for Table {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<DB: Backend> QueryFragment<DB> for Table
+where
+    str: ToSql<Text, DB>,
+{
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        match self {
+            Self::Versions => out.push_sql("SELECT version FROM __diesel_schema_migrations"),
+            Self::Insert(version) => {
+                out.push_sql("INSERT INTO __diesel_schema_migrations (version) VALUES (");
+                out.push_bind_param::<Text, _>(version)?;
+                out.push_sql(")");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The connection as a migration sees it, in another thread.
+struct Remote {
+    requests: mpsc::Sender<(Request, oneshot::Sender<Answer>)>,
+}
+
+impl Remote {
+    fn ask(&mut self, request: Request) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.requests.blocking_send((request, answer));
+        match sent.map(|()| answered.blocking_recv()) {
+            Ok(Ok(answer)) => answer,
+            // The future was dropped, and the guard with it: nothing of this thread matters any more.
+            _ => Err(DieselError::BrokenTransactionManager),
+        }
+    }
+}
+
+impl SimpleConnection for Remote {
+    fn batch_execute(&mut self, query: &str) -> QueryResult<()> {
+        self.ask(Request::Batch(query.to_owned())).map(drop)
+    }
+}
+
+impl<DB: Backend> BoxableConnection<DB> for Remote {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+impl<DB: Backend> MigrationHarness<DB> for Remote {
+    /// What it has begun when it fails is rolled back with the release.
+    fn run_migration(
+        &mut self,
+        migration: &dyn Migration<DB>,
+    ) -> Result<MigrationVersion<'static>> {
+        let version = || migration.name().version().as_owned();
+        let in_transaction = migration.metadata().run_in_transaction();
+        if in_transaction {
+            self.ask(Request::Begin)?;
+        }
+        migration.run(self)?;
+        self.ask(Request::Record(version()))?;
+        if in_transaction {
+            self.ask(Request::Commit)?;
+        }
+        Ok(version())
+    }
+
+    fn revert_migration(&mut self, _: &dyn Migration<DB>) -> Result<MigrationVersion<'static>> {
+        unreachable!("BUG: what is pending is run, not reverted")
+    }
+
+    fn applied_migrations(&mut self) -> Result<Vec<MigrationVersion<'static>>> {
+        Ok(self.ask(Request::Applied)?)
+    }
+}
