@@ -19,6 +19,10 @@ pub trait Dialect {
     /// Whether an async connection skips an answer that nobody reads; otherwise the next query is given it.
     const SKIPS_UNREAD_ANSWERS: bool;
 
+    /// Whether the server does not notice that the client of a session that waits is gone as long as there is a message
+    /// from it to read.
+    const UNREAD_MESSAGES_HIDE_A_CLOSE: bool = false;
+
     /// The server's form of `key`.
     ///
     /// # Errors
@@ -41,6 +45,12 @@ pub trait Dialect {
         fence: Option<Fence>,
     ) -> Self::Acquire {
         Self::acquire(key, mode, wait, fence)
+    }
+
+    /// As [`release`](Self::release), and so that the lock is released too if nobody reads the answer, wherever one message
+    /// can do that.
+    fn release_abandonable(key: &Self::Key, mode: Mode, fence: Option<Fence>) -> Self::Release {
+        Self::release(key, mode, fence)
     }
 
     /// What to send, without reading the answer, when a hold is given up by somebody who cannot wait; `None` where

@@ -44,5 +44,5 @@ pub use mode::Mode;
 pub use mysql::{Mysql, MysqlAcquire, MysqlRelease};
 #[cfg(feature = "postgres")]
 pub use postgres::{Postgres, PostgresAcquire, PostgresBegin, PostgresRelease};
-pub use statement::{Piece, Statement};
+pub use statement::{Nonce, OutOfStep, Piece, Statement};
 pub use wait::Wait;

@@ -76,6 +76,8 @@ pub enum Answer {
     /// Any error, of the server or of the connection, with the `constraint_name` that came with it: the one field
     /// of an error in which a SQLSTATE can travel through Diesel.
     Error(Option<String>),
+    /// The answer to another question: nothing that the connection says can be relied on.
+    OutOfStep,
 }
 
 /// How a conversation ended.

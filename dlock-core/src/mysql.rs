@@ -30,6 +30,8 @@ impl Dialect for Mysql {
 
     const END_SESSION: &'static str = "KILL CONNECTION_ID()";
     const SKIPS_UNREAD_ANSWERS: bool = false;
+    // Seen with MySQL 9.7 and MariaDB 11.8. Otherwise they look each second.
+    const UNREAD_MESSAGES_HIDE_A_CLOSE: bool = true;
 
     fn key(key: &LockKey) -> Result<String, InvalidKey> {
         key.to_mysql()
@@ -44,8 +46,12 @@ impl Dialect for Mysql {
         MysqlRelease::new(key.clone())
     }
 
-    fn release_unread(_key: &String, _mode: Mode, _transaction: OpenTransaction) -> Option<String> {
-        None
+    fn release_abandonable(key: &String, _mode: Mode, _fence: Option<Fence>) -> MysqlRelease {
+        MysqlRelease::abandonable(key.clone())
+    }
+
+    fn release_unread(key: &String, _mode: Mode, transaction: OpenTransaction) -> Option<String> {
+        Some(sql::release_unread(key, transaction))
     }
 
     fn is_held(key: &String, _mode: Mode) -> Statement {

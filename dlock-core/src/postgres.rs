@@ -69,6 +69,10 @@ impl Dialect for Postgres {
         PostgresRelease::new(*key, mode, fence)
     }
 
+    fn release_abandonable(key: &PostgresKey, mode: Mode, fence: Option<Fence>) -> PostgresRelease {
+        Self::release(key, mode, fence).abandonable()
+    }
+
     fn acquire_abandonable(
         key: &PostgresKey,
         mode: Mode,

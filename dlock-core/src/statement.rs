@@ -1,5 +1,8 @@
 use std::borrow::Cow;
 
+#[cfg(feature = "mysql")]
+use crate::fence;
+
 /// A statement with binds, which answers with one row of one `BIGINT` (or, for
 /// [`holders`](crate::Dialect::holders), with the columns of [`Holder`](crate::Holder)).
 ///
@@ -10,6 +13,62 @@ pub struct Statement {
     pub pieces: Vec<Piece>,
     /// Whether to keep the prepared statement: its text is one of few.
     pub cached: bool,
+    /// What its answer is to be [checked](Nonce::check) with, if it is.
+    pub nonce: Option<Nonce>,
+}
+
+/// A number that the answer to a [`Statement`] is greater by, so that the answer to another question is told from it: a
+/// connection on which a query was dropped may be out of step, and then it gives the answer to the query before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nonce(i64);
+
+/// The answer was to another question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfStep;
+
+impl Nonce {
+    /// A constant in the text of the question, by which MariaDB (11.8) knows from the start that the answer has 64 bits:
+    /// a bind does not tell.
+    #[cfg(feature = "mysql")]
+    pub(crate) const BASE: i64 = 1 << 62;
+
+    /// A number that is like no answer of a user's query, and far from all others.
+    #[cfg(feature = "mysql")]
+    pub(crate) fn new() -> Self {
+        const BITS_OF_AN_ANSWER: u32 = 20;
+        Self(Self::BASE | ((fence::unique() << BITS_OF_AN_ANSWER) % (1 << 61)) as i64)
+    }
+
+    /// The bind that says it.
+    #[cfg(feature = "mysql")]
+    pub(crate) fn bind(self) -> Piece {
+        Piece::BigInt(self.0 - Self::BASE)
+    }
+
+    /// What was answered without this number; NULL stays NULL.
+    ///
+    /// # Examples
+    ///
+    #[cfg_attr(feature = "mysql", doc = "```")]
+    #[cfg_attr(not(feature = "mysql"), doc = "```ignore")]
+    /// use dlock_core::{Dialect, Mode, Mysql};
+    ///
+    /// let is_held = Mysql::is_held(&Mysql::key(&"report".into())?, Mode::Exclusive);
+    /// let nonce = is_held.nonce.unwrap();
+    /// assert!(nonce.check(Some(1)).is_err()); // not the answer to this question
+    /// # Ok::<(), dlock_core::InvalidKey>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfStep`] if this was not added to it.
+    pub fn check(self, answer: Option<i64>) -> Result<Option<i64>, OutOfStep> {
+        // From -1, and an error number has 16 bits.
+        match answer.map(|value| value.wrapping_sub(self.0)) {
+            Some(value) if !(-1..=0xffff).contains(&value) => Err(OutOfStep),
+            value => Ok(value),
+        }
+    }
 }
 
 /// A part of a [`Statement`].
@@ -31,6 +90,7 @@ impl Statement {
         Self {
             pieces,
             cached: true,
+            nonce: None,
         }
     }
 
@@ -39,6 +99,7 @@ impl Statement {
         Self {
             pieces,
             cached: false,
+            nonce: None,
         }
     }
 

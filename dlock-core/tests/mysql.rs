@@ -21,7 +21,10 @@ const UNCAP: &str =
 const RECAP: &str = "SET SESSION max_statement_time = @dlock_max_statement_time";
 const KEEP_ERRNO: &str = "GET DIAGNOSTICS @dlock_conditions = NUMBER; \
     GET DIAGNOSTICS CONDITION @dlock_conditions @dlock_errno = MYSQL_ERRNO";
-const READ_ERRNO: &str = "SELECT IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL)";
+const READ_ERRNO: &str = "SELECT 4611686018427387904 + CAST(? AS SIGNED) + \
+    IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL)";
+/// `report`, where there are no binds.
+const REPORT: &str = "CONVERT(x'7265706f7274' USING utf8mb4)";
 
 /// Another session has the lock.
 const TAKEN: Answer = Answer::Value(Some(0));
@@ -79,7 +82,7 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn tries(self) -> Self {
         self.query(
-            "SELECT CASE GET_LOCK(CONVERT(? USING utf8mb4), 0) WHEN 1 THEN 1 \
+            "SELECT 4611686018427387904 + CAST(? AS SIGNED) + CASE GET_LOCK(CONVERT(? USING utf8mb4), 0) WHEN 1 THEN 1 \
              WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END",
             &name(),
         )
@@ -90,7 +93,7 @@ impl<M: Machine> Asks for Script<M> {
     fn waits(self) -> Self {
         self.query(
             "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ \
-             GET_LOCK(CONVERT(? USING utf8mb4), 1000000000)",
+             4611686018427387904 + CAST(? AS SIGNED) + GET_LOCK(CONVERT(? USING utf8mb4), 1000000000)",
             &name(),
         )
     }
@@ -101,7 +104,7 @@ impl<M: Machine> Asks for Script<M> {
     fn waits_at_most(self, millis: u32, fraction: &str, longer: u32) -> Self {
         self.query(
             &format!(
-                "SELECT /*+ MAX_EXECUTION_TIME({millis}) */ GET_LOCK(CONVERT(? USING utf8mb4), \
+                "SELECT /*+ MAX_EXECUTION_TIME({millis}) */ 4611686018427387904 + CAST(? AS SIGNED) + GET_LOCK(CONVERT(? USING utf8mb4), \
                  IF(VERSION() LIKE '%MariaDB%', {fraction}, {longer}))"
             ),
             &name(),
@@ -111,14 +114,17 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn asks_whether_held(self) -> Self {
         self.query(
-            "SELECT IS_USED_LOCK(CONVERT(? USING utf8mb4)) <=> CONNECTION_ID()",
+            "SELECT 4611686018427387904 + CAST(? AS SIGNED) + (IS_USED_LOCK(CONVERT(? USING utf8mb4)) <=> CONNECTION_ID())",
             &name(),
         )
     }
 
     #[track_caller]
     fn gives_back(self) -> Self {
-        self.query("SELECT RELEASE_LOCK(CONVERT(? USING utf8mb4))", &name())
+        self.query(
+            "SELECT 4611686018427387904 + CAST(? AS SIGNED) + RELEASE_LOCK(CONVERT(? USING utf8mb4))",
+            &name(),
+        )
     }
 
     /// Answers with an error, and tells its number when asked.
@@ -710,30 +716,69 @@ mod abandoning {
         broken: true,
         waiting: false,
     };
-    const WAITING: Abandoned = Abandoned {
-        messages: Vec::new(),
-        broken: true,
-        waiting: true,
-    };
+
+    /// What a wait may have left is released, also if a cancel hits the first message.
+    fn reclaims(waiting: bool) -> Abandoned {
+        let message =
+            format!("DO IF(IS_USED_LOCK({REPORT}) <=> CONNECTION_ID(), RELEASE_LOCK({REPORT}), 0)");
+        Abandoned {
+            messages: vec![message.clone().into(), message.into()],
+            broken: true,
+            waiting,
+        }
+    }
 
     #[test]
-    fn answers_are_not_skipped_so_nothing_is_sent_without_reading_one() {
+    fn answers_are_not_skipped() {
         const { assert!(!Mysql::SKIPS_UNREAD_ANSWERS) };
-        let message = Mysql::release_unread(&key("report"), Mode::Exclusive, OpenTransaction::None);
-        assert_eq!(message, None);
+    }
+
+    #[test]
+    fn a_hold_is_given_up_in_one_message() {
+        let release = format!("DO RELEASE_LOCK({REPORT})");
+        for (transaction, expected) in [
+            (OpenTransaction::None, release.clone()),
+            (OpenTransaction::RollBack, format!("ROLLBACK; {release}")),
+            (OpenTransaction::Keep, release),
+        ] {
+            let message = Mysql::release_unread(&key("report"), Mode::Exclusive, transaction);
+            assert_eq!(message, Some(expected));
+        }
+    }
+
+    #[test]
+    fn names_in_text_are_hexadecimal() {
+        let key = key("it's \\ a `name`");
+        let transaction = OpenTransaction::None;
+        let message = Mysql::release_unread(&key, Mode::Exclusive, transaction).unwrap();
+        let hex = message
+            .strip_prefix("DO RELEASE_LOCK(CONVERT(x'")
+            .and_then(|rest| rest.strip_suffix("' USING utf8mb4))"))
+            .unwrap();
+        assert!(hex.bytes().all(|byte| byte.is_ascii_hexdigit()), "{hex}");
+        assert_eq!(hex.len(), 2 * key.len());
     }
 
     #[test]
     fn a_conversation_that_can_be_abandoned_is_the_same() {
+        fn same(one: &Step, other: &Step) {
+            match (one, other) {
+                (Step::Query(one), Step::Query(other)) => {
+                    assert_eq!(one.text(), other.text());
+                    assert_ne!(one.nonce, other.nonce);
+                }
+                _ => assert_eq!(one, other),
+            }
+        }
         let key = key("report");
         for wait in [FOREVER, Wait::TRY, poll(None)] {
             let mut one = Mysql::acquire(&key, Mode::Exclusive, wait, None);
             let mut other = Mysql::acquire_abandonable(&key, Mode::Exclusive, wait, None);
-            assert_eq!(one.start(), other.start());
+            same(&one.start(), &other.start());
             for answer in [TAKEN, ERROR, DONE, value(1317), value(0)] {
-                assert_eq!(
-                    one.next(answer.clone(), Duration::ZERO),
-                    other.next(answer, Duration::ZERO)
+                same(
+                    &one.next(answer.clone(), Duration::ZERO),
+                    &other.next(answer, Duration::ZERO),
                 );
                 assert_eq!(one.abandon(), other.abandon());
             }
@@ -767,14 +812,13 @@ mod abandoning {
                 .answer(TAKEN)
                 .waits_at_most(250, "0.250", 10),
         ] {
-            assert_eq!(waiting.abandoned(), WAITING);
+            assert_eq!(waiting.abandoned(), reclaims(true));
         }
     }
 
+    /// An outer guard may hold the lock.
     #[test]
-    fn everything_else_breaks_the_session_and_waits_no_more() {
-        let waited = || acquire(FOREVER).answer(TAKEN);
-        let capped = || acquire(FOREVER).answer(CAPPED);
+    fn the_first_try_and_what_follows_its_failure_break_the_session() {
         for asked in [
             acquire(FOREVER).tries(),
             acquire(FOREVER).answer(ERROR).batch(KEEP_ERRNO),
@@ -783,6 +827,17 @@ mod abandoning {
                 .answer(DONE)
                 .query(READ_ERRNO, &[]),
             acquire(FOREVER).answer(NULL).asks_whether_held(),
+        ] {
+            assert_eq!(asked.abandoned(), BROKEN);
+        }
+        assert_eq!(release().gives_back().abandoned(), BROKEN);
+    }
+
+    #[test]
+    fn after_it_was_taken_whatever_may_be_held_is_released() {
+        let waited = || acquire(FOREVER).answer(TAKEN);
+        let capped = || acquire(FOREVER).answer(CAPPED);
+        for asked in [
             acquire(poll(None)).answer(TAKEN).answer(DONE).tries(),
             capped().batch(UNCAP),
             capped().answer(DONE).answer(GRANTED).batch(RECAP),
@@ -791,9 +846,136 @@ mod abandoning {
             waited().answer(NULL).asks_whether_held(),
             waited().answer(NULL).answer(value(1)).gives_back(),
         ] {
-            assert_eq!(asked.abandoned(), BROKEN);
+            assert_eq!(asked.abandoned(), reclaims(false));
         }
-        assert_eq!(release().gives_back().abandoned(), BROKEN);
+    }
+}
+
+/// Of a guard whose `release` may be dropped.
+mod releasing_abandonably {
+    use super::*;
+
+    fn release() -> Script<MysqlRelease> {
+        let key = key("report");
+        let release = play(Mysql::release_abandonable(&key, Mode::Exclusive, None));
+        release.batch(&format!(
+            "SELECT IF(RELEASE_LOCK({REPORT}) <=> 1, 1, ~0 + CONNECTION_ID())"
+        ))
+    }
+
+    #[test]
+    fn one_message_releases() {
+        release().answer(DONE).ends(Outcome::Success);
+    }
+
+    #[test]
+    fn a_lock_that_was_lost_is_told_by_the_number_of_the_error() {
+        let errno = || release().answer(ERROR).batch(KEEP_ERRNO).answer(DONE);
+        let read = || errno().query(READ_ERRNO, &[]);
+        read().answer(value(1690)).ends(clean(Reason::NotHeld));
+        for other in [
+            NULL,
+            ERROR,
+            DONE,
+            value(0),
+            value(1),
+            value(1317),
+            value(-1),
+        ] {
+            read().answer(other).ends(broken(Reason::Database));
+        }
+    }
+
+    #[test]
+    fn anything_else_breaks_the_session() {
+        for answer in [NULL, value(0), value(1), Answer::OutOfStep] {
+            release().answer(answer).ends(broken(Reason::Database));
+        }
+        for answer in [ERROR, NULL, value(1690), Answer::OutOfStep] {
+            let keeping = release().answer(ERROR).batch(KEEP_ERRNO);
+            keeping.answer(answer).ends(broken(Reason::Database));
+        }
+    }
+
+    /// To release once more could take an outer guard's hold.
+    #[test]
+    fn nothing_is_sent_behind_it() {
+        let nothing = Abandoned {
+            broken: true,
+            ..Abandoned::default()
+        };
+        assert_eq!(release().abandoned(), nothing);
+        assert_eq!(release().answer(ERROR).abandoned(), nothing);
+    }
+}
+
+/// The answer to another question is never believed.
+mod out_of_step {
+    use super::*;
+
+    #[test]
+    fn it_breaks_the_session_wherever_it_is_noticed() {
+        let waited = || acquire(FOREVER).answer(TAKEN);
+        for asked in [
+            acquire(FOREVER).tries(),
+            waited().waits(),
+            waited().answer(NULL).asks_whether_held(),
+            waited().answer(NULL).answer(value(1)).gives_back(),
+            waited().answer(ERROR).answer(DONE).query(READ_ERRNO, &[]),
+        ] {
+            asked
+                .answer(Answer::OutOfStep)
+                .ends(broken(Reason::Database));
+        }
+        release()
+            .answer(Answer::OutOfStep)
+            .ends(broken(Reason::Database));
+    }
+
+    #[test]
+    fn every_question_about_a_lock_has_a_nonce_of_its_own() {
+        let mut nonces = Vec::new();
+        for asked in [
+            acquire(FOREVER),
+            acquire(FOREVER).answer(TAKEN),
+            acquire(limit(millis(250))).answer(TAKEN),
+            acquire(FOREVER).answer(NULL).asks_whether_held(),
+            acquire(FOREVER).answer(ERROR).answer(DONE),
+        ] {
+            nonces.push(asked.statement().nonce.expect("a nonce"));
+        }
+        nonces.push(release().statement().nonce.expect("a nonce"));
+        let is_held = Mysql::is_held(&key("report"), Mode::Exclusive);
+        nonces.push(is_held.nonce.expect("a nonce"));
+        for (at, nonce) in nonces.iter().enumerate() {
+            assert_eq!(nonces.iter().position(|other| other == nonce), Some(at));
+        }
+    }
+
+    #[test]
+    fn a_nonce_is_taken_off_its_answer_and_refuses_others() {
+        let statement = Mysql::is_held(&key("report"), Mode::Exclusive);
+        let nonce = statement.nonce.expect("a nonce");
+        let [Piece::Sql(_), Piece::BigInt(number), ..] = statement.pieces[..] else {
+            panic!("{statement:?}");
+        };
+        let number = number + (1 << 62);
+        assert_eq!(nonce.check(None), Ok(None));
+        for code in [-1, 0, 1, 1690, 3024, 0xffff] {
+            assert_eq!(nonce.check(Some(number + code)), Ok(Some(code)));
+        }
+        for other in [0, 1, -1, 42, i64::MIN, i64::MAX, -number, number - 2] {
+            assert_eq!(
+                nonce.check(Some(other)),
+                Err(dlock_core::OutOfStep),
+                "{other}"
+            );
+        }
+        // The answer to the same question of a moment ago.
+        let next = Mysql::is_held(&key("report"), Mode::Exclusive)
+            .nonce
+            .unwrap();
+        assert!(next.check(Some(number)).is_err() || next.check(Some(number + 1)).is_err());
     }
 }
 
@@ -841,27 +1023,23 @@ mod sent {
             {
                 assert_eq!(statement.text(), other.text());
                 assert!(!statement.text().contains(name.as_str()));
-                let binds: Vec<_> = statement
-                    .pieces
-                    .iter()
-                    .filter(|piece| !matches!(piece, Piece::Sql(_)))
-                    .collect();
-                assert_eq!(binds, [&Piece::Binary(name.clone().into_bytes())]);
+                assert_eq!(
+                    script::binds(statement),
+                    [Piece::Binary(name.clone().into_bytes())]
+                );
             }
         }
     }
 
     #[test]
     fn transactions_and_modes_change_nothing() {
-        let statements = queries("report", Mode::Exclusive, None);
-        assert_eq!(
-            queries("report", Mode::Exclusive, Some(Fence::new())),
-            statements
-        );
-        assert_eq!(
-            queries("report", Mode::Shared, Some(Fence::new())),
-            statements
-        );
+        let texts = |mode, fence| -> Vec<_> {
+            let queries = queries("report", mode, fence);
+            queries.iter().map(|statement| statement.text()).collect()
+        };
+        let plain = texts(Mode::Exclusive, None);
+        assert_eq!(texts(Mode::Exclusive, Some(Fence::new())), plain);
+        assert_eq!(texts(Mode::Shared, Some(Fence::new())), plain);
     }
 
     #[test]
@@ -878,8 +1056,9 @@ mod sent {
 mod any_answers {
     use super::*;
 
-    fn answers() -> [Answer; 9] {
+    fn answers() -> [Answer; 10] {
         [
+            Answer::OutOfStep,
             DONE,
             NULL,
             TAKEN,
@@ -917,10 +1096,25 @@ mod any_answers {
                 RECAP => Sent::Recap,
                 KEEP_ERRNO => Sent::KeepErrno,
                 READ_ERRNO => Sent::ReadErrno,
-                _ if text.starts_with("SELECT CASE GET_LOCK(") => Sent::Try,
+                _ if text.starts_with(
+                    "SELECT 4611686018427387904 + CAST(? AS SIGNED) + CASE GET_LOCK(",
+                ) =>
+                {
+                    Sent::Try
+                }
                 _ if text.starts_with("SELECT /*+ MAX_EXECUTION_TIME(") => Sent::Wait,
-                _ if text.starts_with("SELECT IS_USED_LOCK(") => Sent::AskHeld,
-                _ if text.starts_with("SELECT RELEASE_LOCK(") => Sent::Release,
+                _ if text.starts_with(
+                    "SELECT 4611686018427387904 + CAST(? AS SIGNED) + (IS_USED_LOCK(",
+                ) =>
+                {
+                    Sent::AskHeld
+                }
+                _ if text.starts_with(
+                    "SELECT 4611686018427387904 + CAST(? AS SIGNED) + RELEASE_LOCK(",
+                ) =>
+                {
+                    Sent::Release
+                }
                 _ => panic!("unknown: {text}"),
             })
         }
@@ -1016,11 +1210,11 @@ mod any_answers {
 
         fn abandoned(&self, step: &Step, abandoned: &Abandoned) {
             // The next question would be given the answer that nobody reads.
-            assert_eq!(
-                abandoned.messages,
-                Vec::<&str>::new(),
-                "sends into the void"
-            );
+            assert!(abandoned.broken || abandoned.messages.is_empty());
+            if Sent::of(step).is_some() {
+                let reclaims = abandoned.messages.len() == 2;
+                assert_eq!(reclaims, self.not_held_before, "may release an outer hold");
+            }
             assert_eq!(abandoned.waiting, Sent::of(step) == Some(Sent::Wait));
             if !abandoned.broken {
                 assert!(matches!(step, Step::Sleep(_)), "out of step");

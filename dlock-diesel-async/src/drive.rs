@@ -7,6 +7,7 @@ use diesel::QueryResult;
 use diesel::result::Error as DieselError;
 use dlock_core::{Answer, Dialect, Failure, Holder, LockKey, Machine, Outcome, Statement, Step};
 use dlock_diesel::glue::{self, answer, failed};
+use tokio::runtime::Handle;
 
 use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
 use crate::{Error, session};
@@ -14,11 +15,19 @@ use crate::{Error, session};
 /// What the caller gave to cancel a wait from another connection.
 pub(crate) type Cancel = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+pub(crate) fn cancel(cancel: impl Future + Send + 'static) -> Cancel {
+    Box::pin(async move {
+        cancel.await;
+    })
+}
+
 /// A conversation with the server. If it is dropped while the server is at it, it is abandoned.
 struct Conversation<'c, C: LockConnection, M: Machine> {
     conn: &'c mut C,
     machine: M,
     cancel: Option<Cancel>,
+    /// Where the conversation takes place, for the future may be dropped elsewhere.
+    runtime: Option<Handle>,
     in_flight: bool,
 }
 
@@ -28,17 +37,19 @@ impl<C: LockConnection, M: Machine> Drop for Conversation<'_, C, M> {
             return;
         }
         let abandoned = self.machine.abandon();
-        for message in abandoned.messages {
-            session::send_unread(self.conn, &message);
+        let cancel = self.cancel.take().filter(|_| abandoned.waiting);
+        // If nobody cancels the wait, it must end when the connection is closed.
+        let goes_on = abandoned.waiting && cancel.is_none();
+        if !(goes_on && DialectOf::<C>::UNREAD_MESSAGES_HIDE_A_CLOSE) {
+            for message in abandoned.messages {
+                session::send_unread(self.conn, &message);
+            }
         }
         if abandoned.broken {
             session::mark_broken(self.conn);
         }
-        if let (true, Some(cancel)) = (abandoned.waiting, self.cancel.take()) {
-            // Without a runtime the connection is gone, too.
-            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn(cancel);
-            }
+        if let (Some(runtime), Some(cancel)) = (&self.runtime, cancel) {
+            runtime.spawn(cancel);
         }
     }
 }
@@ -58,6 +69,7 @@ pub(crate) async fn drive<C: LockConnection>(
         conn,
         machine,
         cancel,
+        runtime: Handle::try_current().ok(),
         in_flight: false,
     };
     let mut step = talk.machine.start();
@@ -101,13 +113,28 @@ async fn conclude<C: LockConnection>(
 }
 
 async fn value<C: LockConnection>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>> {
-    <C::Backend as AsyncLockBackend>::value(conn, statement).await
+    let nonce = statement.nonce;
+    let answer = <C::Backend as AsyncLockBackend>::value(conn, statement).await?;
+    glue::check(nonce, answer)
 }
 
-/// Marks the connection broken if a question to it is dropped, where an answer that is not read puts it out of step.
+/// Marks the connection broken if a question to it is not answered, where an answer that is not read puts it out of step.
 struct Question<'c, C: LockConnection> {
     conn: &'c mut C,
     answered: bool,
+}
+
+impl<'c, C: LockConnection> Question<'c, C> {
+    /// Refused where an answer would not be one to this question.
+    fn new(conn: &'c mut C) -> Result<Self, Error> {
+        if !DialectOf::<C>::SKIPS_UNREAD_ANSWERS {
+            session::depth(conn)?;
+        }
+        Ok(Self {
+            conn,
+            answered: false,
+        })
+    }
 }
 
 impl<C: LockConnection> Drop for Question<'_, C> {
@@ -123,12 +150,9 @@ pub(crate) async fn is_held<C: LockConnection>(
     conn: &mut C,
     statement: Statement,
 ) -> Result<bool, Error> {
-    let mut question = Question {
-        conn,
-        answered: false,
-    };
+    let mut question = Question::new(conn)?;
     let answer = value(question.conn, statement).await;
-    question.answered = true;
+    question.answered = answer.is_ok();
     Ok(answer? == Some(1))
 }
 
@@ -137,10 +161,7 @@ pub(crate) async fn holders<C: LockConnection>(
     conn: &mut C,
     key: &KeyOf<C>,
 ) -> Result<Vec<Holder>, Error> {
-    let mut question = Question {
-        conn,
-        answered: false,
-    };
+    let mut question = Question::new(conn)?;
     let mut result = Ok(Vec::new());
     for statement in DialectOf::<C>::holders(key) {
         result = <C::Backend as AsyncLockBackend>::rows(question.conn, statement).await;

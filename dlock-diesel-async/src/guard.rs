@@ -189,28 +189,20 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
         Ok(self.conn.take().expect(RELEASED))
     }
 
+    /// On an error the drop gives up what may still be held.
     pub(crate) async fn undo(&mut self) -> Result<(), Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        let left_open = match session::depth(conn) {
-            Ok(depth) => depth > self.hold.depth,
-            Err(broken) => {
-                self.held = false;
-                session::end(conn).await;
-                return Err(broken.into());
-            }
-        };
-        if let Err(error) = session::roll_back_to(conn, self.hold.depth).await {
-            self.held = false;
-            session::end(conn).await;
-            return Err(error.into());
+        // A broken connection may not answer soon.
+        let depth = session::depth(conn)?;
+        let base = self.hold.depth;
+        if depth > base {
+            return Err(glue::in_transaction(&self.key));
         }
         // The savepoint went with the transaction if that has ended.
-        let base = self.hold.depth;
-        let fence = self
-            .hold
-            .fence
-            .filter(|_| session::depth(conn).is_ok_and(|depth| depth == base));
-        let machine = DialectOf::<M::Target>::release(&self.hold.server_key, self.hold.mode, fence);
+        let fence = self.hold.fence.filter(|_| depth == base);
+        let server_key = &self.hold.server_key;
+        let machine =
+            DialectOf::<M::Target>::release_abandonable(server_key, self.hold.mode, fence);
         // From here on the conversation sees to it, also if it is dropped.
         self.held = false;
         let released = drive::drive(conn, machine, &self.key, None).await;
@@ -218,11 +210,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
             // Nothing is held, but this is not the session that it was.
             session::mark_broken(conn);
         }
-        released?;
-        if left_open {
-            return Err(glue::in_transaction(&self.key));
-        }
-        Ok(())
+        released.map(drop)
     }
 }
 
@@ -236,16 +224,16 @@ fn give_up<C: LockConnection>(conn: &mut C, hold: &Hold<C>) {
         (None, _) => OpenTransaction::RollBack,
         (Some(_), _) => OpenTransaction::Keep,
     };
+    let message = DialectOf::<C>::release_unread(&hold.server_key, hold.mode, transaction)
+        // A wait may have been dropped, which must end when the connection is closed.
+        .filter(|_| depth.is_some() || !DialectOf::<C>::UNREAD_MESSAGES_HIDE_A_CLOSE);
+    if let Some(message) = &message {
+        session::send_unread(conn, message);
+    }
     // In an aborted transaction the unlock fails, and nobody would know.
     let unsure = depth != Some(None) && !session::in_test_transaction(conn);
-    match DialectOf::<C>::release_unread(&hold.server_key, hold.mode, transaction) {
-        Some(message) => {
-            session::send_unread(conn, &message);
-            if unsure {
-                session::mark_broken(conn);
-            }
-        }
-        None => session::mark_broken(conn),
+    if unsure || message.is_none() || !DialectOf::<C>::SKIPS_UNREAD_ANSWERS {
+        session::mark_broken(conn);
     }
 }
 

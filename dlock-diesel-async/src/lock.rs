@@ -215,9 +215,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     where
         F: Future + Send + 'static,
     {
-        self.cancel = Some(Box::pin(async move {
-            cancel.await;
-        }));
+        self.cancel = Some(drive::cancel(cancel));
         self
     }
 

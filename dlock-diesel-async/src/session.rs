@@ -18,9 +18,14 @@ fn status<C: AsyncConnection>(conn: &mut C) -> &mut TransactionManagerStatus {
     C::TransactionManager::transaction_manager_status_mut(conn)
 }
 
-/// The depth, or an error where the connection is broken.
+/// The depth, or an error where the connection is broken: also if a BEGIN or COMMIT of diesel-async was dropped, so that
+/// nobody knows whether a transaction is open.
 pub(crate) fn depth<C: AsyncConnection>(conn: &mut C) -> QueryResult<Depth> {
-    status(conn).transaction_depth()
+    let depth = status(conn).transaction_depth()?;
+    if depth.is_none() && C::TransactionManager::is_broken_transaction_manager(conn) {
+        return Err(diesel::result::Error::BrokenTransactionManager);
+    }
+    Ok(depth)
 }
 
 /// Whether the open transaction is the one of `begin_test_transaction`, the only kind with which a connection does not
@@ -62,8 +67,9 @@ pub(crate) async fn end<C: LockConnection>(conn: &mut C) {
 
 /// Sends a message whose answer nobody reads, from where nothing can be awaited.
 ///
-/// On PostgreSQL the first poll hands it to the driver's task, behind all that was sent before. Not on MySQL, where
-/// the answer that is not read would be taken for that of the next query.
+/// On PostgreSQL the first poll hands it to the driver's task, behind all that was sent before; on MySQL it writes it to
+/// the socket, and there the answer that is not read would be taken for that of the next query, so that the connection
+/// has to be marked broken.
 pub(crate) fn send_unread<C: LockConnection>(conn: &mut C, message: &str) {
     let _ = pin!(conn.batch_execute(message)).poll(&mut Context::from_waker(Waker::noop()));
 }

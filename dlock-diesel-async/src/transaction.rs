@@ -151,6 +151,10 @@ impl<C: LockConnection> OpenTransaction<'_, C> {
 
     async fn roll_back(self) {
         let outside = self.outside;
+        // A broken connection may not answer soon: the drop does what can be done.
+        if session::depth(&mut *self.conn).is_err() {
+            return;
+        }
         if session::roll_back_to(&mut *self.conn, outside)
             .await
             .is_err()

@@ -6,6 +6,7 @@ use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, TransactionDialect, Wait
 use dlock_diesel::{SharedLocks, TransactionLocks, glue};
 
 use crate::backend::{DialectOf, LockConnection};
+use crate::drive::Cancel;
 use crate::{Error, drive, session};
 
 /// A lock that is not held yet, and that will end with the transaction: COMMIT, ROLLBACK, or ROLLBACK TO a savepoint
@@ -40,6 +41,7 @@ pub struct AdvisoryXactLock<'c, C> {
     key: LockKey,
     mode: Mode,
     wait: Wait,
+    cancel: Option<Cancel>,
 }
 
 impl<C> fmt::Debug for AdvisoryXactLock<'_, C> {
@@ -59,6 +61,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
             key,
             mode: Mode::Exclusive,
             wait: Wait::default(),
+            cancel: None,
         }
     }
 
@@ -123,6 +126,32 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
         self
     }
 
+    /// What cancels the wait when the future that waits is dropped: see
+    /// [`AdvisoryLock::cancel_with`](crate::AdvisoryLock::cancel_with).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
+    /// # use dlock_diesel_async::AdvisoryLockExt;
+    /// # use tokio_postgres::NoTls;
+    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// let token = conn.cancel_token();
+    /// conn.transaction(async |conn| {
+    ///     let lock = conn.advisory_xact_lock("account/1");
+    ///     lock.cancel_with(async move { token.cancel_query(NoTls).await }).acquire().await
+    /// }).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn cancel_with<F>(mut self, cancel: F) -> Self
+    where
+        F: Future + Send + 'static,
+    {
+        self.cancel = Some(drive::cancel(cancel));
+        self
+    }
+
     /// The key.
     ///
     /// # Examples
@@ -156,8 +185,8 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// If the future is dropped while it asks, the lock may be held until the transaction ends. If it is dropped while it
     /// waits in the server's queue, the transaction cannot be committed any more and the connection counts as broken; the
-    /// place in the queue, or the lock, is free at the latest when the connection is closed. Use
-    /// [`timeout`](Self::timeout) instead.
+    /// place in the queue, and the lock if it is granted, is free when the connection is closed, and with
+    /// [`cancel_with`](Self::cancel_with) at once. Use [`timeout`](Self::timeout) instead.
     ///
     /// # Round trips
     ///
@@ -248,6 +277,6 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
         }
         let machine =
             DialectOf::<C>::acquire_in_transaction(&server_key, self.mode, wait, Fence::new());
-        drive::drive(self.conn, machine, &self.key, None).await
+        drive::drive(self.conn, machine, &self.key, self.cancel.take()).await
     }
 }

@@ -8,7 +8,7 @@ use diesel::result::Error as DieselError;
 use dlock_core::{Answer, Dialect, Failure, Holder, LockKey, Machine, Outcome, Statement, Step};
 
 use crate::backend::DialectOf;
-use crate::glue::{answer, failed};
+use crate::glue::{self, answer, failed};
 use crate::{Error, LockBackend, LockConnection, session};
 
 /// Sends what the machine wants to be sent until it is done. `false` if its limit passed.
@@ -57,7 +57,8 @@ fn conclude<C: LockConnection>(
 }
 
 fn value<C: LockConnection>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>> {
-    <C::Backend as LockBackend>::value(conn, statement)
+    let nonce = statement.nonce;
+    glue::check(nonce, <C::Backend as LockBackend>::value(conn, statement)?)
 }
 
 /// Whether the connection's session holds the lock.
@@ -92,9 +93,5 @@ pub(crate) fn timeout<C: LockConnection>(
     waited: Duration,
 ) -> Error {
     let holders = holders(conn, server_key).unwrap_or_default();
-    Error::Timeout {
-        key,
-        waited,
-        holders,
-    }
+    glue::timeout(key, waited, holders)
 }

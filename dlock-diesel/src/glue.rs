@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
-use dlock_core::{Answer, Holder, LockKey, Reason};
+use dlock_core::{Answer, Holder, LockKey, Nonce, Reason};
 
 use crate::Error;
 pub use crate::query::{CoreQuery, HolderColumns, HolderRow, Value, to_holder};
@@ -16,11 +16,39 @@ pub const MIGRATION_INTERVAL: Duration = Duration::from_millis(100);
 /// What the machine is told. The first error is kept: it is the one to report.
 pub fn answer(answer: QueryResult<Answer>, first_error: &mut Option<DieselError>) -> Answer {
     answer.unwrap_or_else(|error| {
-        let constraint = constraint_of(&error);
+        let answer = match is_out_of_step(&error) {
+            true => Answer::OutOfStep,
+            false => Answer::Error(constraint_of(&error)),
+        };
         first_error.get_or_insert(error);
-        Answer::Error(constraint)
+        answer
     })
 }
+
+/// The value that a statement was answered with, or an error if it is the answer to another one.
+pub fn check(nonce: Option<Nonce>, answer: Option<i64>) -> QueryResult<Option<i64>> {
+    match nonce {
+        Some(nonce) => nonce
+            .check(answer)
+            .map_err(|_| DieselError::DeserializationError(Box::new(OutOfStep))),
+        None => Ok(answer),
+    }
+}
+
+/// Whether the connection gave the answer to another question.
+fn is_out_of_step(error: &DieselError) -> bool {
+    match error {
+        DieselError::DeserializationError(error) => error.is::<OutOfStep>(),
+        _ => false,
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the connection gave the answer to an earlier query: a future was dropped that waited for it, and the connection is \
+     not fit for use any more"
+)]
+struct OutOfStep;
 
 /// The error of a failure.
 pub fn failed(reason: Reason, key: LockKey, error: Option<DieselError>) -> Error {

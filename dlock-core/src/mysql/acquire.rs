@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::sql;
@@ -168,6 +169,8 @@ impl Machine for MysqlAcquire {
         const KILLED: Result = Result::Unclear(Unclear::Failed(Reason::Interrupted));
         const UNKNOWN: Result = Result::Unclear(Unclear::Failed(Reason::Database));
         match (self.state, answer) {
+            (_, Answer::OutOfStep) => Reason::Database.broken().into(),
+
             (State::Try, Answer::Value(Some(1))) => Outcome::Success.into(),
             (State::Try, Answer::Value(Some(busy @ (0 | sql::CAPPED)))) => {
                 self.not_held_before = true;
@@ -235,10 +238,24 @@ impl Machine for MysqlAcquire {
             State::Sleep => Abandoned::default(),
             // The connection is out of step.
             _ => Abandoned {
+                messages: self.reclaim_unread(),
                 broken: true,
                 waiting: matches!(self.state, State::Wait),
-                ..Abandoned::default()
             },
         }
+    }
+}
+
+impl MysqlAcquire {
+    /// Messages that release what a wait may have left, and find nothing the second time. For a cancel that comes too
+    /// late for the wait hits what is sent behind it, once.
+    ///
+    /// None where an outer guard may hold the lock, too: then it is free when the connection is closed.
+    fn reclaim_unread(&self) -> Vec<Cow<'static, str>> {
+        if !self.not_held_before {
+            return Vec::new();
+        }
+        let message = sql::reclaim_unread(&self.key);
+        vec![message.clone().into(), message.into()]
     }
 }

@@ -1,21 +1,43 @@
 //! The SQL text of MySQL's and MariaDB's locks. `/*M! .. */` is read by MariaDB alone.
 
-use crate::{Piece, Statement};
+use crate::{Nonce, OpenTransaction, Piece, Statement};
 
 /// The lock's name as a bind: bytes, so that the client's character set has no say.
 fn name(key: &str) -> Piece {
     Piece::Binary(key.as_bytes().to_vec())
 }
 
-fn call(before: &'static str, key: &str, after: &'static str) -> Statement {
-    Statement::cached(vec![before.into(), name(key), after.into()])
+/// The lock's name where there are no binds.
+fn literal(key: &str) -> String {
+    let hex: String = key.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("CONVERT(x'{hex}' USING utf8mb4)")
+}
+
+const _: () = assert!(Nonce::BASE == 4611686018427387904, "as the statements say");
+
+/// A question whose answer is a number or NULL, and `before`, the key and `after` in it. The number that the answer is
+/// greater by is needed with diesel-async (0.9), which gives the answer that a dropped future did not read to the next
+/// query, and no pool notices.
+fn ask(before: &'static str, key: &str, after: &'static str) -> Statement {
+    let nonce = Nonce::new();
+    Statement {
+        pieces: vec![
+            "SELECT 4611686018427387904 + CAST(".into(),
+            nonce.bind(),
+            before.into(),
+            name(key),
+            after.into(),
+        ],
+        cached: true,
+        nonce: Some(nonce),
+    }
 }
 
 /// Asks without waiting: 1, 0 where another session has the lock, and [`CAPPED`] where another session has it and
 /// MariaDB's `max_statement_time` would cut a wait short.
 pub(super) fn try_lock(key: &str) -> Statement {
-    call(
-        "SELECT CASE GET_LOCK(CONVERT(",
+    ask(
+        " AS SIGNED) + CASE GET_LOCK(CONVERT(",
         key,
         " USING utf8mb4), 0) WHEN 1 THEN 1 WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END",
     )
@@ -42,34 +64,70 @@ pub(super) const RECAP: &str = "SET SESSION max_statement_time = @dlock_max_stat
 /// The statement is not kept: MySQL reports a wait that failed after it has begun to answer, and MariaDB's Connector/C
 /// (3.3) then hangs for ever when the same statement is executed again.
 pub(super) fn wait(key: &str, millis: Option<u32>) -> Statement {
-    let Some(millis) = millis else {
-        return Statement::uncached(vec![
-            "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ GET_LOCK(CONVERT(".into(),
-            name(key),
-            " USING utf8mb4), 1000000000)".into(),
-        ]);
+    let (limit, seconds) = match millis {
+        None => (u32::MAX, "1000000000".to_owned()),
+        Some(millis) => {
+            let (seconds, rest) = (millis / 1000, millis % 1000);
+            let longer = seconds + 10;
+            let seconds = format!("IF(VERSION() LIKE '%MariaDB%', {seconds}.{rest:03}, {longer})");
+            (millis, seconds)
+        }
     };
-    let (seconds, rest) = (millis / 1000, millis % 1000);
-    let longer = seconds + 10;
-    Statement::uncached(vec![
-        format!("SELECT /*+ MAX_EXECUTION_TIME({millis}) */ GET_LOCK(CONVERT(").into(),
-        name(key),
-        format!(" USING utf8mb4), IF(VERSION() LIKE '%MariaDB%', {seconds}.{rest:03}, {longer}))")
-            .into(),
-    ])
+    let nonce = Nonce::new();
+    Statement {
+        pieces: vec![
+            format!("SELECT /*+ MAX_EXECUTION_TIME({limit}) */ 4611686018427387904 + CAST(").into(),
+            nonce.bind(),
+            " AS SIGNED) + GET_LOCK(CONVERT(".into(),
+            name(key),
+            format!(" USING utf8mb4), {seconds})").into(),
+        ],
+        cached: false,
+        nonce: Some(nonce),
+    }
 }
 
 /// 1; 0 where another session has the lock; NULL where nobody has.
 pub(super) fn release(key: &str) -> Statement {
-    call("SELECT RELEASE_LOCK(CONVERT(", key, " USING utf8mb4))")
+    ask(
+        " AS SIGNED) + RELEASE_LOCK(CONVERT(",
+        key,
+        " USING utf8mb4))",
+    )
+}
+
+/// [`release`] as text, which one poll of a future sends. It fails with the error [`NOT_RELEASED`] if the lock was not
+/// held.
+pub(super) fn release_or_fail(key: &str) -> String {
+    let name = literal(key);
+    // A constant that is too great would be found before the lock is released.
+    format!("SELECT IF(RELEASE_LOCK({name}) <=> 1, 1, ~0 + CONNECTION_ID())")
+}
+
+/// ER_DATA_OUT_OF_RANGE
+pub(super) const NOT_RELEASED: i64 = 1690;
+
+/// Releases a lock where nobody reads the answer.
+pub(super) fn release_unread(key: &str, transaction: OpenTransaction) -> String {
+    let release = format!("DO RELEASE_LOCK({})", literal(key));
+    match transaction {
+        OpenTransaction::RollBack => format!("ROLLBACK; {release}"),
+        OpenTransaction::None | OpenTransaction::Keep => release,
+    }
+}
+
+/// Releases, where nobody reads the answer, what a wait may have left.
+pub(super) fn reclaim_unread(key: &str) -> String {
+    let name = literal(key);
+    format!("DO IF(IS_USED_LOCK({name}) <=> CONNECTION_ID(), RELEASE_LOCK({name}), 0)")
 }
 
 /// Whether this session holds the lock: 1 or 0.
 pub(super) fn is_held(key: &str) -> Statement {
-    call(
-        "SELECT IS_USED_LOCK(CONVERT(",
+    ask(
+        " AS SIGNED) + (IS_USED_LOCK(CONVERT(",
         key,
-        " USING utf8mb4)) <=> CONNECTION_ID()",
+        " USING utf8mb4)) <=> CONNECTION_ID())",
     )
 }
 
@@ -80,9 +138,16 @@ pub(super) const KEEP_ERRNO: &str = "GET DIAGNOSTICS @dlock_conditions = NUMBER;
 
 /// The number that [`KEEP_ERRNO`] kept, or NULL.
 pub(super) fn errno() -> Statement {
-    Statement::cached(vec![
-        "SELECT IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL)".into(),
-    ])
+    let nonce = Nonce::new();
+    Statement {
+        pieces: vec![
+            "SELECT 4611686018427387904 + CAST(".into(),
+            nonce.bind(),
+            " AS SIGNED) + IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL)".into(),
+        ],
+        cached: true,
+        nonce: Some(nonce),
+    }
 }
 
 /// Who holds the lock and who waits for it, as far as the server lets this user see it.

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use super::acquire::Code;
-use super::{Postgres, PostgresAcquire, Scope, sql};
+use super::{PostgresAcquire, Scope, sql};
 use crate::wait::AfterBusy;
-use crate::{Abandoned, Answer, Dialect, Machine, Mode, Outcome, PostgresKey, Reason, Step, Wait};
+use crate::{Abandoned, Answer, Machine, Mode, Outcome, PostgresKey, Reason, Step, Wait};
 
 /// Begins a transaction that holds an advisory lock until it ends.
 ///
@@ -155,15 +155,16 @@ impl Machine for PostgresBegin {
     fn abandon(&self) -> Abandoned {
         match self.state {
             State::Sleep => Abandoned::default(),
+            // Also broken where a transaction that Diesel does not know of may have been rolled back.
             State::Begin | State::Wait | State::RollBack(_) => Abandoned {
                 messages: vec!["ROLLBACK".into()],
-                broken: matches!(self.state, State::Wait),
+                broken: !matches!(self.state, State::RollBack(_)),
                 waiting: matches!(self.state, State::Wait),
             },
             State::Session => self.session.abandon(),
-            // The transaction has the lock, or the session, or both: only their end frees it for certain.
+            // If the transaction has it, it is free now; if the session kept it, when the connection is closed.
             State::HandOver => Abandoned {
-                messages: vec![Postgres::END_SESSION.into()],
+                messages: vec!["ROLLBACK".into()],
                 broken: true,
                 waiting: false,
             },

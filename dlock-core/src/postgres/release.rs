@@ -21,12 +21,16 @@ pub struct PostgresRelease {
     mode: Mode,
     /// The lock was acquired in the open transaction, behind this savepoint.
     fence: Option<Fence>,
+    /// It may be [abandoned](Machine::abandon).
+    abandonable: bool,
     state: State,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
     Unlock,
+    /// The same in one message, which is obeyed even if nobody reads the answer.
+    UnlockOrFail,
     UnlockFenced(Fence),
     /// Asked what the latter did.
     Read,
@@ -40,8 +44,14 @@ impl PostgresRelease {
             key,
             mode,
             fence,
+            abandonable: false,
             state: State::Unlock,
         }
+    }
+
+    pub(super) fn abandonable(mut self) -> Self {
+        self.abandonable = true;
+        self
     }
 }
 
@@ -51,6 +61,10 @@ impl Machine for PostgresRelease {
             self.state = State::UnlockFenced(fence);
             return Step::Batch(sql::unlock_fenced(self.key, self.mode, fence).into());
         }
+        if self.abandonable {
+            self.state = State::UnlockOrFail;
+            return Step::Batch(sql::unlock_or_fail(self.key, self.mode).into());
+        }
         self.state = State::Unlock;
         Step::Query(sql::unlock(self.key, self.mode))
     }
@@ -59,6 +73,13 @@ impl Machine for PostgresRelease {
         match (self.state, answer) {
             (State::Unlock | State::Read, Answer::Value(Some(1))) => Outcome::Success.into(),
             (State::Unlock | State::Read, Answer::Value(Some(0))) => Reason::NotHeld.clean().into(),
+
+            (State::UnlockOrFail, Answer::Done) => Outcome::Success.into(),
+            (State::UnlockOrFail, Answer::Error(Some(constraint)))
+                if constraint == sql::NO_CARDINAL =>
+            {
+                Reason::NotHeld.clean().into()
+            }
 
             (State::UnlockFenced(_), Answer::Done) => {
                 self.state = State::Read;

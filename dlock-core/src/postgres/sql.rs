@@ -69,6 +69,15 @@ pub(super) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
     call(function, key, ")::int::bigint")
 }
 
+/// [`unlock`] as text, which one poll of a future sends. It fails with the CONSTRAINT [`NO_CARDINAL`] if the lock was not
+/// held.
+pub(super) fn unlock_or_fail(key: PostgresKey, mode: Mode) -> String {
+    format!(
+        "SELECT ({}::int - 1)::information_schema.cardinal_number",
+        unlock_text(key, mode)
+    )
+}
+
 fn call(function: &'static str, key: PostgresKey, end: &'static str) -> Statement {
     Statement::cached(match key {
         PostgresKey::BigInt(key) => vec![function.into(), Piece::BigInt(key), end.into()],
@@ -282,8 +291,12 @@ pub(super) fn begin(key: PostgresKey, mode: Mode) -> String {
 const UNLESS_NEW: &str = "WHEN now() <> statement_timestamp() \
     THEN (-pg_backend_pid())::information_schema.cardinal_number::int";
 
-/// The constraint of `information_schema.cardinal_number`, a domain that every database has.
-pub(super) const NOT_NEW: &str = "cardinal_number_domain_check";
+/// With it, `UNLESS_NEW` has found a transaction of somebody else.
+pub(super) const NOT_NEW: &str = NO_CARDINAL;
+
+/// The constraint of `information_schema.cardinal_number`, a domain that every database has: its numbers are not
+/// negative. A cast to it turns an answer into an error that Diesel tells from others.
+pub(super) const NO_CARDINAL: &str = "cardinal_number_domain_check";
 
 /// The SQLSTATE with which [`begin_waiting`] refuses an isolation level.
 pub(super) const ISOLATION: &str = "DL001";

@@ -19,6 +19,7 @@ pub(crate) enum Sent {
     RollBack,
     HandOver,
     Unlock,
+    UnlockOrFail,
     UnlockFenced,
     ReadUnlocked,
     ReleaseAborted,
@@ -73,6 +74,7 @@ impl Sent {
             _ if starts("SELECT (EXISTS(") => Sent::AskHeld,
             _ if starts("SELECT CASE WHEN EXISTS(") => Sent::Reclaim,
             _ if starts("SELECT pg_advisory_unlock") => Sent::Unlock,
+            _ if starts("SELECT (pg_advisory_unlock") => Sent::UnlockOrFail,
             _ if starts("SELECT CASE WHEN current_setting('dlock.granted', true) = ") => {
                 Sent::ReleaseIfGranted {
                     mark: number("true) = '").unwrap(),
@@ -416,6 +418,15 @@ impl Session {
                 says(Says::Value((self.holds > 0).into()), self.unlocked());
                 says(Says::Fails, self.aborted());
                 late.push((Says::Fails, self.unlocked().aborted()));
+            }
+            Sent::UnlockOrFail => {
+                if self.holds > 0 {
+                    says(Says::Done, self.unlocked());
+                } else {
+                    says(Says::Tells("cardinal_number_domain_check"), self.aborted());
+                }
+                says(Says::FailsOutside, self.aborted());
+                late.push((Says::FailsOutside, self.unlocked().aborted()));
             }
             Sent::UnlockFenced => {
                 says(Says::FailsOutside, self.aborted());

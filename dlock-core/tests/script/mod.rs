@@ -61,14 +61,10 @@ impl<M: Machine> Script<M> {
         self.binds(binds)
     }
 
+    /// Without the nonce, which comes first.
     #[track_caller]
     pub(crate) fn binds(self, expected: &[Piece]) -> Self {
-        let is_bind = |piece: &&Piece| !matches!(piece, Piece::Sql(_));
-        let pieces = self.statement().pieces.iter();
-        assert_eq!(
-            pieces.filter(is_bind).cloned().collect::<Vec<_>>(),
-            expected
-        );
+        assert_eq!(binds(self.statement()), expected);
         self
     }
 
@@ -121,6 +117,13 @@ impl<M: Machine> Script<M> {
     pub(crate) fn ends(self, outcome: Outcome) {
         assert_eq!(self.step, Step::Done(outcome));
     }
+}
+
+/// The binds of a statement, without its nonce, which comes first.
+pub(crate) fn binds(statement: &Statement) -> Vec<Piece> {
+    let is_bind = |piece: &&Piece| !matches!(piece, Piece::Sql(_));
+    let binds = statement.pieces.iter().filter(is_bind).cloned();
+    binds.skip(statement.nonce.is_some().into()).collect()
 }
 
 /// What may be concluded from what was sent and answered, by somebody who knows the server and not the machine.

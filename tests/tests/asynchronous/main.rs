@@ -4,6 +4,7 @@ mod acquire;
 mod cancellation;
 mod dropped_guards;
 mod guard;
+mod outer_guards;
 mod pools;
 mod round_trips;
 mod runtimes;

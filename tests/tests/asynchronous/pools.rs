@@ -388,6 +388,21 @@ on_pools! { [bb8, deadpool]:
 }
 
 on_pools! { [bb8, deadpool, careful_mobc]:
+    /// A pool may give out another connection next, and close what is broken only when it meets it.
+    async fn a_dropped_guard_does_not_block_the_next_job<P>(server: &Server) {
+        let key = unique_key("async_pool_job");
+        let pool = P::new(server, 2).await;
+        let both = (pool.take().await, pool.take().await);
+        drop(both);
+        for _ in 0..3 {
+            let lock = AdvisoryLock::new(pool.take().await, &key).acquire().await;
+            drop(lock.expect("a free lock"));
+            let next = AdvisoryLock::new(pool.take().await, &key).timeout(dlock_tests::PATIENCE);
+            let lock = next.acquire().await.expect("it was dropped");
+            lock.release().await.expect("a release");
+        }
+    }
+
     async fn sessions_that_are_not_what_they_were_are_discarded<P>(server: &Server) {
         assert!(!is_kept::<P>(server, async |conn, observer, key| {
             let mut lock = AdvisoryLock::new(conn, key).acquire().await.expect("a free lock");
