@@ -29,15 +29,16 @@ const SHORT: Duration = Duration::from_millis(100);
 /// Before a test that hangs is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The output, unless it takes more polls; then it is dropped.
+/// The output, unless it is not there after so many polls; then it is dropped.
 async fn within_polls<F: Future>(future: F, mut polls: u32) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|context| {
-        let Some(left) = polls.checked_sub(1) else {
-            return Poll::Ready(None);
-        };
-        polls = left;
-        future.as_mut().poll(context).map(Some)
+        polls -= 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if polls == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
     })
     .await
 }
