@@ -32,14 +32,21 @@ use crate::{Error, drive, session};
 /// [`release`](Self::release) waits until the lock is free, and tells whether it had been held to the end. A guard that
 /// is dropped cannot wait, be it by `?`, in a panic, in a task that is aborted or after the runtime has gone:
 ///
-/// - PostgreSQL: the unlock is handed to the driver's task without waiting, and the lock is free as soon as the server
-///   reads it. A transaction that was begun under the lock and is still open is rolled back first; then the connection
-///   counts as broken. If the guard itself was acquired inside a transaction that an error has aborted, the server does
-///   not obey, and the lock stays until the session ends; so the connection counts as broken there, except in a
-///   test transaction.
-/// - MySQL and MariaDB: nothing can be sent without reading the answer. The connection is marked broken, and the lock
-///   is free when it is closed: bb8 does so at once; deadpool at the next `get()` that meets it; a connection of your
-///   own when you drop it.
+/// - PostgreSQL: the unlock is handed to the driver's task, and the lock is free as soon as the server reads it. A
+///   transaction that was begun under the lock and is still open is rolled back first; then the connection counts as
+///   broken. If the guard itself was acquired inside a transaction that an error has aborted, the server does not obey,
+///   and the lock stays until the session ends; so the connection counts as broken there, except in a test transaction.
+/// - MySQL and MariaDB: the same, and the connection always counts as broken, for it is out of step: diesel-async would
+///   give the answer to that message to the next query. If it was broken before, nothing is sent, and the lock is free
+///   when the connection is closed: bb8 does so at once; deadpool at the next `get()` that meets it; a connection of
+///   your own when you drop it.
+///
+/// "Reads" and "closed" take until the server is through with what it was doing: if a query was dropped, that is when the
+/// query ends. On a runtime of one thread, PostgreSQL's message is not sent, and a connection not closed, before somebody
+/// drives the runtime again, or drops it.
+///
+/// A guard that is leaked ([`std::mem::forget`]) holds its lock until the connection is closed. So does a future of this
+/// crate that is leaked, and on MySQL and MariaDB the connection is out of step then and nothing tells.
 ///
 /// # The lock can be lost
 ///
@@ -170,20 +177,23 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// # Errors
     ///
-    /// - [`Error::NotHeld`] if the lock had been lost.
-    /// - [`Error::InTransaction`] if a transaction that was begun under the lock is still open: it has been rolled
-    ///   back, for to commit it without the lock would break exclusion. The lock is free.
-    /// - [`Error::Database`] if the server could not be asked. Its session is ended then.
+    /// - [`Error::NotHeld`] if the lock had been lost. The connection counts as broken then, as it is not what it was.
+    /// - [`Error::InTransaction`] if a transaction that was begun under the lock is still open: it is rolled back (unless
+    ///   it is its COMMIT that was dropped, which may have come through), for to commit it without the lock would break
+    ///   exclusion. What is left is done by [the drop](AdvisoryLockGuard).
+    /// - [`Error::Database`] if the server could not be asked, and its session is ended; or if the connection is broken,
+    ///   for instance since a wait was dropped on it, and then the drop does what is left.
     ///   Also for a lock taken in one transaction (with
     ///   [`inside_transaction`](crate::AdvisoryLock::inside_transaction), on PostgreSQL) and released in the next.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the lock is free at the latest when the connection is closed; it counts as broken.
+    /// If the future is dropped, the server releases the lock all the same, and the connection counts as broken. Only the
+    /// lock of a transaction that an error has aborted may be held until the connection is closed.
     ///
     /// # Round trips
     ///
-    /// 1, once prepared.
+    /// 1; 2 for a lock that was acquired inside a PostgreSQL transaction.
     pub async fn release(mut self) -> Result<M, Error> {
         self.undo().await?;
         Ok(self.conn.take().expect(RELEASED))

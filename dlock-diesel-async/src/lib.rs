@@ -63,7 +63,7 @@
 //! it waits and is held; so a pool must be greater than the number of locks that wait or are held at once.
 //!
 //! A connection that was marked broken is closed by bb8 when it comes back, and by deadpool at the next `get()` that meets
-//! it: until then its session, and on MySQL its lock, live on.
+//! it: until then its session lives on, and what is "free when the connection is closed" is not free.
 //!
 //! **mobc** of diesel-async 0.9.1 and 0.9.2 keeps the broken connections and closes the healthy ones
 //! ([diesel_async#290](https://github.com/diesel-rs/diesel_async/pull/290) turned its question round). Have it look at a
@@ -101,7 +101,8 @@
 //! - `migrations`: runs the pending migrations of `diesel_migrations` under a lock.
 //! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
 //!
-//! It runs on tokio, as diesel-async's connections do, on runtimes of one thread or of many, and its futures are [`Send`].
+//! It runs on tokio, as diesel-async's connections do, on runtimes of one thread or of many (with their timer enabled),
+//! and its futures are [`Send`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(feature = "postgres", feature = "mysql")),

@@ -190,7 +190,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// token of the driver. It is spawned on the runtime then, and never run otherwise.
     ///
     /// Without it, a wait that was dropped stays in the server's queue until its connection is closed: see
-    /// [`acquire`](Self::acquire).
+    /// [`acquire`](Self::acquire). A cancel that comes late, after the grant, may hit what an outer guard does next on the
+    /// connection, never what the next user of a pool does.
     ///
     /// # Examples
     ///
@@ -210,7 +211,11 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// # Backend differences
     ///
-    /// On MySQL and MariaDB it is `conn.cancel_token().cancel_query()`.
+    /// - MySQL and MariaDB: `let token = conn.cancel_token();`, and `async move { token.cancel_query().await }`.
+    /// - PostgreSQL with TLS: give `cancel_query` the connector that the connection was made with.
+    /// - PostgreSQL, a connection that was made by `AsyncPgConnection::try_from(client)`: its driver is a task of yours, which
+    ///   does not end before the answer comes, so that closing the connection takes nothing out of the queue. Give
+    ///   `cancel_with`, or use `try_from_client_and_connection`.
     pub fn cancel_with<F>(mut self, cancel: F) -> Self
     where
         F: Future + Send + 'static,
@@ -291,20 +296,23 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// # Ok(()) }
     /// ```
     ///
-    /// But [`timeout`](Self::timeout) is better than a timer around the future: the server ends the wait then, and the
-    /// connection stays fit for use.
+    /// But [`timeout`](Self::timeout) is better than a timer around the future: the server ends the wait then, the
+    /// connection stays fit for use, and so do the guards around it. (Against a network that is down neither helps but
+    /// a timer.)
     ///
-    /// - PostgreSQL, dropped while it asks: if the lock was granted, it is released right behind, without waiting. The
-    ///   connection stays in step, and counts as broken, since nobody knows whether that succeeded.
-    /// - PostgreSQL, dropped while it waits in the server's queue: with [`cancel_with`](Self::cancel_with) the wait is
-    ///   cancelled at once; without it the server leaves the queue when the connection is closed (within 0.3 seconds),
-    ///   and if it is granted the lock before that, it releases it right behind. The connection counts as broken: bb8
-    ///   closes it at once, deadpool at the next `get()` that meets it, a connection of your own is closed when you
-    ///   drop it.
-    /// - MySQL and MariaDB: the connection is out of step and marked broken, for diesel-async would give the answer that
-    ///   was not read to the next query; the lock, or the place in the queue, is gone when it is closed (within 1 second
-    ///   for a place in the queue). With [`cancel_with`](Self::cancel_with) the place in the queue is gone at once. Do
-    ///   not use the connection any more, except to drop it.
+    /// - Dropped while it asks, which is one round trip: on PostgreSQL the lock, if it was granted, is released right
+    ///   behind; on MySQL and MariaDB when the connection is closed.
+    /// - Dropped while it waits in the server's queue, with [`cancel_with`](Self::cancel_with): the wait is cancelled at
+    ///   once, and if it was granted just before, the lock is released right behind.
+    /// - Dropped while it waits, without [`cancel_with`](Self::cancel_with): it stays in the queue until the connection is
+    ///   closed. Then PostgreSQL takes it out within 0.3 seconds, if the server's platform lets it
+    ///   (`client_connection_check_interval`), and MySQL and MariaDB within 1 second. If it is granted before, PostgreSQL
+    ///   releases the lock right behind; **MySQL and MariaDB hold it until the connection is closed**. So give
+    ///   [`cancel_with`](Self::cancel_with) where connections stay open: in a pool of deadpool, which closes what is broken
+    ///   only at the next `get()` that meets it, or where the connection is your own. (bb8 closes it at once.)
+    /// - In both cases the connection counts as broken, and on MySQL and MariaDB it is out of step: do not use it any
+    ///   more, except to drop it. Guards around this future keep their locks, and their
+    ///   [`release`](AdvisoryLockGuard::release) fails.
     /// - A poll's sleep: nothing happens.
     ///
     /// # Round trips
@@ -457,9 +465,10 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future rolls the transaction back, and the connection is marked broken. On PostgreSQL that is sent
-    /// without waiting, and the lock is free as soon as the server reads it; on MySQL and MariaDB when the connection is
-    /// closed.
+    /// Dropping the future rolls the transaction back, unless its COMMIT may have come through, and the connection is
+    /// marked broken. That is sent without waiting, and the lock is free as soon as the server reads it; on MySQL and
+    /// MariaDB see [`AdvisoryLockGuard`]. A transaction nested in an open one is rolled back with that, and the lock is
+    /// free when that ends or the connection is closed. While it waits for the lock: see [`acquire`](Self::acquire).
     ///
     /// # Round trips
     ///

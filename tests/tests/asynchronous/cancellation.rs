@@ -596,6 +596,34 @@ impl Tally {
     }
 }
 
+impl Tally {
+    /// Drops that never came at these moments would prove nothing of them.
+    fn assert_hit(&self, cancelling: bool) {
+        use Phase::{Asking, Ending, Questioning, Releasing, Waiting, Working};
+        let everywhere = [
+            (Scene::Free, Asking),
+            (Scene::Free, Working),
+            (Scene::Free, Ending),
+            (Scene::Free, Releasing),
+            (Scene::Free, Questioning),
+            (Scene::Taken, Asking),
+            (Scene::Taken, Waiting),
+            (Scene::Grant, Asking),
+            (Scene::Grant, Waiting),
+        ];
+        let moments = match cancelling {
+            true => &everywhere[8..],
+            false => &everywhere[..],
+        };
+        for moment in moments {
+            let hits = self.phases.get(moment).copied().unwrap_or_default();
+            assert!(hits >= 5, "{moment:?} was hit {hits} times only");
+        }
+        let hits = self.after_release;
+        assert!(hits >= 20, "the grant was hit {hits} times only");
+    }
+}
+
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for scene in [Scene::Free, Scene::Taken, Scene::Grant] {
@@ -934,6 +962,7 @@ fn drop_again_and_again<C: CancelTest>(server: &'static Server, enough: usize, c
         server.name,
         begin.elapsed()
     );
+    tally.assert_hit(cancelling);
 }
 
 on_every_server_async! {
