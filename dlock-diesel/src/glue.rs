@@ -66,3 +66,24 @@ pub fn in_transaction(key: &LockKey) -> Error {
 pub fn not_in_transaction(key: &LockKey) -> Error {
     Error::NotInTransaction { key: key.clone() }
 }
+
+/// What futures and guards that are dropped do about SQLite's locks, which are in this process.
+#[cfg(feature = "sqlite")]
+pub mod sqlite {
+    use diesel::result::Error as DieselError;
+
+    /// Frees the request's hold, or its place in the queue, also if it has not come there yet.
+    pub fn give_up(request: i64) {
+        crate::sqlite::give_up(request);
+    }
+
+    /// The request that was given up will not come any more.
+    pub fn forget(request: i64) {
+        crate::sqlite::forget(request);
+    }
+
+    /// The error of a statement of the core in words that help.
+    pub fn explain(error: DieselError) -> DieselError {
+        crate::sqlite::explain(error)
+    }
+}

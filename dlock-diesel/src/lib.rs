@@ -54,7 +54,7 @@
 //! None of them needs a C library: whichever of Diesel's connections you use brings its own.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
-    not(all(feature = "postgres", feature = "mysql")),
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
     allow(unused, reason = "some of it is for one server only")
 )]
 
@@ -70,6 +70,8 @@ mod lock;
 mod migrations;
 mod query;
 mod session;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod transaction;
 mod xact;
 
@@ -79,4 +81,8 @@ pub use error::Error;
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
 pub use lock::AdvisoryLock;
+#[cfg(all(feature = "sqlite", feature = "r2d2"))]
+pub use sqlite::EnableAdvisoryLocks;
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteLocksExt;
 pub use xact::AdvisoryXactLock;
