@@ -43,9 +43,9 @@ impl Sqlite {
     /// The constraint of an error which says that who has the lock waits for this session.
     pub const DEADLOCK: &'static str = "dlock_deadlock";
 
-    /// Whether the statement asks for the lock, so that the hold is to be given up if nobody reads the answer.
-    pub fn asks_for_lock(statement: &Statement) -> bool {
-        sql::asks_for_lock(statement)
+    /// The request that the statement is for: it is to be given up if nobody reads the answer.
+    pub fn request(statement: &Statement) -> Option<i64> {
+        sql::request(statement)
     }
 
     /// The answer to [`holders`](Dialect::holders): each holder behind the number of its session, which tells the
@@ -91,7 +91,7 @@ impl Dialect for Sqlite {
     type Acquire = SqliteAcquire;
     type Release = SqliteRelease;
 
-    const END_SESSION: &'static str = "SELECT dlock_release_all()";
+    const END_SESSION: &'static str = sql::END_SESSION;
     const SKIPS_UNREAD_ANSWERS: bool = true;
 
     fn key(key: &LockKey) -> Result<SqliteKey, InvalidKey> {
@@ -116,7 +116,7 @@ impl Dialect for Sqlite {
         _mode: Mode,
         transaction: OpenTransaction,
     ) -> Option<String> {
-        (transaction == OpenTransaction::RollBack).then(|| "ROLLBACK".into())
+        (transaction == OpenTransaction::RollBack).then(|| sql::ROLL_BACK.into())
     }
 
     fn is_held(key: &SqliteKey, _mode: Mode) -> Statement {

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, OpenTransaction};
 use dlock_diesel::glue;
 
-use crate::backend::{DialectOf, KeyOf, LockConnection};
+use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
 use crate::session::Depth;
 use crate::{Error, drive, session};
 
@@ -40,6 +40,9 @@ use crate::{Error, drive, session};
 /// - MySQL and MariaDB: nothing can be sent without reading the answer. The connection is marked broken, and the lock
 ///   is free when it is closed: bb8 does so at once; deadpool at the next `get()` that meets it; a connection of your
 ///   own when you drop it.
+///
+/// - SQLite: the lock is free at once, also without a runtime. A transaction that was begun under the lock and is still
+///   open is rolled back first, which blocks the thread for as long as that takes; then the connection counts as broken.
 ///
 /// # The lock can be lost
 ///
@@ -238,7 +241,19 @@ fn give_up<C: LockConnection>(conn: &mut C, hold: &Hold<C>) {
     };
     // In an aborted transaction the unlock fails, and nobody would know.
     let unsure = depth != Some(None) && !session::in_test_transaction(conn);
-    match DialectOf::<C>::release_unread(&hold.server_key, hold.mode, transaction) {
+    let message = DialectOf::<C>::release_unread(&hold.server_key, hold.mode, transaction);
+    if let Some(give_up) = <C::Backend as AsyncLockBackend>::GIVE_UP {
+        let rolled_back = message.as_ref().map(|sql| session::send_unread(conn, sql));
+        if rolled_back.is_some() {
+            // Diesel does not know.
+            session::mark_broken(conn);
+        }
+        if rolled_back != Some(false) {
+            give_up(&hold.server_key);
+        }
+        return;
+    }
+    match message {
         Some(message) => {
             session::send_unread(conn, &message);
             if unsure {

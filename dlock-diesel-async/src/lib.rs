@@ -7,10 +7,11 @@
 //!
 //! - `postgres` (default): locks on PostgreSQL connections.
 //! - `mysql` (default): locks on MySQL and MariaDB connections.
+//! - `sqlite`: locks on `SyncConnectionWrapper<SqliteConnection>`.
 //! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
-    not(all(feature = "postgres", feature = "mysql")),
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
     allow(unused, reason = "some of it is for one server only")
 )]
 
@@ -20,6 +21,8 @@ mod ext;
 mod guard;
 mod lock;
 mod session;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod transaction;
 mod xact;
 
@@ -30,4 +33,6 @@ pub use dlock_diesel::{
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
 pub use lock::AdvisoryLock;
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteLocksExt;
 pub use xact::AdvisoryXactLock;

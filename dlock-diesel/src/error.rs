@@ -127,8 +127,9 @@ pub enum Error {
     #[error(transparent)]
     InvalidKey(#[from] InvalidKey),
 
-    /// The server has no such locks.
-    #[error("the server has no locks of this kind, so that it cannot take lock {key}")]
+    /// There are no such locks here. The message says why: the server has none, or on SQLite the connection was not made
+    /// ready for them, or its folder cannot be written to.
+    #[error("lock {key} cannot be taken here: {source}")]
     #[non_exhaustive]
     Unsupported {
         /// The lock.

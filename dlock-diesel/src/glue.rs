@@ -82,6 +82,16 @@ pub mod sqlite {
         crate::sqlite::forget(request);
     }
 
+    /// For tests: whether the connection of this process is open.
+    pub fn is_open(session: i64) -> bool {
+        crate::sqlite::is_open(session)
+    }
+
+    /// For tests: whether the connection of this process waits for a lock.
+    pub fn is_waiting(session: i64) -> bool {
+        crate::sqlite::is_waiting(session)
+    }
+
     /// The error of a statement of the core in words that help.
     pub fn explain(error: DieselError) -> DieselError {
         crate::sqlite::explain(error)

@@ -17,7 +17,7 @@ use diesel::sqlite::SqliteConnection;
 
 #[cfg(feature = "r2d2")]
 pub use self::r2d2::EnableAdvisoryLocks;
-pub(crate) use table::{forget, give_up};
+pub(crate) use table::{forget, give_up, is_open, is_waiting};
 pub(crate) use trouble::explain;
 
 use crate::Error;

@@ -188,7 +188,11 @@ impl TestConnection for MysqlConnection {
 
 /// The only value of the only row.
 #[track_caller]
-fn value<C, ST, T>(conn: &mut C, query: &str, literal: impl FnOnce(&str) -> SqlLiteral<ST>) -> T
+pub(crate) fn value<C, ST, T>(
+    conn: &mut C,
+    query: &str,
+    literal: impl FnOnce(&str) -> SqlLiteral<ST>,
+) -> T
 where
     SqlLiteral<ST>: for<'query> LoadQuery<'query, C, T>,
 {

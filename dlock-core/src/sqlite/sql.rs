@@ -7,7 +7,14 @@ use crate::{Mode, Piece, Statement};
 /// Waits as long as it takes.
 pub(super) const NO_LIMIT: i64 = -1;
 
+/// Rolls back the transaction that is open, if one is: ROLLBACK alone fails where there is none.
+pub(super) const ROLL_BACK: &str = "SAVEPOINT dlock; ROLLBACK";
+
+/// Frees all that the session holds, but not under an open transaction.
+pub(super) const END_SESSION: &str = "SAVEPOINT dlock; ROLLBACK; SELECT dlock_release_all()";
+
 const ACQUIRE: &str = "SELECT dlock_acquire(";
+const RELEASE: &str = "SELECT dlock_release(";
 
 /// Asks for the lock and waits that many milliseconds: [`GRANTED`](super::Sqlite::GRANTED) or one of the
 /// others.
@@ -27,13 +34,21 @@ pub(super) fn acquire(key: SqliteKey, mode: Mode, millis: i64) -> Statement {
     ])
 }
 
-pub(super) fn asks_for_lock(statement: &Statement) -> bool {
-    statement.pieces.first() == Some(&ACQUIRE.into())
+/// The request of [`acquire`] and [`release`].
+pub(super) fn request(statement: &Statement) -> Option<i64> {
+    match statement.pieces.as_slice() {
+        [first, .., Piece::BigInt(request), _]
+            if *first == ACQUIRE.into() || *first == RELEASE.into() =>
+        {
+            Some(*request)
+        }
+        _ => None,
+    }
 }
 
 /// 1; 0 where this session has no hold under this number.
 pub(super) fn release(key: SqliteKey) -> Statement {
-    hold("SELECT dlock_release(", key)
+    hold(RELEASE, key)
 }
 
 /// Whether this session has that hold: 1 or 0.

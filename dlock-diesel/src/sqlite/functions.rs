@@ -15,7 +15,7 @@ use super::trouble::Reply;
 
 #[allow(missing_docs, unreachable_pub, reason = "made by Diesel")]
 mod sql {
-    use diesel::sql_types::{BigInt, Text};
+    use diesel::sql_types::BigInt;
 
     #[diesel::declare_sql_function]
     extern "SQL" {

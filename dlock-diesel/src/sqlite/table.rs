@@ -52,7 +52,7 @@ enum DatabaseId {
 
 #[derive(Debug, Default)]
 struct Database {
-    sessions: usize,
+    sessions: HashSet<i64>,
     file: Option<LockFile>,
     locks: HashMap<u64, Lock>,
     /// Locks that are left to other processes, until when.
@@ -132,7 +132,7 @@ impl Session {
             file,
             ..Database::default()
         });
-        entry.sessions += 1;
+        entry.sessions.insert(id);
         Ok(Self { id, database })
     }
 
@@ -250,8 +250,8 @@ impl Drop for Session {
         let mut table = table();
         table.release_all(self);
         if let Some(database) = table.databases.get_mut(&self.database) {
-            database.sessions -= 1;
-            if database.sessions == 0 {
+            database.sessions.remove(&self.id);
+            if database.sessions.is_empty() {
                 table.databases.remove(&self.database);
             }
         }
@@ -269,6 +269,20 @@ pub(crate) fn give_up(request: i64) {
 /// The request that was given up will not come any more.
 pub(crate) fn forget(request: i64) {
     table().given_up.remove(&request);
+}
+
+/// Whether the session is there.
+pub(crate) fn is_open(session: i64) -> bool {
+    let table = table();
+    let mut databases = table.databases.values();
+    databases.any(|database| database.sessions.contains(&session))
+}
+
+/// Whether the session is in a queue.
+pub(crate) fn is_waiting(session: i64) -> bool {
+    let table = table();
+    let mut locks = table.databases.values().flat_map(|d| d.locks.values());
+    locks.any(|lock| lock.queue.iter().any(|waiter| waiter.session == session))
 }
 
 impl Table {
