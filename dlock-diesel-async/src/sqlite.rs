@@ -10,7 +10,7 @@ use diesel::QueryResult;
 use diesel::sql_types;
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_async::sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper};
-use diesel_async::{AsyncConnection, RunQueryDsl};
+use diesel_async::{AsyncConnection, RunQueryDsl, TransactionManager};
 use dlock_core::{Holder, SqliteKey, Statement};
 use dlock_diesel::glue::sqlite::{explain, forget, give_up};
 use dlock_diesel::glue::{CoreQuery, Value};
@@ -167,9 +167,11 @@ impl Wake for Unpark {
     }
 }
 
-/// Begins a transaction that may write, outside of one.
+/// Begins a transaction that may write, or a savepoint in the one that is open.
 pub(crate) async fn begin_immediate<C: LockConnection>(conn: &mut C) -> QueryResult<()> {
-    session::depth(conn)?;
+    if session::depth(conn)?.is_some() {
+        return C::TransactionManager::begin_transaction(conn).await;
+    }
     let mut beginning = Beginning {
         conn,
         has_ended: false,

@@ -37,9 +37,11 @@ pub(crate) fn began_transaction<C: Connection>(conn: &mut C) -> QueryResult<()> 
     }
 }
 
-/// Begins a transaction that may write, outside of one. SQLite only.
+/// Begins a transaction that may write, or a savepoint in the one that is open. SQLite only.
 pub(crate) fn begin_immediate<C: Connection>(conn: &mut C) -> QueryResult<()> {
-    depth(conn)?;
+    if depth(conn)?.is_some() {
+        return C::TransactionManager::begin_transaction(conn);
+    }
     conn.batch_execute("BEGIN IMMEDIATE")?;
     began_transaction(conn)
 }

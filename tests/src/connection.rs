@@ -68,6 +68,11 @@ pub trait TestConnection: LoadConnection + Send + 'static {
     /// This session.
     fn backend_id(&mut self) -> i64;
 
+    /// What `dlock_diesel::Holder` calls the session.
+    fn holder_id(backend_id: i64) -> i64 {
+        backend_id
+    }
+
     /// Ends another session: its client finds the connection closed.
     ///
     /// # Panics

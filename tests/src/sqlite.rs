@@ -129,6 +129,10 @@ impl TestConnection for SqliteConnection {
             .expect("a session has an id")
     }
 
+    fn holder_id(backend_id: i64) -> i64 {
+        process_of(backend_id).0.into()
+    }
+
     #[track_caller]
     fn kill(&mut self, _backend_id: i64) {
         panic!("a connection to SQLite cannot be ended by another: use `on_every_network_server!`");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use diesel::{MysqlConnection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, LockConnection};
-use dlock_tests::{Process, Server, TestConnection, on_every_server, unique_key, wait_for};
+use dlock_tests::{Process, Server, TestConnection, on_every_network_server, unique_key, wait_for};
 use fresh_database::FreshDatabase;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -98,7 +98,7 @@ fn code(command: &mut Command) -> (i32, String) {
     (code, stderr(&output))
 }
 
-on_every_server! {
+on_every_network_server! {
     fn quickstart_tells_what_happens_in_order<C: Lockable>(server: &Server) {
         let output = run("quickstart", &server.url);
         let lines: Vec<&str> = output.lines().collect();
