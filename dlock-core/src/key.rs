@@ -233,11 +233,11 @@ impl LockKey {
     /// let bytes = LockKey::from(b"\xff\x00");
     /// assert_eq!(bytes.to_sqlite()?, 1964558837810019942);
     /// let negative = LockKey::from(-42);
-    /// assert_eq!(negative.to_sqlite()?, 0);
+    /// assert_eq!(negative.to_sqlite()?, 1423343502318133954);
     /// let pair = LockKey::from((1, -2));
-    /// assert_eq!(pair.to_sqlite()?, 0);
+    /// assert_eq!(pair.to_sqlite()?, 1525249331510002902);
     /// let namespaced = LockKey::namespaced("billing", 42);
-    /// assert_eq!(namespaced.to_sqlite()?, 0);
+    /// assert_eq!(namespaced.to_sqlite()?, 1947021135286867121);
     /// # Ok::<(), dlock_core::InvalidKey>(())
     /// ```
     ///
