@@ -1,6 +1,7 @@
 //! The machines of SQLite, answer by answer.
 #![cfg(feature = "sqlite")]
 
+#[expect(dead_code, reason = "no message to SQLite is a batch")]
 mod script;
 
 use std::time::Duration;
