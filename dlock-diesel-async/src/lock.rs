@@ -100,7 +100,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// # Backend differences
     ///
-    /// PostgreSQL only. On MySQL and MariaDB it does not compile.
+    /// PostgreSQL and SQLite only. On MySQL and MariaDB it does not compile.
     pub fn shared(mut self) -> Self
     where
         <M::Target as AsyncConnectionCore>::Backend: SharedLocks,
@@ -307,6 +307,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///   was not read to the next query; the lock, or the place in the queue, is gone when it is closed (within 1 second
     ///   for a place in the queue). With [`cancel_with`](Self::cancel_with) the place in the queue is gone at once. Do
     ///   not use the connection any more, except to drop it.
+    /// - SQLite: the lock is given back, or the place in the queue, at once, and the connection stays fit for use.
     /// - A poll's sleep: nothing happens.
     ///
     /// # Round trips
@@ -470,7 +471,10 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// - PostgreSQL at SERIALIZABLE: a serialization failure (SQLSTATE 40001) between two holders in turn is possible,
     ///   for the server releases the lock just before it closes its books on the
     ///   transaction. Retry it, as every serializable transaction.
-    /// - MySQL and MariaDB: inside an open transaction it is refused with [`Error::InTransaction`].
+    /// - MySQL, MariaDB and SQLite: inside an open transaction it is refused with [`Error::InTransaction`].
+    /// - SQLite: it begins with `BEGIN IMMEDIATE`, or with [`shared`](Self::shared) with a plain `BEGIN`: see
+    ///   `dlock_diesel::AdvisoryLock::transaction`. On a runtime of one thread diesel-async panics when a future that runs
+    ///   a statement on SQLite is dropped; dlock's own futures do not, but those of `f`, COMMIT and ROLLBACK are its.
     ///
     /// # Cancel safety
     ///
