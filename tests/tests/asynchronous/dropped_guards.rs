@@ -29,6 +29,7 @@ fn free_or_broken<C: CancelTest>(conn: &mut C, id: i64, observer: &mut C::Observ
             });
             assert_free(observer, key);
         }
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => {
             assert!(is_broken(conn), "nothing can be sent");
             assert_held_by(observer, key, id);
