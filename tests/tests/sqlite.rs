@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -262,6 +265,192 @@ fn another_database_has_locks_of_its_own() {
     let (mut conn, mut other) = (database.open(), another.open());
     let _lock = conn.advisory_lock("a").acquire().expect("a free lock");
     assert_free(&mut other, "a");
+}
+
+// Readers and writers.
+
+/// Takes the lock in a thread, on a connection of its own, once it is granted says so, and keeps it until it is told.
+fn in_thread(
+    database: &Database,
+    key: &'static str,
+    mode: Mode,
+) -> (i64, Receiver<()>, Sender<()>) {
+    let mut conn = database.open();
+    let id = conn.backend_id();
+    let (say, said) = channel();
+    let (tell, told) = channel::<()>();
+    thread::spawn(move || {
+        let lock = conn.advisory_lock(key);
+        let lock = match mode {
+            Mode::Exclusive => lock,
+            Mode::Shared => lock.shared(),
+        };
+        let lock = lock.acquire();
+        let _ = say.send(());
+        let _ = told.recv_timeout(LONG);
+        drop(lock);
+    });
+    (id, said, tell)
+}
+
+fn wait_until_waiting(id: i64) {
+    wait_for("a waiter", || dlock_diesel::glue::sqlite::is_waiting(id));
+}
+
+#[test]
+fn a_writer_is_not_overtaken_by_readers_that_come_later() {
+    let database = Database::new();
+    let (mut conn, mut other) = (database.open(), database.open());
+    let reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let (writer, writes, end_writing) = in_thread(&database, "a", Mode::Exclusive);
+    wait_until_waiting(writer);
+    assert!(
+        other
+            .advisory_lock("a")
+            .shared()
+            .try_acquire()
+            .expect("a try")
+            .is_none()
+    );
+    let readers = [(); 2].map(|()| {
+        let reader = in_thread(&database, "a", Mode::Shared);
+        wait_until_waiting(reader.0);
+        reader
+    });
+    drop(reading);
+    writes.recv_timeout(LONG).expect("its turn");
+    assert!(
+        readers
+            .iter()
+            .all(|(_, reads, _)| reads.try_recv().is_err())
+    );
+    drop(end_writing);
+    for (_, reads, _) in &readers {
+        reads.recv_timeout(LONG).expect("both at once");
+    }
+}
+
+#[test]
+fn who_holds_a_lock_gets_it_again_before_those_who_wait() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let mut reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let (writer, writes, _end) = in_thread(&database, "a", Mode::Exclusive);
+    wait_until_waiting(writer);
+    for _ in 0..2 {
+        let again = reading
+            .advisory_lock("a")
+            .shared()
+            .try_acquire()
+            .expect("a try");
+        drop(again.expect("it is its own"));
+        let alone = reading.advisory_lock("a").try_acquire().expect("a try");
+        drop(alone.expect("nobody else reads"));
+    }
+    assert!(writes.try_recv().is_err());
+    drop(reading);
+    writes.recv_timeout(LONG).expect("its turn");
+}
+
+#[test]
+fn shared_and_exclusive_holds_of_a_connection_are_released_each_on_its_own() {
+    let database = Database::new();
+    let (mut conn, mut other) = (database.open(), database.open());
+    let mut reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let mut writing = reading
+        .advisory_lock("a")
+        .acquire()
+        .expect("nobody else reads");
+    let inner = writing
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("its own");
+    let mut is_shared = || {
+        other
+            .advisory_lock("a")
+            .shared()
+            .try_acquire()
+            .expect("a try")
+            .is_some()
+    };
+    assert!(!is_shared());
+    drop(inner);
+    assert!(!is_shared());
+    writing.release().expect("a release");
+    assert!(is_shared());
+    assert!(reading.is_held().expect("an answer"));
+    reading.release().expect("a release");
+    assert_free(&mut other, "a");
+}
+
+#[test]
+fn two_connections_that_both_upgrade_a_shared_lock_are_a_deadlock() {
+    let database = Database::new();
+    let (mut one, mut two) = (database.open(), database.open());
+    let id = one.backend_id();
+    let mut reading = two
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let thread = thread::spawn(move || {
+        let mut reading = one.advisory_lock("a").shared().acquire().expect("shared");
+        reading.advisory_lock("a").timeout(LONG).acquire().map(drop)
+    });
+    wait_until_waiting(id);
+    let error = reading
+        .advisory_lock("a")
+        .timeout(LONG)
+        .acquire()
+        .map(drop)
+        .expect_err("a deadlock");
+    assert!(matches!(error, Error::Deadlock { .. }), "{error:?}");
+    assert!(reading.is_held().expect("an answer"));
+    drop(reading);
+    thread.join().expect("no panic").expect("the lock");
+}
+
+#[test]
+fn readers_that_relieve_each_other_do_not_starve_a_writer_of_another_process() {
+    let database = Database::new();
+    let end = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let (mut conn, end) = (database.open(), Arc::clone(&end));
+            thread::spawn(move || {
+                while !end.load(Ordering::Relaxed) {
+                    let lock = conn
+                        .advisory_lock("a")
+                        .shared()
+                        .acquire()
+                        .expect("the lock");
+                    thread::sleep(Duration::from_millis(3));
+                    drop(lock);
+                }
+            })
+        })
+        .collect();
+    let mut writer = database.holder("hold", "a");
+    writer.expect_line("acquired");
+    writer.send("");
+    writer.expect_line("released");
+    end.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.join().expect("no panic");
+    }
 }
 
 // Databases that are no files.
