@@ -333,7 +333,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         }
     }
 
-    /// Acquires the lock if it is free: `None` if another connection has it (or waits for it, on PostgreSQL).
+    /// Acquires the lock if it is free: `None` if another connection has it (or waits for it, on PostgreSQL and SQLite).
     ///
     /// With [`timeout`](Self::timeout) it waits up to that limit first.
     ///

@@ -253,7 +253,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
         }
     }
 
-    /// Acquires the lock if it is free: `None` if another connection has it (or waits for it, on PostgreSQL).
+    /// Acquires the lock if it is free: `None` if another connection has it (or waits for it, on PostgreSQL and SQLite).
     ///
     /// Bind the guard: with `if lock.try_acquire()?.is_some() { .. }` the lock is free again before the block begins.
     ///

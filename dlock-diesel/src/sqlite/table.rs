@@ -327,7 +327,7 @@ impl Table {
             request,
             since: SystemTime::now(),
         });
-        // Readers behind a reader.
+        // Readers behind a reader: they need not ask the lock file for themselves.
         lock.wake();
         Ok(Look::Granted)
     }
