@@ -6,10 +6,12 @@ mod file;
 #[path = "sqlite/no_file.rs"]
 mod file;
 mod functions;
+mod lock;
 mod os;
 mod others;
 #[cfg(feature = "r2d2")]
 mod r2d2;
+mod session;
 mod table;
 mod trouble;
 

@@ -426,31 +426,100 @@ fn two_connections_that_both_upgrade_a_shared_lock_are_a_deadlock() {
 #[test]
 fn readers_that_relieve_each_other_do_not_starve_a_writer_of_another_process() {
     let database = Database::new();
+    let url = database.url().to_owned();
+    let reader =
+        move || AdvisoryLock::new(Box::new(SqliteConnection::open_url(&url)), "a").shared();
     let end = Arc::new(AtomicBool::new(false));
-    let readers: Vec<_> = (0..4)
-        .map(|_| {
-            let (mut conn, end) = (database.open(), Arc::clone(&end));
-            thread::spawn(move || {
-                while !end.load(Ordering::Relaxed) {
-                    let lock = conn
-                        .advisory_lock("a")
-                        .shared()
-                        .acquire()
-                        .expect("the lock");
-                    thread::sleep(Duration::from_millis(3));
-                    drop(lock);
+    let mut held = reader().acquire().expect("a free lock");
+    let readers = thread::spawn({
+        let end = Arc::clone(&end);
+        move || {
+            let mut refused = 0;
+            while !end.load(Ordering::Relaxed) {
+                // The next one comes before this one goes, if it may.
+                match reader()
+                    .timeout(Duration::from_millis(20))
+                    .try_acquire()
+                    .expect("a try")
+                {
+                    Some(next) => held = next,
+                    None => {
+                        refused += 1;
+                        drop(held);
+                        held = reader().acquire().expect("the lock");
+                    }
                 }
-            })
-        })
-        .collect();
-    let mut writer = database.holder("hold", "a");
-    writer.expect_line("acquired");
-    writer.send("");
-    writer.expect_line("released");
-    end.store(true, Ordering::Relaxed);
-    for reader in readers {
-        reader.join().expect("no panic");
+            }
+            refused
+        }
+    });
+    for _ in 0..3 {
+        let mut writer = database.holder("hold", "a");
+        writer.expect_line("acquired");
+        writer.send("");
+        writer.expect_line("released");
     }
+    end.store(true, Ordering::Relaxed);
+    assert!(readers.join().expect("no panic") > 0);
+}
+
+#[test]
+fn a_connection_that_takes_a_lock_again_and_again_leaves_it_to_other_processes() {
+    let database = Database::new();
+    let counters = TempDir::new().expect("a temporary folder");
+    fs::write(counters.path().join("0"), "0").expect("a file");
+    let folder = counters.path().to_str().expect("UTF-8");
+    let mut process = Process::spawn_without_servers(dlock_child!(
+        "--url",
+        database.url(),
+        "count-in-files",
+        folder,
+        "--files",
+        "1",
+        "--millis",
+        "2000"
+    ));
+    assert!(process.line().starts_with("connected "));
+    let mut conn = database.open();
+    let number = LockKey::from("0").to_sqlite().expect("a valid key");
+    // In one statement: the lock is free for a moment only.
+    let again = format!(
+        "SELECT CASE WHEN dlock_release({number}, -1) >= 0 THEN dlock_acquire({number}, 1, -1, -1) END"
+    );
+    let begin = Instant::now();
+    process.send("");
+    let mut own = 0;
+    while begin.elapsed() < Duration::from_millis(1_900) {
+        assert_eq!(conn.number(&again), Some(1));
+        thread::sleep(Duration::from_millis(5));
+        own += 1;
+    }
+    drop(conn);
+    let line = process.line();
+    let others: u64 = line
+        .strip_prefix("counted ")
+        .expect("a count")
+        .parse()
+        .expect("a number");
+    println!("in 2 s, each for 5 ms: {own} times here, {others} times in the other process");
+    assert!(others >= 60 && own >= 30, "{own}, {others}");
+}
+
+#[test]
+fn guards_whose_connections_were_swapped_release_nothing() {
+    let database = Database::new();
+    let (mut one, mut two, mut other) = (database.open(), database.open(), database.open());
+    let mut a = one.advisory_lock("a").acquire().expect("a free lock");
+    let mut b = two.advisory_lock("b").acquire().expect("a free lock");
+    std::mem::swap(&mut *a, &mut *b);
+    assert!(!a.is_held().expect("an answer"));
+    assert!(matches!(a.release(), Err(Error::NotHeld { .. })));
+    assert!(matches!(b.release(), Err(Error::NotHeld { .. })));
+    assert_taken(&mut other, "a");
+    assert_taken(&mut other, "b");
+    drop((one, two));
+    assert_free(&mut other, "a");
+    assert_free(&mut other, "b");
 }
 
 // Databases that are no files.

@@ -10,7 +10,7 @@ use diesel::sql_types::{Binary, Text};
 use dlock_core::{Mode, Sqlite};
 
 use super::Trouble;
-use super::table::{Acquired, Session};
+use super::session::{Acquired, Session};
 use super::trouble::Reply;
 
 #[allow(missing_docs, unreachable_pub, reason = "made by Diesel")]

@@ -3,100 +3,25 @@
 //! Towards other processes a lock is a byte of the lock file, which this process holds once for all its connections. Of
 //! those that wait here, the first asks for it again and again, for the kernel's own waits cannot be cancelled.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
-use std::process;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::collections::{HashMap, HashSet};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use dlock_core::{Holder, Mode};
 
-use super::file::{self, Byte, FileId, LockFile, LockedByte};
+use super::file::{Byte, FileId, LockFile};
+use super::lock::{Hold, Lock, TURN, YIELD};
+use super::session::Session;
 use super::{Trouble, others};
-
-/// How long this process passes a lock on among its own connections while another process waits for it.
-const TURN: Duration = Duration::from_millis(20);
-
-/// How long it then leaves the lock to others: longer than they pause.
-const YIELD: Duration = Duration::from_millis(15);
-
-/// Who waits for another process asks again after a fiftieth of the time that it has waited, within these bounds.
-const PAUSES: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(10));
 
 static TABLE: LazyLock<Mutex<Table>> = LazyLock::new(Mutex::default);
 
-fn table() -> MutexGuard<'static, Table> {
+pub(super) fn table() -> MutexGuard<'static, Table> {
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[derive(Debug, Default)]
-struct Table {
-    databases: HashMap<DatabaseId, Database>,
-    /// Where each request stands that waits or holds.
-    requests: HashMap<i64, Place>,
-    /// Given up before they came.
-    given_up: HashSet<i64>,
-}
-
-type Place = (DatabaseId, u64);
-
-/// The connections that share locks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum DatabaseId {
-    /// All databases of this process that are no files: SQLite does not tell which of them are one.
-    Memory { process: u32 },
-    /// A child that was forked has a copy of this table, and an entry of its own.
-    File { process: u32, file: FileId },
-}
-
-#[derive(Debug, Default)]
-struct Database {
-    sessions: HashSet<i64>,
-    file: Option<LockFile>,
-    locks: HashMap<u64, Lock>,
-    /// Locks that are left to other processes, until when.
-    yielded: HashMap<u64, Instant>,
-}
-
-#[derive(Debug, Default)]
-struct Lock {
-    holds: Vec<Hold>,
-    queue: VecDeque<Waiter>,
-    /// Held as long as there are holds, and between two of them.
-    byte: Option<LockedByte>,
-    byte_since: Option<Instant>,
-    waiting: Option<LockedByte>,
-    upgrading: Option<LockedByte>,
-}
-
-#[derive(Debug)]
-struct Hold {
-    session: i64,
-    mode: Mode,
-    request: i64,
-    since: SystemTime,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    session: i64,
-    mode: Mode,
-    request: i64,
-    since: SystemTime,
-    wake: Arc<Condvar>,
-}
-
-/// What came of asking for a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Acquired {
-    Granted,
-    Busy,
-    GivenUp,
-}
-
 /// What a waiter finds when it looks.
-enum Look {
+pub(super) enum Look {
     Granted,
     GivenUp,
     /// Somebody of this process is in the way, and wakes it.
@@ -105,157 +30,33 @@ enum Look {
     BusyElsewhere,
 }
 
-/// A connection that can take locks. It frees them when it is closed.
-#[derive(Debug)]
-pub(super) struct Session {
-    id: i64,
-    database: DatabaseId,
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) databases: HashMap<DatabaseId, Database>,
+    /// Where each request stands that waits or holds.
+    pub(super) requests: HashMap<i64, Place>,
+    /// Given up before they came.
+    pub(super) given_up: HashSet<i64>,
 }
 
-impl Session {
-    /// A connection to that file, or to no file.
-    pub(super) fn new(path: Option<PathBuf>) -> Result<Self, Trouble> {
-        // The process id, and above it the count of its connections.
-        static COUNT: AtomicI64 = AtomicI64::new(0);
-        let process = process::id();
-        let id = i64::from(process) | (COUNT.fetch_add(1, Ordering::Relaxed) << 32);
-        let (database, file) = match path {
-            None => (DatabaseId::Memory { process }, None),
-            Some(path) => {
-                let file = file::id_of(&path)?;
-                let lock_file = LockFile::new(path, file);
-                (DatabaseId::File { process, file }, Some(lock_file))
-            }
-        };
-        let mut table = table();
-        let entry = table.databases.entry(database).or_insert_with(|| Database {
-            file,
-            ..Database::default()
-        });
-        entry.sessions.insert(id);
-        Ok(Self { id, database })
-    }
+pub(super) type Place = (DatabaseId, u64);
 
-    pub(super) fn id(&self) -> i64 {
-        self.id
-    }
-
-    /// Acquires the lock, and waits for it at most that long.
-    pub(super) fn acquire(
-        &self,
-        key: u64,
-        mode: Mode,
-        limit: Option<Duration>,
-        request: i64,
-    ) -> Result<Acquired, Trouble> {
-        self.refuse_forked()?;
-        let began = Instant::now();
-        let deadline = limit.and_then(|limit| began.checked_add(limit));
-        let place = (self.database, key);
-        let wake = Arc::new(Condvar::new());
-
-        let mut table = table();
-        if table.given_up.remove(&request) {
-            return Ok(Acquired::GivenUp);
-        }
-        table.requests.insert(request, place);
-        table.lock(place).queue.push_back(Waiter {
-            session: self.id,
-            mode,
-            request,
-            since: SystemTime::now(),
-            wake: Arc::clone(&wake),
-        });
-        let mut first = true;
-        let result = loop {
-            let busy = match table.look(place, request) {
-                Ok(Look::Granted) => return Ok(Acquired::Granted),
-                Ok(Look::GivenUp) => return Ok(Acquired::GivenUp),
-                Ok(busy) => busy,
-                Err(trouble) => break Err(trouble),
-            };
-            let now = Instant::now();
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
-            if left == Some(Duration::ZERO) {
-                break Ok(Acquired::Busy);
-            }
-            if std::mem::take(&mut first) && table.is_deadlock(self.id) {
-                break Err(Trouble::deadlock(
-                    "the connections of this process that have the lock wait for this one",
-                ));
-            }
-            let mut pause = left;
-            if let Look::BusyElsewhere = busy {
-                if let Err(trouble) = table.wait_elsewhere(place, self.id) {
-                    break Err(trouble);
-                }
-                let polling = ((now - began) / 50).clamp(PAUSES.0, PAUSES.1);
-                pause = Some(left.map_or(polling, |left| left.min(polling)));
-            }
-            table = match pause {
-                Some(pause) => {
-                    let waited = wake.wait_timeout(table, pause);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => wake.wait(table).unwrap_or_else(PoisonError::into_inner),
-            };
-        };
-        table.remove(request);
-        result
-    }
-
-    /// Releases the hold. `false` if there is none, or if other processes did not see it any more.
-    pub(super) fn release(&self, key: u64, request: i64) -> Result<bool, Trouble> {
-        self.refuse_forked()?;
-        let mut table = table();
-        let held = table.is_held(self, key, request);
-        if table.holds(self, key, request) {
-            table.remove(request);
-        }
-        Ok(held)
-    }
-
-    pub(super) fn release_all(&self) -> i64 {
-        table().release_all(self)
-    }
-
-    pub(super) fn is_held(&self, key: u64, request: i64) -> Result<bool, Trouble> {
-        self.refuse_forked()?;
-        Ok(table().is_held(self, key, request))
-    }
-
-    /// Who holds the lock and who waits for it, holders first, behind their sessions.
-    pub(super) fn holders(&self, key: u64) -> Result<Vec<(i64, Holder)>, Trouble> {
-        self.refuse_forked()?;
-        table().holders((self.database, key))
-    }
-
-    /// SQLite's connections do not survive a fork either.
-    fn refuse_forked(&self) -> Result<(), Trouble> {
-        let (DatabaseId::Memory { process } | DatabaseId::File { process, .. }) = self.database;
-        if process == process::id() {
-            return Ok(());
-        }
-        Err(Trouble::other(
-            "this connection was opened by another process, before a fork: open one in this process",
-        ))
-    }
+/// The connections that share locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum DatabaseId {
+    /// All databases of this process that are no files: SQLite does not tell which of them are one.
+    Memory { process: u32 },
+    /// A child that was forked has a copy of this table, and an entry of its own.
+    File { process: u32, file: FileId },
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        if self.refuse_forked().is_err() {
-            return;
-        }
-        let mut table = table();
-        table.release_all(self);
-        if let Some(database) = table.databases.get_mut(&self.database) {
-            database.sessions.remove(&self.id);
-            if database.sessions.is_empty() {
-                table.databases.remove(&self.database);
-            }
-        }
-    }
+#[derive(Debug, Default)]
+pub(super) struct Database {
+    pub(super) sessions: HashSet<i64>,
+    pub(super) file: Option<LockFile>,
+    pub(super) locks: HashMap<u64, Lock>,
+    /// Locks that are left to other processes, until when.
+    pub(super) yielded: HashMap<u64, Instant>,
 }
 
 /// Frees the request's hold, or its place in the queue, also if it has not come there yet.
@@ -286,13 +87,13 @@ pub(crate) fn is_waiting(session: i64) -> bool {
 }
 
 impl Table {
-    fn lock(&mut self, (database, key): Place) -> &mut Lock {
+    pub(super) fn lock(&mut self, (database, key): Place) -> &mut Lock {
         let database = self.databases.entry(database).or_default();
         database.locks.entry(key).or_default()
     }
 
     /// Takes the lock if nobody is in the way.
-    fn look(&mut self, (database, key): Place, request: i64) -> Result<Look, Trouble> {
+    pub(super) fn look(&mut self, (database, key): Place, request: i64) -> Result<Look, Trouble> {
         let Some(database) = self.databases.get_mut(&database) else {
             return Ok(Look::GivenUp);
         };
@@ -333,7 +134,11 @@ impl Table {
     }
 
     /// Tells other processes that somebody waits here.
-    fn wait_elsewhere(&mut self, (database, key): Place, session: i64) -> Result<(), Trouble> {
+    pub(super) fn wait_elsewhere(
+        &mut self,
+        (database, key): Place,
+        session: i64,
+    ) -> Result<(), Trouble> {
         let Some(database) = self.databases.get_mut(&database) else {
             return Ok(());
         };
@@ -355,7 +160,7 @@ impl Table {
     }
 
     /// Removes a hold or a waiter. `false` if there is none.
-    fn remove(&mut self, request: i64) -> bool {
+    pub(super) fn remove(&mut self, request: i64) -> bool {
         let Some((database, key)) = self.requests.remove(&request) else {
             return false;
         };
@@ -408,7 +213,7 @@ impl Table {
         true
     }
 
-    fn release_all(&mut self, session: &Session) -> i64 {
+    pub(super) fn release_all(&mut self, session: &Session) -> i64 {
         let Some(database) = self.databases.get(&session.database) else {
             return 0;
         };
@@ -425,7 +230,7 @@ impl Table {
         requests.len() as i64
     }
 
-    fn holds(&self, session: &Session, key: u64, request: i64) -> bool {
+    pub(super) fn holds(&self, session: &Session, key: u64, request: i64) -> bool {
         let database = self.databases.get(&session.database);
         let lock = database.and_then(|database| database.locks.get(&key));
         let is_it = |hold: &Hold| hold.session == session.id && hold.request == request;
@@ -433,7 +238,7 @@ impl Table {
     }
 
     /// Whether there is that hold, and other processes see it.
-    fn is_held(&self, session: &Session, key: u64, request: i64) -> bool {
+    pub(super) fn is_held(&self, session: &Session, key: u64, request: i64) -> bool {
         let Some(database) = self.databases.get(&session.database) else {
             return false;
         };
@@ -446,7 +251,7 @@ impl Table {
     }
 
     /// Whether those for whom this session waits wait for it.
-    fn is_deadlock(&self, session: i64) -> bool {
+    pub(super) fn is_deadlock(&self, session: i64) -> bool {
         let waits: HashMap<i64, (&Lock, usize)> = self
             .databases
             .values()
@@ -474,7 +279,10 @@ impl Table {
         false
     }
 
-    fn holders(&mut self, (database, key): Place) -> Result<Vec<(i64, Holder)>, Trouble> {
+    pub(super) fn holders(
+        &mut self,
+        (database, key): Place,
+    ) -> Result<Vec<(i64, Holder)>, Trouble> {
         let Some(database) = self.databases.get_mut(&database) else {
             return Ok(Vec::new());
         };
@@ -509,103 +317,5 @@ impl Table {
         }
         holders.extend(waiters);
         Ok(holders)
-    }
-}
-
-fn conflict(one: Mode, other: Mode) -> bool {
-    one == Mode::Exclusive || other == Mode::Exclusive
-}
-
-impl Lock {
-    fn is_held_by(&self, session: i64) -> bool {
-        self.holds.iter().any(|hold| hold.session == session)
-    }
-
-    /// The sessions of this process that a waiter waits for: those that hold the lock, and, unless it holds the lock
-    /// already, those before it in the queue.
-    fn blockers(&self, index: usize) -> impl Iterator<Item = i64> {
-        let waiter = &self.queue[index];
-        let again = self.is_held_by(waiter.session);
-        let holders = self
-            .holds
-            .iter()
-            .filter(|hold| hold.session != waiter.session && conflict(hold.mode, waiter.mode))
-            .map(|hold| hold.session);
-        let before = self
-            .queue
-            .range(..index)
-            .filter(move |other| !again && conflict(other.mode, waiter.mode))
-            .map(|other| other.session);
-        holders.chain(before)
-    }
-
-    fn may_go(&self, index: usize) -> bool {
-        self.blockers(index).next().is_none()
-    }
-
-    /// Wakes all for whom the way is free in this process.
-    fn wake(&self) {
-        for (index, waiter) in self.queue.iter().enumerate() {
-            if self.may_go(index) {
-                waiter.wake.notify_one();
-            }
-        }
-    }
-
-    /// Makes this process the lock's holder in that mode, unless another one is in the way.
-    fn take_byte(
-        &mut self,
-        file: &mut LockFile,
-        key: u64,
-        mode: Mode,
-        again: bool,
-        yielded: &mut HashMap<u64, Instant>,
-    ) -> Result<bool, Trouble> {
-        if let Some(byte) = &mut self.byte {
-            if !byte.counts(file) {
-                if !self.holds.is_empty() {
-                    return Err(Trouble::other(
-                        "the lock file was deleted or replaced while the lock was held: let nothing but dlock touch it",
-                    ));
-                }
-                self.byte = None;
-            }
-        }
-        if let Some(byte) = &mut self.byte {
-            let suffices = byte.mode() == Mode::Exclusive || mode == Mode::Shared;
-            let tired = || {
-                self.byte_since.is_none_or(|since| since.elapsed() > TURN)
-                    && file.elsewhere(key, Byte::Waiting).is_some()
-            };
-            if !again && !self.holds.is_empty() && tired() {
-                // One more reader, and the lock would never be free for the writers of other processes.
-                return Ok(false);
-            }
-            if suffices {
-                if mode == Mode::Shared && self.holds.is_empty() {
-                    byte.share();
-                }
-                return Ok(true);
-            }
-            if byte.make_exclusive()? {
-                return Ok(true);
-            }
-            if self.holds.is_empty() {
-                self.byte = None;
-            }
-            return Ok(false);
-        }
-        if let Some(until) = yielded.get(&key) {
-            if Instant::now() < *until && file.look(key, Byte::Waiting)?.is_some() {
-                return Ok(false);
-            }
-            yielded.remove(&key);
-        }
-        self.byte = file.lock(key, Byte::Held, mode)?;
-        if self.byte.is_none() {
-            return Ok(false);
-        }
-        self.byte_since = Some(Instant::now());
-        Ok(true)
     }
 }
