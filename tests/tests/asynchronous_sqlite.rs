@@ -464,6 +464,34 @@ async fn poll_once<F: Future + Unpin>(mut future: F) -> bool {
 }
 
 #[test]
+fn a_wait_that_is_dropped_before_a_thread_was_free_for_it_is_none() {
+    use dlock_diesel::AdvisoryLockExt as _;
+    let database = Database::new();
+    let mut holder = database.look();
+    let lock = holder.advisory_lock("a").acquire().expect("a free lock");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let mut conn = database.open().await;
+        let busy = tokio::task::spawn_blocking(|| thread::sleep(Duration::from_millis(200)));
+        {
+            let mut waiting = Box::pin(
+                dlock_diesel_async::AdvisoryLockExt::advisory_lock(&mut conn, "a").acquire(),
+            );
+            assert!(!poll_once(waiting.as_mut()).await);
+        }
+        busy.await.expect("no panic");
+        assert_clean(&mut conn).await;
+    });
+    drop(lock);
+    database.assert_free("a");
+}
+
+#[test]
 fn a_guard_that_is_dropped_frees_its_lock_at_once_and_the_connection_stays() {
     on_every_runtime(async || {
         let database = Database::new();
@@ -510,24 +538,36 @@ fn an_open_transaction_is_rolled_back_before_the_lock_is_free() {
     on_every_runtime(async || {
         let database = Database::new();
         let mut observer = database.look();
-        let mut conn = database.open().await;
-        let mut lock = conn
-            .advisory_lock("a")
-            .acquire()
-            .await
-            .expect("a free lock");
-        <Conn as AsyncConnection>::TransactionManager::begin_transaction(&mut *lock)
-            .await
-            .expect("it begins");
-        lock.batch_execute("INSERT INTO t VALUES (1)")
-            .await
-            .expect("a row");
-        drop(lock);
-        database.assert_free("a");
-        // Nobody writes any more, and nothing was written.
+        for _ in 0..30 {
+            let mut conn = database.open().await;
+            let mut lock = conn
+                .advisory_lock("a")
+                .acquire()
+                .await
+                .expect("a free lock");
+            <Conn as AsyncConnection>::TransactionManager::begin_transaction(&mut *lock)
+                .await
+                .expect("it begins");
+            lock.batch_execute("INSERT INTO t VALUES (1)")
+                .await
+                .expect("a row");
+            let mut next = database.look();
+            let id = next.backend_id();
+            let next = thread::spawn(move || {
+                use dlock_diesel::AdvisoryLockExt;
+                next.execute_sql("PRAGMA busy_timeout = 0");
+                let mut lock = next.advisory_lock("a").acquire().expect("the lock");
+                // Nobody writes any more, and nothing was written.
+                lock.execute_sql("BEGIN IMMEDIATE; ROLLBACK");
+                assert_eq!(lock.number("SELECT COUNT(*) FROM t"), Some(0));
+            });
+            wait_for("who comes next", || is_waiting(id));
+            drop(lock);
+            next.join().expect("its assertions");
+            assert!(is_broken(&mut conn));
+        }
         observer.execute_sql("PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; ROLLBACK");
-        assert_eq!(observer.number("SELECT COUNT(*) FROM t"), Some(0));
-        assert!(is_broken(&mut conn));
+        database.assert_free("a");
     });
 }
 
@@ -576,20 +616,32 @@ fn a_transaction_that_is_dropped_as_it_begins_leaves_none_open() {
         database.assert_free("a");
         observer.execute_sql("BEGIN IMMEDIATE; ROLLBACK");
         drop(conn);
+    });
+}
 
+#[test]
+fn a_transaction_that_is_dropped_after_any_number_of_polls_leaves_none_open() {
+    // On a runtime of one thread, diesel-async panics where its COMMIT is dropped.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let database = Database::new();
+        let mut observer = database.look();
+        observer.execute_sql("PRAGMA busy_timeout = 0");
         let mut conn = database.open().await;
-        for polls in 0..8 {
+        for round in 0..80 {
             {
                 let mut transaction = Box::pin(
                     conn.advisory_lock("a")
                         .transaction(async |_| Ok::<_, Error>(())),
                 );
-                for _ in 0..polls {
+                for poll in 0..round % 8 {
                     if poll_once(transaction.as_mut()).await {
                         break;
                     }
-                    // The statement comes to its end, and nobody has asked for the answer yet.
-                    thread::sleep(Duration::from_millis(2));
+                    // It is dropped while a statement runs, or when it has ended and nobody has asked for the answer.
+                    if poll + 1 < round % 8 || round % 3 == 0 {
+                        thread::sleep(Duration::from_millis(1));
+                    }
                 }
             }
             database.assert_free("a");

@@ -1055,6 +1055,34 @@ fn within_a_process_who_waits_is_woken() {
 }
 
 #[test]
+fn who_waits_for_another_process_is_in_nobodys_way() {
+    let database = Database::new();
+    let mut process = database.holder("hold", "a");
+    process.expect_line("acquired");
+    let waiters = [(); 3].map(|()| {
+        let waiter = in_thread(&database, "a", Mode::Shared);
+        wait_until_waiting(waiter.0);
+        waiter
+    });
+    // They ask seldom by now.
+    thread::sleep(Duration::from_millis(300));
+    let mut conn = database.open();
+    let begin = Instant::now();
+    for _ in 0..200 {
+        conn.advisory_lock("b")
+            .run(|_| Ok::<_, Error>(()))
+            .expect("a free lock");
+    }
+    let each = begin.elapsed() / 200;
+    println!("a free lock is taken and released in {each:?}");
+    assert!(each < Duration::from_millis(3), "{each:?}");
+    process.send("");
+    for (_, granted, _) in &waiters {
+        granted.recv_timeout(LONG).expect("the lock");
+    }
+}
+
+#[test]
 fn between_processes_it_takes_milliseconds() {
     let database = Database::new();
     let mut conn = database.open();
