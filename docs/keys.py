@@ -122,7 +122,7 @@ def refuse_what_is_no_key(namespaces, leaf):
     if leaf.get("bytes") == "":
         raise InvalidKey("empty")
     if "sqlalchemy_dlock" in leaf:
-        raise InvalidKey("a preset in a namespace")
+        raise InvalidKey("a preset where there is none")
 
 
 def hash_key_and_message(namespaces, leaf):
@@ -175,6 +175,17 @@ def mysql(key):
     return {"name": f"dlock:{readable}:{digest}"}
 
 
+def sqlite(key):
+    """The number that is locked for SQLite, as key-vectors.json has it."""
+    namespaces, leaf = flatten(key)
+    refuse_what_is_no_key(namespaces, leaf)
+    if not namespaces and "i64" in leaf and 0 <= int(leaf["i64"]) < 1 << 60:
+        return {"number": leaf["i64"]}
+    digest = siphash(*hash_key_and_message(namespaces, leaf), 8)
+    hashed = int.from_bytes(digest, "little") % (1 << 60)
+    return {"number": str((1 << 60) + hashed)}
+
+
 # The preset: sqlalchemy-dlock 0.8.1 (its lock/postgresql.py and lock/mysql.py) on a little-endian machine.
 
 
@@ -220,7 +231,7 @@ def main():
     rows = json.loads(pathlib.Path(__file__).with_name("key-vectors.json").read_text(encoding="utf-8"))
     differences = 0
     for row in rows:
-        for server, function in ("postgres", postgres), ("mysql", mysql):
+        for server, function in ("postgres", postgres), ("mysql", mysql), ("sqlite", sqlite):
             actual = or_error(function, row["key"])
             if actual != row[server]:
                 differences += 1

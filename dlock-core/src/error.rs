@@ -36,7 +36,7 @@ pub enum Reason {
     Database,
 }
 
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 impl Reason {
     /// A failure that leaves nothing behind.
     pub(crate) fn clean(self) -> Failure {

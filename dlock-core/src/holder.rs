@@ -24,12 +24,16 @@ use crate::Mode;
 /// - MySQL: who waits is seen with SELECT on `performance_schema.metadata_locks`; without it, and on MariaDB without
 ///   the `metadata_lock_info` plugin, only the holder is. The other fields need the PROCESS privilege for sessions of
 ///   other users (<https://dev.mysql.com/doc/refman/8.4/en/information-schema-processlist-table.html>).
+/// - SQLite: connections of this process are told with the time, to which process they belong and how they hold or want
+///   the lock. Of other processes, on Linux those that this user may look at (`/proc`) are told, without times, and who
+///   waits among them as if exclusively; another one is `0 (another process)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {
-    /// PostgreSQL: the process id of the backend. MySQL: the connection id.
+    /// PostgreSQL: the process id of the backend. MySQL: the connection id. SQLite: the id of the process whose connection
+    /// it is.
     pub backend_id: i64,
-    /// PostgreSQL: the session's `application_name`.
+    /// PostgreSQL: the session's `application_name`. SQLite: the program's name.
     pub application_name: Option<String>,
     /// The database user.
     pub user: Option<String>,
@@ -39,7 +43,7 @@ pub struct Holder {
     pub granted: bool,
     /// For a waiter, when its wait began. For a holder, when its transaction began or, outside a transaction, when
     /// its session last changed from busy to idle or back: servers do not record when a lock was taken. By the
-    /// server's clock.
+    /// server's clock. On SQLite, when the lock was taken.
     pub since: Option<SystemTime>,
 }
 

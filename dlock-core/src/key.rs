@@ -8,11 +8,11 @@ use std::fmt;
 use crate::sqlalchemy_dlock;
 
 /// SipHash's key for text and bytes without a namespace.
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 const TEXT: &[u8; 16] = b"dlock text/bytes";
 
 /// SipHash's key for all other keys: what it hashes has a structure.
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 const STRUCTURED: &[u8; 16] = b"dlock structured";
 
 /// What a lock is called.
@@ -21,8 +21,8 @@ const STRUCTURED: &[u8; 16] = b"dlock structured";
 /// Distinct keys are distinct locks, whatever their case, accents, length, spaces or NULs. Text is its UTF-8 bytes:
 /// `"abc"` and `b"abc"` are one key. The number `42` and the text `"42"` are two.
 ///
-/// A key is not the server's own name for the lock: [`to_postgres`](Self::to_postgres) and
-/// [`to_mysql`](Self::to_mysql) give that. They never change from version to version, and `docs/keys.md` in the
+/// A key is not the server's own name for the lock: [`to_postgres`](Self::to_postgres), [`to_mysql`](Self::to_mysql)
+/// and [`to_sqlite`](Self::to_sqlite) give that. They never change from version to version, and `docs/keys.md` in the
 /// repository describes them for other languages.
 ///
 /// # Examples
@@ -60,7 +60,8 @@ const STRUCTURED: &[u8; 16] = b"dlock structured";
 /// # Backend differences
 ///
 /// PostgreSQL has locks for each database; MySQL and MariaDB have one set for the whole server, shared by all its
-/// applications: there, give each application a [namespace](Self::namespaced).
+/// applications: there, give each application a [namespace](Self::namespaced). SQLite's locks are those of the database
+/// file.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct LockKey {
     /// From the outermost in.
@@ -214,10 +215,61 @@ impl LockKey {
         Ok(format!("{RESERVED}{}:{hash:032x}", self.readable()))
     }
 
+    /// The key as a number below 2⁶¹, by which dlock locks it for SQLite.
+    ///
+    /// An `i64` from 0 to 2⁶⁰ − 1 is itself. Everything else becomes 2⁶⁰ and 60 bits of SipHash, so that two of them are
+    /// one lock with a chance of 1 in 2⁶⁰, and none of them is that of such an `i64`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use dlock_core::LockKey;
+    ///
+    /// assert_eq!(LockKey::from(42).to_sqlite()?, 42);
+    ///
+    /// // Frozen: no version gives other numbers.
+    /// let text = LockKey::from("user/001");
+    /// assert_eq!(text.to_sqlite()?, 2222196715328754885);
+    /// let bytes = LockKey::from(b"\xff\x00");
+    /// assert_eq!(bytes.to_sqlite()?, 1964558837810019942);
+    /// let negative = LockKey::from(-42);
+    /// assert_eq!(negative.to_sqlite()?, 1423343502318133954);
+    /// let pair = LockKey::from((1, -2));
+    /// assert_eq!(pair.to_sqlite()?, 1525249331510002902);
+    /// let namespaced = LockKey::namespaced("billing", 42);
+    /// assert_eq!(namespaced.to_sqlite()?, 1947021135286867121);
+    /// # Ok::<(), dlock_core::InvalidKey>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`] if the text, the bytes or a namespace are empty, and for another library's key.
+    #[cfg(feature = "sqlite")]
+    pub fn to_sqlite(&self) -> Result<u64, InvalidKey> {
+        const HASHED: u64 = 1 << 60;
+        if self.namespaces.is_empty() {
+            match &self.leaf {
+                Leaf::Integer(number @ 0..) if number.unsigned_abs() < HASHED => {
+                    return Ok(number.unsigned_abs());
+                }
+                #[cfg(feature = "sqlalchemy-dlock")]
+                Leaf::SqlalchemyDlock(_) => {
+                    return Err(self.invalid(
+                        "is one of sqlalchemy-dlock, which has no locks for SQLite: use a plain key",
+                    ));
+                }
+                _ => {}
+            }
+        }
+        let (hash_key, message) = self.message()?;
+        let hash = siphasher::sip::SipHasher24::new_with_key(hash_key).hash(&message);
+        Ok(HASHED | (hash & (HASHED - 1)))
+    }
+
     /// What is hashed, and under which key of SipHash.
     ///
     /// A reader that knows the hash key can take the message apart in one way only, so that no two keys share one.
-    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     fn message(&self) -> Result<(&'static [u8; 16], Cow<'_, [u8]>), InvalidKey> {
         if self.namespaces.iter().any(String::is_empty) {
             return Err(self.invalid(
@@ -295,7 +347,7 @@ impl LockKey {
             .collect()
     }
 
-    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     fn invalid(&self, problem: &'static str) -> InvalidKey {
         InvalidKey {
             key: self.clone(),
@@ -546,7 +598,7 @@ mod tests {
         assert_eq!(format!("{:?}", LockKey::from("x")), r#"LockKey("x")"#);
     }
 
-    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     #[test]
     fn siphash_gives_its_authors_vectors() {
         let key: [u8; 16] = std::array::from_fn(|i| i as u8);
@@ -575,7 +627,37 @@ mod tests {
         }
     }
 
-    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn an_empty_key_or_namespace_is_no_lock_for_sqlite() {
+        for key in empty_keys() {
+            assert_eq!(key.to_sqlite().unwrap_err().key(), &key);
+        }
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn numbers_that_are_themselves_for_sqlite_are_below_all_hashes() {
+        let last = (1 << 60) - 1;
+        for number in [0, 1, last] {
+            let key = LockKey::from(number).to_sqlite().unwrap();
+            assert_eq!(key, number as u64);
+        }
+        for hashed in [
+            LockKey::from(last + 1),
+            i64::MAX.into(),
+            (-1).into(),
+            i64::MIN.into(),
+            (0, 1).into(),
+            "1".into(),
+            LockKey::namespaced("a", 1),
+        ] {
+            let key = hashed.to_sqlite().unwrap();
+            assert!((1 << 60..1 << 61).contains(&key), "{hashed}: {key}");
+        }
+    }
+
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     fn empty_keys() -> [LockKey; 4] {
         [
             "".into(),

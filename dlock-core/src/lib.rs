@@ -4,7 +4,7 @@
 //!
 //! - [`LockKey`]: the name of a lock, and how it becomes what a server takes;
 //! - [`Mode`] and [`Wait`]: how a lock is asked for;
-//! - [`Dialect`], for [`Postgres`] and [`Mysql`]: all that is known of a kind of server, as small state machines
+//! - [`Dialect`], for [`Postgres`], [`Mysql`] and [`Sqlite`]: all that is known of a kind of server, as small state machines
 //!   ([`Machine`]) that say what to send next and are told the answer. They do no I/O and have no clock, so that every
 //!   answer that a server can give is tested without one.
 //!
@@ -12,6 +12,7 @@
 //!
 //! - `postgres` (default): PostgreSQL's advisory locks.
 //! - `mysql` (default): MySQL's and MariaDB's named locks.
+//! - `sqlite`: locks for SQLite.
 //! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -28,6 +29,8 @@ mod mysql;
 mod postgres;
 #[cfg(feature = "sqlalchemy-dlock")]
 mod sqlalchemy_dlock;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod statement;
 mod wait;
 
@@ -44,5 +47,7 @@ pub use mode::Mode;
 pub use mysql::{Mysql, MysqlAcquire, MysqlRelease};
 #[cfg(feature = "postgres")]
 pub use postgres::{Postgres, PostgresAcquire, PostgresBegin, PostgresRelease};
+#[cfg(feature = "sqlite")]
+pub use sqlite::{Sqlite, SqliteAcquire, SqliteKey, SqliteRelease};
 pub use statement::{Nonce, OutOfStep, Piece, Statement};
 pub use wait::Wait;

@@ -12,6 +12,6 @@ pub enum Mode {
     /// One holder at a time.
     #[default]
     Exclusive,
-    /// Any number of shared holders, as long as nobody holds the lock exclusively. PostgreSQL only.
+    /// Any number of shared holders, as long as nobody holds the lock exclusively. PostgreSQL and SQLite only.
     Shared,
 }

@@ -26,11 +26,11 @@ pub struct Wait {
 impl Wait {
     /// The longest wait, in milliseconds, that one statement asks of a server: about 24.8 days, PostgreSQL's
     /// greatest `lock_timeout`. Longer waits ask again.
-    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     const LONGEST_MILLIS: u128 = i32::MAX as u128;
 
     /// Before asking again where a wait ended early.
-    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     pub(crate) const PAUSE: Duration = Duration::from_millis(1);
 
     /// Asks once and never waits.
@@ -45,7 +45,7 @@ impl Wait {
     }
 
     /// What to do after the server said that the lock is taken.
-    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     pub(crate) fn after_busy(&self, elapsed: Duration) -> AfterBusy {
         let remaining = self.remaining(elapsed);
         if remaining == Some(Duration::ZERO) {
@@ -67,7 +67,7 @@ impl Wait {
 }
 
 /// The next thing to do about a lock that is taken.
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum AfterBusy {
     /// The limit has passed.
@@ -78,7 +78,7 @@ pub(crate) enum AfterBusy {
     Queue(Option<u32>),
 }
 
-#[cfg(all(test, any(feature = "postgres", feature = "mysql")))]
+#[cfg(all(test, any(feature = "postgres", feature = "mysql", feature = "sqlite")))]
 mod tests {
     use super::*;
 

@@ -7,9 +7,9 @@ use dlock_core::{Dialect, Holder, Statement};
 use dlock_diesel::LockBackend;
 use dlock_diesel::glue::{CoreQuery, HolderColumns, HolderRow, Value, to_holder};
 
-use crate::{AdvisoryLock, Error, transaction};
+use crate::{AdvisoryLock, Error, session, transaction};
 
-/// A backend of which async connections can be locked: `Pg` and `Mysql`.
+/// A backend of which async connections can be locked: `Pg`, `Mysql` and `Sqlite`.
 ///
 /// It cannot be implemented elsewhere.
 ///
@@ -37,6 +37,20 @@ pub trait AsyncLockBackend: LockBackend {
     ) -> impl Future<Output = QueryResult<Vec<Holder>>> + Send
     where
         C: AsyncConnection<Backend = Self>;
+
+    /// Sends a message whose answer nobody reads, from where nothing can be awaited. `false` if it certainly failed.
+    #[doc(hidden)]
+    fn send_unread<C>(conn: &mut C, message: &str) -> bool
+    where
+        C: AsyncConnection<Backend = Self>,
+    {
+        session::poll_once(conn.batch_execute(message));
+        true
+    }
+
+    /// Frees a hold without the connection, from where nothing can be awaited. `None` where only the server can.
+    #[doc(hidden)]
+    const GIVE_UP: Option<fn(&<Self::Dialect as Dialect>::Key)> = None;
 
     // Boxed, since rustc cannot prove yet that such a future is `Send`:
     // <https://github.com/rust-lang/rust/issues/100013>.
@@ -101,7 +115,7 @@ where
     type Fut = Fut;
 }
 
-type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the server of a connection wants to be sent.
 pub(crate) type DialectOf<C> = <<C as AsyncConnectionCore>::Backend as LockBackend>::Dialect;

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, OpenTransaction};
 use dlock_diesel::glue;
 
-use crate::backend::{DialectOf, KeyOf, LockConnection};
+use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
 use crate::session::Depth;
 use crate::{Error, drive, session};
 
@@ -40,6 +40,8 @@ use crate::{Error, drive, session};
 ///   give the answer to that message to the next query. If it was broken before, nothing is sent, and the lock is free
 ///   when the connection is closed: bb8 does so at once; deadpool at the next `get()` that meets it; a connection of
 ///   your own when you drop it.
+/// - SQLite: the lock is free at once, also without a runtime. A transaction that was begun under the lock and is still
+///   open is rolled back first, which blocks the thread for as long as that takes; then the connection counts as broken.
 ///
 /// "Reads" and "closed" take until the server is through with what it was doing: if a query was dropped, that is when the
 /// query ends. On a runtime of one thread, PostgreSQL's message is not sent, and a connection not closed, before somebody
@@ -237,8 +239,18 @@ fn give_up<C: LockConnection>(conn: &mut C, hold: &Hold<C>) {
     let message = DialectOf::<C>::release_unread(&hold.server_key, hold.mode, transaction)
         // A wait may have been dropped, which must end when the connection is closed.
         .filter(|_| depth.is_some() || !DialectOf::<C>::UNREAD_MESSAGES_HIDE_A_CLOSE);
-    if let Some(message) = &message {
-        session::send_unread(conn, message);
+    let sent = message
+        .as_ref()
+        .is_some_and(|message| session::send_unread(conn, message));
+    if let Some(give_up) = <C::Backend as AsyncLockBackend>::GIVE_UP {
+        if message.is_some() {
+            // Rolled back, of which Diesel does not know.
+            session::mark_broken(conn);
+        }
+        if sent || message.is_none() {
+            give_up(&hold.server_key);
+        }
+        return;
     }
     // In an aborted transaction the unlock fails, and nobody would know.
     let unsure = depth != Some(None) && !session::in_test_transaction(conn);

@@ -98,6 +98,7 @@
 //!
 //! - `postgres` (default): locks on PostgreSQL connections.
 //! - `mysql` (default): locks on MySQL and MariaDB connections.
+//! - `sqlite`: locks on `SyncConnectionWrapper<SqliteConnection>`.
 //! - `migrations`: runs the pending migrations of `diesel_migrations` under a lock.
 //! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
 //!
@@ -105,7 +106,7 @@
 //! and its futures are [`Send`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
-    not(all(feature = "postgres", feature = "mysql")),
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
     allow(unused, reason = "some of it is for one server only")
 )]
 
@@ -117,6 +118,8 @@ mod lock;
 #[cfg(feature = "migrations")]
 mod migrations;
 mod session;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod transaction;
 mod xact;
 
@@ -127,4 +130,6 @@ pub use dlock_diesel::{
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
 pub use lock::AdvisoryLock;
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteLocksExt;
 pub use xact::AdvisoryXactLock;

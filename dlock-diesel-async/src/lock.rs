@@ -100,7 +100,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// # Backend differences
     ///
-    /// PostgreSQL only. On MySQL and MariaDB it does not compile.
+    /// PostgreSQL and SQLite only. On MySQL and MariaDB it does not compile.
     pub fn shared(mut self) -> Self
     where
         <M::Target as AsyncConnectionCore>::Backend: SharedLocks,
@@ -313,6 +313,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// - In both cases the connection counts as broken, and on MySQL and MariaDB it is out of step: do not use it any
     ///   more, except to drop it. Guards around this future keep their locks, and their
     ///   [`release`](AdvisoryLockGuard::release) fails.
+    /// - SQLite: the lock is given back, or the place in the queue, at once, and the connection stays fit for use.
     /// - A poll's sleep: nothing happens.
     ///
     /// # Round trips
@@ -339,7 +340,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         }
     }
 
-    /// Acquires the lock if it is free: `None` if another connection has it (or waits for it, on PostgreSQL).
+    /// Acquires the lock if it is free: `None` if another connection has it (or waits for it, on PostgreSQL and SQLite).
     ///
     /// With [`timeout`](Self::timeout) it waits up to that limit first.
     ///
@@ -489,7 +490,10 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// - PostgreSQL at SERIALIZABLE: a serialization failure (SQLSTATE 40001) between two holders in turn is possible,
     ///   for the server releases the lock just before it closes its books on the
     ///   transaction. Retry it, as every serializable transaction.
-    /// - MySQL and MariaDB: inside an open transaction it is refused with [`Error::InTransaction`].
+    /// - MySQL, MariaDB and SQLite: inside an open transaction it is refused with [`Error::InTransaction`].
+    /// - SQLite: it begins with `BEGIN IMMEDIATE`, or with [`shared`](Self::shared) with a plain `BEGIN`: see
+    ///   `dlock_diesel::AdvisoryLock::transaction`. On a runtime of one thread diesel-async panics when a future that runs
+    ///   a statement on SQLite is dropped; dlock's own futures do not, but those of `f`, COMMIT and ROLLBACK are its.
     pub async fn transaction<'a, F, T, E>(self, f: F) -> Result<T, E>
     where
         for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>

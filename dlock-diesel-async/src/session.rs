@@ -9,7 +9,7 @@ use diesel::connection::TransactionManagerStatus;
 use diesel_async::{AsyncConnection, TransactionManager};
 use dlock_core::Dialect;
 
-use crate::backend::{DialectOf, LockConnection};
+use crate::backend::{AsyncLockBackend, DialectOf, LockConnection};
 
 /// How many transactions and savepoints of Diesel are open; a raw BEGIN is not seen.
 pub(crate) type Depth = Option<NonZeroU32>;
@@ -70,6 +70,10 @@ pub(crate) async fn end<C: LockConnection>(conn: &mut C) {
 /// On PostgreSQL the first poll hands it to the driver's task, behind all that was sent before; on MySQL it writes it to
 /// the socket, and there the answer that is not read would be taken for that of the next query, so that the connection
 /// has to be marked broken.
-pub(crate) fn send_unread<C: LockConnection>(conn: &mut C, message: &str) {
-    let _ = pin!(conn.batch_execute(message)).poll(&mut Context::from_waker(Waker::noop()));
+pub(crate) fn send_unread<C: LockConnection>(conn: &mut C, message: &str) -> bool {
+    <C::Backend as AsyncLockBackend>::send_unread(conn, message)
+}
+
+pub(crate) fn poll_once(future: impl Future) {
+    let _ = pin!(future).poll(&mut Context::from_waker(Waker::noop()));
 }

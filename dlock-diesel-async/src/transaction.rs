@@ -4,7 +4,7 @@ use std::ops::DerefMut;
 use std::time::Instant;
 
 use diesel_async::{AsyncConnection, TransactionManager};
-use dlock_core::{Dialect, Fence, LockKey, TransactionDialect};
+use dlock_core::{Dialect, Fence, LockKey, Mode, TransactionDialect};
 use dlock_diesel::{TransactionLocks, glue};
 
 use crate::backend::{AsyncFunc, DialectOf, LockConnection};
@@ -97,14 +97,50 @@ where
     T: Send + 'a,
     E: From<Error> + Send + 'a,
 {
+    around(lock, false, f).await
+}
+
+/// As [`with_lock_around`], and who holds the lock alone begins to write at once. On SQLite a transaction that reads
+/// first and finds that another has written since can never write, and no `busy_timeout` helps.
+#[cfg(feature = "sqlite")]
+pub(crate) async fn with_lock_around_writers<'a, M, F, T, E>(
+    lock: AdvisoryLock<M>,
+    f: F,
+) -> Result<T, E>
+where
+    M: DerefMut<Target: LockConnection> + Send,
+    for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
+        + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
+        + Send
+        + 'a,
+    T: Send + 'a,
+    E: From<Error> + Send + 'a,
+{
+    let immediate = lock.mode == Mode::Exclusive;
+    around(lock, immediate, f).await
+}
+
+async fn around<'a, M, F, T, E>(lock: AdvisoryLock<M>, immediate: bool, f: F) -> Result<T, E>
+where
+    M: DerefMut<Target: LockConnection> + Send,
+    for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
+        + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
+        + Send
+        + 'a,
+    T: Send + 'a,
+    E: From<Error> + Send + 'a,
+{
     // Not even where `inside_transaction` allows the lock, for it would be free before the outer COMMIT.
     let mut guard = lock.refusing_transactions().acquire().await?;
     let key = guard.key().clone();
     let conn = &mut *guard;
     let outside = session::depth(conn).map_err(Error::from)?;
-    <M::Target as AsyncConnection>::TransactionManager::begin_transaction(conn)
-        .await
-        .map_err(Error::from)?;
+    let begun = match immediate {
+        #[cfg(feature = "sqlite")]
+        true => crate::sqlite::begin_immediate(conn).await,
+        _ => <M::Target as AsyncConnection>::TransactionManager::begin_transaction(conn).await,
+    };
+    begun.map_err(Error::from)?;
     let result = OpenTransaction { conn, outside }.finish(&key, f).await;
     // An error of the transaction is not hidden by one of the release.
     match (result, guard.undo().await) {

@@ -8,7 +8,7 @@ use dlock_core::{Dialect, Holder, Statement, TransactionDialect};
 use crate::query::{CoreQuery, HolderColumns, HolderRow, Value, to_holder};
 use crate::{AdvisoryLock, Error, transaction};
 
-/// A Diesel backend whose server has locks: `Pg` and `Mysql`.
+/// A Diesel backend that has locks: `Pg`, `Mysql` and `Sqlite`.
 ///
 /// It cannot be implemented elsewhere.
 ///
@@ -22,7 +22,7 @@ use crate::{AdvisoryLock, Error, transaction};
 /// ```
 #[diagnostic::on_unimplemented(
     message = "dlock has no locks for the backend `{Self}`",
-    note = "there are locks for `Pg` and `Mysql`, each behind the feature of dlock-diesel of its name",
+    note = "there are locks for `Pg`, `Mysql` and `Sqlite`, each behind the feature of dlock-diesel of its name",
     note = "for `#[derive(MultiConnection)]`, match the enum and lock the connection inside"
 )]
 pub trait LockBackend: Backend + sealed::Sealed + Sized {
@@ -49,7 +49,7 @@ pub trait LockBackend: Backend + sealed::Sealed + Sized {
         E: From<Error>;
 }
 
-/// A backend whose locks can be shared by many readers: PostgreSQL.
+/// A backend whose locks can be shared by many readers: `Pg` and `Sqlite`.
 ///
 /// # Examples
 ///
@@ -84,8 +84,9 @@ pub trait TransactionLocks: LockBackend<Dialect: TransactionDialect> {}
 
 /// A Diesel connection to a server that has locks: a
 /// [`PgConnection`](https://docs.diesel.rs/2.3.x/diesel/pg/struct.PgConnection.html), a
-/// [`MysqlConnection`](https://docs.diesel.rs/2.3.x/diesel/mysql/struct.MysqlConnection.html), a pooled one, or a wrapper
-/// of yours.
+/// [`MysqlConnection`](https://docs.diesel.rs/2.3.x/diesel/mysql/struct.MysqlConnection.html), a
+/// [`SqliteConnection`](https://docs.diesel.rs/2.3.x/diesel/sqlite/struct.SqliteConnection.html), a pooled one, or a
+/// wrapper of yours.
 ///
 /// It is implemented for all of them.
 ///
@@ -166,4 +167,48 @@ mod mysql {
     use diesel::mysql::Mysql;
 
     lock_backend!(Mysql, dlock_core::Mysql, transaction::with_lock_around);
+}
+
+#[cfg(feature = "sqlite")]
+mod sqlite {
+    use super::*;
+    use diesel::sql_types;
+    use diesel::sqlite::Sqlite;
+
+    use crate::sqlite::explain;
+
+    impl sealed::Sealed for Sqlite {}
+    impl SharedLocks for Sqlite {}
+
+    impl LockBackend for Sqlite {
+        type Dialect = dlock_core::Sqlite;
+
+        fn value<C>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>>
+        where
+            C: LoadConnection<Backend = Self>,
+        {
+            let query = CoreQuery::<Value>::new(statement);
+            query.get_result(conn).map_err(explain)
+        }
+
+        fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>
+        where
+            C: LoadConnection<Backend = Self>,
+        {
+            let query = CoreQuery::<sql_types::Text>::new(statement);
+            let text: String = query.get_result(conn).map_err(explain)?;
+            Ok(dlock_core::Sqlite::read_holders(&text))
+        }
+
+        fn transaction<M, T, E>(
+            lock: AdvisoryLock<M>,
+            f: impl FnOnce(&mut M::Target) -> Result<T, E>,
+        ) -> Result<T, E>
+        where
+            M: DerefMut<Target: LockConnection<Backend = Self>>,
+            E: From<Error>,
+        {
+            transaction::with_lock_around_writers(lock, f)
+        }
+    }
 }

@@ -40,7 +40,8 @@ use dlock_core::{Holder, InvalidKey, LockKey};
 ///
 /// The kinds are told apart by SQLSTATE and error number, never by the text of a message, which servers translate. An
 /// error that a lock gets inside an open PostgreSQL transaction without waiting is [`Database`](Self::Database)
-/// whatever its cause, for Diesel does not tell its SQLSTATE and the aborted transaction cannot be asked.
+/// whatever its cause, for Diesel does not tell its SQLSTATE and the aborted transaction cannot be asked. SQLite has no
+/// number of its own for a function that is missing, and never translates its messages: there the text tells.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -127,8 +128,9 @@ pub enum Error {
     #[error(transparent)]
     InvalidKey(#[from] InvalidKey),
 
-    /// The server has no such locks.
-    #[error("the server has no locks of this kind, so that it cannot take lock {key}")]
+    /// There are no such locks here. The message says why: the server has none, or on SQLite the connection was not made
+    /// ready for them, or its folder cannot be written to.
+    #[error("lock {key} cannot be taken here: {source}")]
     #[non_exhaustive]
     Unsupported {
         /// The lock.

@@ -98,3 +98,34 @@ pub fn in_transaction(key: &LockKey) -> Error {
 pub fn not_in_transaction(key: &LockKey) -> Error {
     Error::NotInTransaction { key: key.clone() }
 }
+
+/// What futures and guards that are dropped do about SQLite's locks, which are in this process.
+#[cfg(feature = "sqlite")]
+pub mod sqlite {
+    use diesel::result::Error as DieselError;
+
+    /// Frees the request's hold, or its place in the queue, also if it has not come there yet.
+    pub fn give_up(request: i64) {
+        crate::sqlite::give_up(request);
+    }
+
+    /// The request that was given up will not come any more.
+    pub fn forget(request: i64) {
+        crate::sqlite::forget(request);
+    }
+
+    /// For tests: whether the connection of this process is open.
+    pub fn is_open(session: i64) -> bool {
+        crate::sqlite::is_open(session)
+    }
+
+    /// For tests: whether the connection of this process waits for a lock.
+    pub fn is_waiting(session: i64) -> bool {
+        crate::sqlite::is_waiting(session)
+    }
+
+    /// The error of a statement of the core in words that help.
+    pub fn explain(error: DieselError) -> DieselError {
+        crate::sqlite::explain(error)
+    }
+}

@@ -1,5 +1,6 @@
 //! Distributed locks on the database you already have, for [Diesel](https://diesel.rs): PostgreSQL's advisory locks
-//! and MySQL's and MariaDB's named locks as extensions of Diesel connections.
+//! and MySQL's and MariaDB's named locks as extensions of Diesel connections; and the same on SQLite, which has none, for
+//! the processes of one host.
 //!
 //! They need no table, no lease and no clock, and the server frees them when the connection of their holder dies.
 //!
@@ -48,13 +49,16 @@
 //!
 //! - `postgres` (default): locks on PostgreSQL connections.
 //! - `mysql` (default): locks on MySQL and MariaDB connections.
+//! - `sqlite`: locks on SQLite connections, of the database file. Once for each connection: `conn.enable_advisory_locks()`.
+//! - `r2d2`: `EnableAdvisoryLocks` for r2d2's pools of SQLite connections.
 //! - `migrations`: runs the pending migrations of `diesel_migrations` under a lock.
 //! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
 //!
-//! None of them needs a C library: whichever of Diesel's connections you use brings its own.
+//! None of them but `sqlite`, which needs SQLite, needs a C library: whichever of Diesel's connections you use brings its
+//! own.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
-    not(all(feature = "postgres", feature = "mysql")),
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
     allow(unused, reason = "some of it is for one server only")
 )]
 
@@ -70,6 +74,8 @@ mod lock;
 mod migrations;
 mod query;
 mod session;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 mod transaction;
 mod xact;
 
@@ -79,4 +85,8 @@ pub use error::Error;
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
 pub use lock::AdvisoryLock;
+#[cfg(all(feature = "sqlite", feature = "r2d2"))]
+pub use sqlite::EnableAdvisoryLocks;
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteLocksExt;
 pub use xact::AdvisoryXactLock;

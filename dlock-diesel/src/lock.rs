@@ -92,7 +92,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// # Backend differences
     ///
-    /// PostgreSQL only. On MySQL and MariaDB it does not compile.
+    /// PostgreSQL and SQLite only. On MySQL and MariaDB it does not compile.
     pub fn shared(mut self) -> Self
     where
         <M::Target as Connection>::Backend: SharedLocks,
@@ -123,8 +123,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
         self
     }
 
-    /// Asks again at this interval (at least a millisecond) and sleeps in between, in place of waiting in the
-    /// server's queue.
+    /// Asks again at this interval (at least a millisecond) and sleeps in between, in place of waiting in the queue.
     ///
     /// It is slower, unfair, and costs a round trip for each time. (Inside a PostgreSQL transaction, and where
     /// [`transaction`](Self::transaction) begins one, each time is a wait of one millisecond.) It is for locks around migrations: a wait in
@@ -234,6 +233,9 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// - PostgreSQL: waiting holds a snapshot, see [`poll_every`](Self::poll_every).
     /// - MySQL and MariaDB: names are shared by all databases of the server. A cycle of a row lock and this one is
     ///   not found by their deadlock detectors.
+    /// - SQLite: there is no server and no round trip. The queue is that of the process; whether another process has the
+    ///   lock is asked again and again, at most each 10 ms. The connection has to be
+    ///   [made ready](crate#features) once.
     pub fn acquire(mut self) -> Result<AdvisoryLockGuard<M>, Error> {
         let started = Instant::now();
         match self.take(self.wait)? {
@@ -251,7 +253,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
         }
     }
 
-    /// Acquires the lock if it is free: `None` if another connection has it (or waits for it, on PostgreSQL).
+    /// Acquires the lock if it is free: `None` if another connection has it (or waits for it, on PostgreSQL and SQLite).
     ///
     /// Bind the guard: with `if lock.try_acquire()?.is_some() { .. }` the lock is free again before the block begins.
     ///
@@ -378,7 +380,10 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// - PostgreSQL at SERIALIZABLE: a serialization failure (SQLSTATE 40001) between two holders in turn is possible,
     ///   for the server releases the lock just before it closes its books on the
     ///   transaction. Retry it, as every serializable transaction.
-    /// - MySQL and MariaDB: inside an open transaction it is refused with [`Error::InTransaction`].
+    /// - MySQL, MariaDB and SQLite: inside an open transaction it is refused with [`Error::InTransaction`].
+    /// - SQLite: it begins with `BEGIN IMMEDIATE`, so that it can write even if another connection wrote after it has
+    ///   read; that waits for who writes as long as `busy_timeout` says (not at all unless it is set), and then fails with
+    ///   [`Error::Database`]. With [`shared`](Self::shared) it is a plain `BEGIN`.
     pub fn transaction<T, E>(self, f: impl FnOnce(&mut M::Target) -> Result<T, E>) -> Result<T, E>
     where
         E: From<Error>,

@@ -80,7 +80,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// # Backend differences
     ///
     /// On MySQL and MariaDB most statements that change the schema commit at once, so that a migration that fails
-    /// half-way leaves its first half behind. The lock is the session's and is held all the same.
+    /// half-way leaves its first half behind. The lock is the session's and is held all the same. On SQLite a migration
+    /// waits for who else writes as long as `busy_timeout` says.
     pub fn run_pending_migrations<S>(mut self, source: S) -> Result<Vec<MigrationVersion<'static>>>
     where
         M::Target: MigrationHarness<<M::Target as Connection>::Backend>,

@@ -37,6 +37,15 @@ pub(crate) fn began_transaction<C: Connection>(conn: &mut C) -> QueryResult<()> 
     }
 }
 
+/// Begins a transaction that may write, or a savepoint in the one that is open. SQLite only.
+pub(crate) fn begin_immediate<C: Connection>(conn: &mut C) -> QueryResult<()> {
+    if depth(conn)?.is_some() {
+        return C::TransactionManager::begin_transaction(conn);
+    }
+    conn.batch_execute("BEGIN IMMEDIATE")?;
+    began_transaction(conn)
+}
+
 /// Rolls back what was begun since `base`.
 pub(crate) fn roll_back_to<C: Connection>(conn: &mut C, base: Depth) -> QueryResult<()> {
     while depth(conn)? > base {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use diesel::connection::TransactionManager;
 use diesel::prelude::*;
-use dlock_core::{Dialect, Fence, LockKey, TransactionDialect};
+use dlock_core::{Dialect, Fence, LockKey, Mode, TransactionDialect};
 
 use crate::backend::{DialectOf, LockConnection, TransactionLocks};
 use crate::session::Depth;
@@ -69,12 +69,44 @@ where
     M: DerefMut<Target: LockConnection>,
     E: From<Error>,
 {
+    around(
+        lock,
+        <M::Target as Connection>::TransactionManager::begin_transaction,
+        f,
+    )
+}
+
+/// As [`with_lock_around`], and who holds the lock alone begins to write at once. On SQLite a transaction that reads
+/// first and finds that another has written since can never write, and no `busy_timeout` helps.
+#[cfg(feature = "sqlite")]
+pub(crate) fn with_lock_around_writers<M, T, E>(
+    lock: AdvisoryLock<M>,
+    f: impl FnOnce(&mut M::Target) -> Result<T, E>,
+) -> Result<T, E>
+where
+    M: DerefMut<Target: LockConnection>,
+    E: From<Error>,
+{
+    match lock.mode {
+        Mode::Exclusive => around(lock, session::begin_immediate, f),
+        Mode::Shared => with_lock_around(lock, f),
+    }
+}
+
+fn around<M, T, E>(
+    lock: AdvisoryLock<M>,
+    begin: impl FnOnce(&mut M::Target) -> QueryResult<()>,
+    f: impl FnOnce(&mut M::Target) -> Result<T, E>,
+) -> Result<T, E>
+where
+    M: DerefMut<Target: LockConnection>,
+    E: From<Error>,
+{
     let key = lock.key.clone();
     // Not even where `inside_transaction` allows the lock, for it would be free before the outer COMMIT.
     lock.refusing_transactions().run(|conn| {
         let outside = session::depth(conn).map_err(Error::from)?;
-        <M::Target as Connection>::TransactionManager::begin_transaction(conn)
-            .map_err(Error::from)?;
+        begin(conn).map_err(Error::from)?;
         finish(conn, outside, &key, f)
     })
 }

@@ -68,6 +68,11 @@ pub trait TestConnection: LoadConnection + Send + 'static {
     /// This session.
     fn backend_id(&mut self) -> i64;
 
+    /// What `dlock_diesel::Holder` calls the session.
+    fn holder_id(backend_id: i64) -> i64 {
+        backend_id
+    }
+
     /// Ends another session: its client finds the connection closed.
     ///
     /// # Panics
@@ -188,7 +193,11 @@ impl TestConnection for MysqlConnection {
 
 /// The only value of the only row.
 #[track_caller]
-fn value<C, ST, T>(conn: &mut C, query: &str, literal: impl FnOnce(&str) -> SqlLiteral<ST>) -> T
+pub(crate) fn value<C, ST, T>(
+    conn: &mut C,
+    query: &str,
+    literal: impl FnOnce(&str) -> SqlLiteral<ST>,
+) -> T
 where
     SqlLiteral<ST>: for<'query> LoadQuery<'query, C, T>,
 {

@@ -3,13 +3,13 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
-use crate::{Kind, Server, async_servers, servers};
+use crate::{Kind, Server, async_servers, servers, sqlite::sqlite_server};
 
 /// Makes tests that run on every one of [`servers`](crate::servers), generic over the connection type.
 ///
 /// A test runs on all servers even if it fails on the first, and then names those that it failed on.
 /// A bound may also be a trait of one's own, with [`TestConnection`](crate::TestConnection) as a supertrait, that is
-/// implemented for `PgConnection` and `MysqlConnection`; the server may be `&Server` or `&'static Server`.
+/// implemented for `PgConnection`, `MysqlConnection` and `SqliteConnection`; the server may be `&Server` or `&'static Server`.
 #[macro_export]
 macro_rules! on_every_server {
     ($(
@@ -23,7 +23,44 @@ macro_rules! on_every_server {
             $crate::run_on_every_server(
                 body::<$crate::diesel::PgConnection>,
                 body::<$crate::diesel::MysqlConnection>,
+                body::<$crate::diesel::SqliteConnection>,
             );
+        }
+    )*};
+}
+
+/// As [`on_every_server!`], without SQLite: for what needs a server as a process of its own, whose sessions can be killed
+/// and cancelled, whose messages can be counted and held back, and which has users and settings.
+#[macro_export]
+macro_rules! on_every_network_server {
+    ($(
+        $(#[$attribute:meta])*
+        fn $name:ident<$Conn:ident: $bound:path>($server:ident: $Server:ty) $body:block
+    )*) => {$(
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            fn body<$Conn: $bound>($server: $Server) $body
+            $crate::run_on_every_network_server(
+                body::<$crate::diesel::PgConnection>,
+                body::<$crate::diesel::MysqlConnection>,
+            );
+        }
+    )*};
+}
+
+/// Makes tests that run on SQLite.
+#[macro_export]
+macro_rules! on_sqlite {
+    ($(
+        $(#[$attribute:meta])*
+        fn $name:ident($server:ident: $Server:ty) $body:block
+    )*) => {$(
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            fn body($server: $Server) $body
+            $crate::run_on_sqlite(body);
         }
     )*};
 }
@@ -63,27 +100,57 @@ macro_rules! on_mysql {
 /// What [`on_every_server!`] expands to.
 #[doc(hidden)]
 #[track_caller]
-pub fn run_on_every_server(on_postgres: fn(&'static Server), on_mysql: fn(&'static Server)) {
-    run_on_each(servers(), on_postgres, on_mysql);
+pub fn run_on_every_server(
+    on_postgres: fn(&'static Server),
+    on_mysql: fn(&'static Server),
+    on_sqlite: fn(&'static Server),
+) {
+    let on_network = failures(servers(), on_postgres, on_mysql);
+    report(on_network.chain(failure(fresh_sqlite(), on_sqlite)));
+}
+
+/// What [`on_every_network_server!`] expands to.
+#[doc(hidden)]
+#[track_caller]
+pub fn run_on_every_network_server(
+    on_postgres: fn(&'static Server),
+    on_mysql: fn(&'static Server),
+) {
+    report(failures(servers(), on_postgres, on_mysql));
+}
+
+/// What [`on_sqlite!`] expands to.
+#[doc(hidden)]
+#[track_caller]
+pub fn run_on_sqlite(on_sqlite: fn(&'static Server)) {
+    report(failure(fresh_sqlite(), on_sqlite).into_iter());
+}
+
+/// A database for one test: on SQLite, who writes locks the others out.
+fn fresh_sqlite() -> &'static Server {
+    match sqlite_server() {
+        Ok(server) => Box::leak(Box::new(server)),
+        Err(message) => panic!("{message}"),
+    }
 }
 
 /// What [`on_every_server_async!`](crate::on_every_server_async) expands to.
 #[doc(hidden)]
 #[track_caller]
 pub fn run_on_every_server_async(on_postgres: fn(&'static Server), on_mysql: fn(&'static Server)) {
-    run_on_each(async_servers(), on_postgres, on_mysql);
+    report(failures(async_servers(), on_postgres, on_mysql));
 }
 
-#[track_caller]
-fn run_on_each(
+fn failures(
     servers: &'static [Server],
     on_postgres: fn(&'static Server),
     on_mysql: fn(&'static Server),
-) {
-    report(servers.iter().filter_map(|server| match server.kind {
+) -> impl Iterator<Item = Failure> {
+    servers.iter().filter_map(move |server| match server.kind {
         Kind::Postgres => failure(server, on_postgres),
         Kind::Mysql => failure(server, on_mysql),
-    }));
+        Kind::Sqlite => unreachable!("BUG: SQLite is in no list"),
+    })
 }
 
 /// What [`on_postgres!`] and [`on_mysql!`] expand to.

@@ -16,7 +16,8 @@
 //!
 //! The servers are those that the environment variable `TEST_URLS` (or the file `tests/.env`) names, separated by
 //! spaces. Without it, one PostgreSQL and one MySQL or MariaDB are started from the programs found on the machine. Tests
-//! of async connections run on those of `TEST_ASYNC_URLS`, if it is set.
+//! of async connections run on those of `TEST_ASYNC_URLS`, if it is set. SQLite needs no server: it is always one more, with
+//! a database of its own for each test.
 
 mod async_connection;
 mod connection;
@@ -26,6 +27,7 @@ mod process;
 mod proxy;
 mod server;
 mod servers;
+mod sqlite;
 mod start;
 mod wait;
 
@@ -34,12 +36,16 @@ pub use async_connection::AsyncTestConnection;
 pub use async_connection::block_on;
 pub use connection::TestConnection;
 #[doc(hidden)]
-pub use every::{run_on, run_on_async, run_on_every_server, run_on_every_server_async};
+pub use every::{
+    run_on, run_on_async, run_on_every_network_server, run_on_every_server,
+    run_on_every_server_async, run_on_sqlite,
+};
 pub use key::unique_key;
 pub use process::Process;
 pub use proxy::Proxy;
 pub use server::{Kind, Server};
 pub use servers::{async_servers, servers, servers_from, test_urls};
+pub use sqlite::{is_awaited_on_disk, is_locked_on_disk};
 pub use start::start_extra_postgres;
 pub use wait::{PATIENCE, wait_for, wait_for_within};
 

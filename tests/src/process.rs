@@ -42,9 +42,19 @@ impl Process {
     /// If it cannot be started.
     #[track_caller]
     pub fn spawn(mut command: Command) -> Self {
+        command.env("TEST_URLS", test_urls());
+        Self::spawn_without_servers(command)
+    }
+
+    /// As [`spawn`](Self::spawn), for a process that is told all it needs: no server is started for it.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    #[track_caller]
+    pub fn spawn_without_servers(mut command: Command) -> Self {
         let name = format!("{command:?}");
         command
-            .env("TEST_URLS", test_urls())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

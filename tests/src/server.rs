@@ -9,6 +9,8 @@ pub enum Kind {
     Postgres,
     /// MySQL and MariaDB.
     Mysql,
+    /// SQLite, which is no server: its connections cannot be killed, counted or set up by others.
+    Sqlite,
 }
 
 impl fmt::Display for Kind {
@@ -16,6 +18,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Postgres => "PostgreSQL",
             Self::Mysql => "MySQL or MariaDB",
+            Self::Sqlite => "SQLite",
         })
     }
 }
@@ -27,7 +30,7 @@ pub struct Server {
     pub kind: Kind,
     /// Product and version, for messages: `PostgreSQL 15.18`, `MariaDB 10.11.19`.
     pub name: String,
-    /// With user, password and database, as Diesel's and diesel-async's connections take it.
+    /// The path of the file, for SQLite; else with user, password and database, as Diesel's and diesel-async's connections take it.
     pub url: String,
 }
 
@@ -55,6 +58,7 @@ impl Server {
         let default_port = match self.kind {
             Kind::Postgres => 5432,
             Kind::Mysql => 3306,
+            Kind::Sqlite => panic!("SQLite has no address: use `on_every_network_server!`"),
         };
         let host = url.host_str().unwrap_or("127.0.0.1");
         (

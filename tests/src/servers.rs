@@ -158,6 +158,7 @@ pub(crate) fn connect(kind: Kind, url: String) -> Result<Server, String> {
             };
             format!("{product} {number}")
         }),
+        Kind::Sqlite => unreachable!("BUG: SQLite is in no list"),
     };
     match answer {
         Ok(name) => Ok(Server { kind, name, url }),

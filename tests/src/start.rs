@@ -26,6 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// `std` opens pipes close-on-exec, so child processes do not keep them open.
 static LIFELINES: Mutex<Vec<ChildStdin>> = Mutex::new(Vec::new());
 
+/// Keeps a pipe open until this process ends.
+pub(crate) fn tie_to_this_process(lifeline: ChildStdin) {
+    LIFELINES
+        .lock()
+        .expect("nobody panics with it")
+        .push(lifeline);
+}
+
 pub(crate) fn start_postgres() -> Result<Server, String> {
     start_postgres_with("")
 }

@@ -1,7 +1,8 @@
-//! The examples of `dlock-diesel` and `dlock-diesel-async`, run as a user runs them.
+//! The examples, run as a user runs them.
 
 use std::env;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -11,11 +12,13 @@ use std::time::{Duration, Instant};
 use diesel::{MysqlConnection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, LockConnection, LockKey};
 use dlock_tests::{
-    PATIENCE, Process, Server, TestConnection, block_on, on_every_server, unique_key, wait_for,
+    PATIENCE, Process, Server, TestConnection, block_on, on_every_network_server, unique_key,
+    wait_for,
 };
 use fresh_database::FreshDatabase;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
 mod fresh_database;
@@ -121,20 +124,165 @@ fn code(command: &mut Command) -> (i32, String) {
     (code, stderr(&output))
 }
 
-on_every_server! {
+/// What `quickstart` prints, on whatever database.
+#[track_caller]
+fn assert_tells_what_happens_in_order(output: &str) {
+    let lines: Vec<&str> = output.lines().collect();
+    let expected = [
+        ("1. The first connection acquires lock \"quickstart/", "\"."),
+        (
+            "2. The second connection asks for it, and does not get it.",
+            "",
+        ),
+        (
+            "3. It waits for 250ms, and gives up: lock \"quickstart/",
+            ").",
+        ),
+        ("4. A second process waits for it.", ""),
+        ("5. The first connection releases it.", ""),
+        ("6. The second process acquires it, after ", " ms."),
+        (
+            "7. The second process is killed, which frees it: the first connection acquires it.",
+            "",
+        ),
+    ];
+    assert_lines(output, &expected);
+    assert!(lines[2].contains(": held by "), "{output}");
+}
+
+/// What a file has beside it, and its length.
+fn beside(path: &Path) -> Vec<(String, u64)> {
+    let entries = fs::read_dir(path.parent().expect("a folder")).expect("a folder");
+    let mut entries: Vec<_> = entries
+        .map(|entry| {
+            let entry = entry.expect("an entry");
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (name, entry.metadata().expect("a file").len())
+        })
+        .collect();
+    entries.sort();
+    entries
+}
+
+#[test]
+fn quickstart_needs_no_server() {
+    let folder = TempDir::new().expect("a folder");
+    let output = example("quickstart")
+        .env("TMPDIR", folder.path())
+        .output()
+        .expect("it starts");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+    let output = stdout(&output);
+    let (first, rest) = output.split_once('\n').expect("lines");
+    assert_eq!(
+        first,
+        "There is no DATABASE_URL, so this is SQLite, in a temporary file."
+    );
+    assert_tells_what_happens_in_order(rest);
+    assert!(rest.contains("(quickstart)"), "{rest}");
+    assert_eq!(
+        beside(&folder.path().join("nothing")),
+        [],
+        "it leaves nothing behind"
+    );
+}
+
+#[test]
+fn no_example_needs_a_database_library() {
+    for name in [
+        "quickstart",
+        "only_one",
+        "migrate_once",
+        "transfer",
+        "quickstart_async",
+        "leader",
+        "axum_export",
+    ] {
+        let program = example(name).get_program().to_owned();
+        let output = Command::new("ldd").arg(program).output().expect("ldd runs");
+        let libraries = stdout(&output);
+        assert!(libraries.contains("libc.so"), "{libraries}");
+        for library in ["libpq", "mysql", "maria", "sqlite", "ssl"] {
+            assert!(!libraries.contains(library), "{name}: {libraries}");
+        }
+    }
+}
+
+#[test]
+fn only_one_needs_no_server_but_a_file() {
+    let folder = TempDir::new().expect("a folder");
+    let file = folder.path().join("jobs");
+    let only_one = |arguments: &[&str]| {
+        let mut command = example("only_one");
+        command.arg("--file").arg(&file).args(arguments);
+        command
+    };
+    let mut holder = Process::spawn_without_servers(only_one(&[
+        "nightly",
+        "--",
+        "sh",
+        "-c",
+        "echo started; read line",
+    ]));
+    holder.expect_line("started");
+    let (status, stderr) = code(&mut only_one(&[
+        "--no-wait",
+        "-E",
+        "75",
+        "nightly",
+        "--",
+        "echo",
+    ]));
+    assert_eq!(status, 75, "{stderr}");
+    let named = format!("held by {} (only_one)", holder.id());
+    assert!(
+        stderr.contains("nightly") && stderr.contains(&named),
+        "{stderr}"
+    );
+    assert_eq!(
+        code(&mut only_one(&["--no-wait", "other", "--", "true"])).0,
+        0
+    );
+    let mut waiting =
+        Process::spawn_without_servers(only_one(&["nightly", "--", "echo", "its turn"]));
+    assert!(waiting.is_silent_for(Duration::from_millis(100)));
+    holder.kill9();
+    waiting.expect_line("its turn");
+    assert!(waiting.wait().success());
+    assert_eq!(
+        beside(&file),
+        [("jobs".into(), 0), ("jobs-dlock".into(), 0)]
+    );
+
+    let missing = folder.path().join("no/such/folder");
+    let output = example("only_one")
+        .arg("--file")
+        .arg(&missing)
+        .args(["key", "--", "true"])
+        .output()
+        .expect("it starts");
+    assert_eq!(output.status.code(), Some(125));
+    assert!(
+        self::stderr(&output).contains("no/such/folder"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn migrate_once_works_on_sqlite() {
+    let folder = TempDir::new().expect("a folder");
+    let url = format!("sqlite:{}", folder.path().join("app.db").display());
+    assert_eq!(
+        run("migrate_once", &url),
+        "applied 20260101000000\napplied 20260102000000\n"
+    );
+    assert_eq!(run("migrate_once", &url), "nothing to apply\n");
+}
+
+on_every_network_server! {
     fn quickstart_tells_what_happens_in_order<C: Lockable>(server: &Server) {
-        let output = run("quickstart", &server.url);
-        let expected = [
-            ("1. The first connection acquires lock \"quickstart/", "\"."),
-            ("2. The second connection asks for it, and does not get it.", ""),
-            ("3. It waits for 250ms, and gives up: lock \"quickstart/", ")."),
-            ("4. A second process waits for it.", ""),
-            ("5. The first connection releases it.", ""),
-            ("6. The second process acquires it, after ", " ms."),
-            ("7. The second process is killed: the server frees it for the first connection.", ""),
-        ];
-        assert_lines(&output, &expected);
-        assert!(output.contains(": held by "), "{output}");
+        assert_tells_what_happens_in_order(&run("quickstart", &server.url));
     }
 
     fn quickstart_async_tells_what_happens_in_order<C: Lockable>(server: &Server) {
@@ -388,11 +536,8 @@ fn a_server_that_is_not_there_is_named() {
         "postgres://127.0.0.1:1/test?password=geheim&user=test",
         &parts,
     );
-    let url = "postgres://test:geheim%zz@127.0.0.1/test";
     let parts = ["cannot connect to postgres://test:***@127.0.0.1/test"];
-    assert_bad(url, &parts);
-    let (_, stderr) = code(example("quickstart").env("DATABASE_URL", url));
-    assert!(stderr.contains("percent"), "{stderr}");
+    assert_bad("postgres://test:geheim%zz@127.0.0.1/test", &parts);
 }
 
 #[test]
@@ -409,8 +554,11 @@ fn an_unknown_kind_of_server_is_named() {
 #[test]
 fn a_missing_url_is_named() {
     for (name, arguments) in [
-        ("quickstart", &[][..]),
-        ("quickstart_async", &[]),
+        ("quickstart_async", &[][..]),
+        ("leader", &[]),
+        ("axum_export", &[]),
+        ("migrate_once", &[]),
+        ("transfer", &[]),
         ("only_one", &["key", "--", "true"]),
     ] {
         let (code, stderr) = code(example(name).args(arguments));

@@ -4,11 +4,11 @@ use std::{panic::catch_unwind, sync::mpsc::channel, thread, time::Duration};
 
 use diesel::{MysqlConnection, PgConnection, RunQueryDsl, sql_query};
 use dlock_tests::{
-    Kind, PATIENCE, Process, Proxy, Server, TestConnection, dlock_child, on_every_server, on_mysql,
-    on_postgres, servers, servers_from, unique_key, wait_for, wait_for_within,
+    Kind, PATIENCE, Process, Proxy, Server, TestConnection, dlock_child, on_every_network_server,
+    on_mysql, on_postgres, servers, servers_from, unique_key, wait_for, wait_for_within,
 };
 
-on_every_server! {
+on_every_network_server! {
     fn answers<C: TestConnection>(server: &Server) {
         assert_eq!(server.kind, C::KIND);
         assert!(server.version() >= (8, 0), "{server}");
@@ -28,10 +28,12 @@ on_every_server! {
         let statement = match server.kind {
             Kind::Postgres => "SELECT pg_sleep(600)",
             Kind::Mysql => "DO SLEEP(600)",
+            Kind::Sqlite => unreachable!("BUG: it is no server"),
         };
         let asleep = match server.kind {
             Kind::Postgres => format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {id} AND wait_event = 'PgSleep'"),
             Kind::Mysql => format!("SELECT count(*) FROM information_schema.processlist WHERE id = {id} AND state = 'User sleep'"),
+            Kind::Sqlite => unreachable!("BUG: it is no server"),
         };
         let (awake, first_sleep) = channel();
         let sleeper = thread::spawn(move || {
@@ -54,6 +56,7 @@ on_every_server! {
         let lock = match server.kind {
             Kind::Postgres => format!("SELECT pg_advisory_lock(hashtext('{key}'))"),
             Kind::Mysql => format!("DO GET_LOCK('{key}', 600)"),
+            Kind::Sqlite => unreachable!("BUG: it is no server"),
         };
         let mut observer = C::open(server);
         let mut holder = C::open(server);
@@ -169,6 +172,7 @@ fn batch(server: &Server) -> u64 {
     match server.kind {
         Kind::Postgres => 1,
         Kind::Mysql => 3,
+        Kind::Sqlite => unreachable!("BUG: it is no server"),
     }
 }
 
@@ -220,8 +224,8 @@ fn a_failure_names_the_server() {
     fn fails(server: &'static Server) {
         panic!("as asked, on {}", server.name);
     }
-    let payload =
-        catch_unwind(|| dlock_tests::run_on_every_server(fails, fails)).expect_err("a failure");
+    let payload = catch_unwind(|| dlock_tests::run_on_every_network_server(fails, fails))
+        .expect_err("a failure");
     let message = payload.downcast_ref::<String>().expect("a message");
     for server in servers() {
         assert!(message.contains(&server.name), "{message}");

@@ -15,6 +15,7 @@ struct Row {
     key: Key,
     postgres: Postgres,
     mysql: Mysql,
+    sqlite: Sqlite,
 }
 
 #[derive(Deserialize)]
@@ -39,6 +40,13 @@ enum Postgres {
 #[serde(rename_all = "lowercase")]
 enum Mysql {
     Name(String),
+    Error(bool),
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "lowercase")]
+enum Sqlite {
+    Number(String),
     Error(bool),
 }
 
@@ -77,6 +85,14 @@ impl From<Result<String, InvalidKey>> for Mysql {
     }
 }
 
+impl From<Result<u64, InvalidKey>> for Sqlite {
+    fn from(number: Result<u64, InvalidKey>) -> Self {
+        number.map_or(Sqlite::Error(true), |number| {
+            Sqlite::Number(number.to_string())
+        })
+    }
+}
+
 fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
@@ -112,6 +128,12 @@ fn every_vector_agrees_with_the_code() {
             "{}: {key}",
             row.note
         );
+        assert_eq!(
+            Sqlite::from(key.to_sqlite()),
+            row.sqlite,
+            "{}: {key}",
+            row.note
+        );
         if let Some(text) = row.text {
             assert_eq!(LockKey::from(text), key, "{}", row.note);
         }
@@ -123,6 +145,7 @@ fn distinct_keys_are_distinct_locks_on_every_server() {
     let mut keys = HashMap::new();
     let mut postgres = HashMap::new();
     let mut mysql = HashMap::new();
+    let mut sqlite = HashMap::new();
     for row in rows() {
         let note = row.note;
         if let Some(other) = keys.insert(row.key.lock_key(), note.clone()) {
@@ -139,6 +162,11 @@ fn distinct_keys_are_distinct_locks_on_every_server() {
         if row.mysql != Mysql::Error(true) {
             if let Some(other) = mysql.insert(row.mysql, note.clone()) {
                 panic!("{note} and {other} are one lock on MySQL");
+            }
+        }
+        if row.sqlite != Sqlite::Error(true) {
+            if let Some(other) = sqlite.insert(row.sqlite, note.clone()) {
+                panic!("{note} and {other} are one lock on SQLite");
             }
         }
     }
@@ -162,7 +190,11 @@ fn lock_names_are_what_mysql_does_not_fold_or_cut() {
 fn an_error_names_the_key_the_problem_and_a_remedy() {
     for row in rows() {
         let key = row.key.lock_key();
-        let errors = [key.to_postgres().err(), key.to_mysql().err()];
+        let errors = [
+            key.to_postgres().err(),
+            key.to_mysql().err(),
+            key.to_sqlite().err(),
+        ];
         for error in errors.into_iter().flatten() {
             let message = error.to_string();
             assert!(
@@ -214,7 +246,7 @@ fn the_page_can_be_followed_to_the_same_locks() {
     let examples = table(&page, "key | hash key | message");
     assert!(examples.len() >= 12, "only {} examples", examples.len());
     for cells in examples {
-        let [key, hash_key, message, postgres, mysql] = cells[..] else {
+        let [key, hash_key, message, postgres, mysql, sqlite] = cells[..] else {
             panic!("{cells:?}");
         };
         let row = &vectors[key];
@@ -230,6 +262,16 @@ fn the_page_can_be_followed_to_the_same_locks() {
                 assert_eq!(*expected, Postgres::Bigint(postgres.to_owned()), "{key}");
             }
         }
+
+        match &row.key {
+            Key::Integer { i64 } => assert_eq!(sqlite, i64),
+            _ => assert_eq!(
+                sqlite.parse(),
+                Ok((1 << 60) + (hash as u64) % (1 << 60)),
+                "{key}"
+            ),
+        }
+        assert_eq!(row.sqlite, Sqlite::Number(sqlite.to_owned()), "{key}");
 
         assert_eq!(row.mysql, Mysql::Name(mysql.to_owned()), "{key}");
         if mysql.starts_with("dlock:") {

@@ -6,13 +6,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use diesel::migration::MigrationVersion;
-use diesel::r2d2::{ConnectionManager, Pool};
-use diesel::{Connection, MysqlConnection, PgConnection};
+use diesel::r2d2::{ConnectionManager, CustomizeConnection, NopConnectionCustomizer, Pool};
+use diesel::{Connection, MysqlConnection, PgConnection, SqliteConnection};
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
-use dlock_diesel::{AdvisoryLock, AdvisoryLockExt, Error, LockConnection};
+use dlock_diesel::{AdvisoryLock, AdvisoryLockExt, EnableAdvisoryLocks, Error, LockConnection};
 use dlock_tests::{
-    Kind, Process, Proxy, Server, TestConnection, on_every_server, on_postgres, unique_key,
-    wait_for,
+    Kind, Process, Proxy, Server, TestConnection, on_every_network_server, on_every_server,
+    on_postgres, unique_key, wait_for,
 };
 use fresh_database::FreshDatabase;
 use tempfile::TempDir;
@@ -28,10 +28,20 @@ trait Migratable:
     + MigrationHarness<<Self as Connection>::Backend>
     + diesel::r2d2::R2D2Connection
 {
+    /// What a pool does with new connections.
+    fn customizer() -> Box<dyn CustomizeConnection<Self, diesel::r2d2::Error>> {
+        Box::new(NopConnectionCustomizer)
+    }
 }
 
 impl Migratable for PgConnection {}
 impl Migratable for MysqlConnection {}
+
+impl Migratable for SqliteConnection {
+    fn customizer() -> Box<dyn CustomizeConnection<Self, diesel::r2d2::Error>> {
+        Box::new(EnableAdvisoryLocks)
+    }
+}
 
 /// A migration of a table `applied`, which counts how often it was applied.
 const CREATE: (&str, &str) = ("1_create", "CREATE TABLE applied (version INT NOT NULL);");
@@ -70,26 +80,34 @@ fn versions(names: &[&'static str]) -> Vec<MigrationVersion<'static>> {
         .collect()
 }
 
-/// Processes that are connected, each through a proxy, and wait for a line.
-fn processes(server: &Server, key: &str, folder: &TempDir, count: usize) -> Vec<(Process, Proxy)> {
+/// Processes that are connected, each through a proxy (except to SQLite), and wait for a line.
+fn processes(
+    server: &Server,
+    key: &str,
+    folder: &TempDir,
+    count: usize,
+) -> Vec<(Process, Option<Proxy>)> {
     let mut processes: Vec<_> = (0..count)
         .map(|_| {
-            let proxy = Proxy::start(server);
+            let proxy = (server.kind != Kind::Sqlite).then(|| Proxy::start(server));
+            let url = proxy.as_ref().map_or(server.url.as_str(), Proxy::url);
             let mut command = Command::new(env!("CARGO_BIN_EXE_dlock-migrate"));
             command
-                .args(["--url", proxy.url(), "--key", key])
+                .args(["--url", url, "--key", key])
                 .arg(folder.path());
             (Process::spawn(command), proxy)
         })
         .collect();
     for (process, proxy) in &mut processes {
         process.expect_line("ready");
-        proxy.reset();
+        if let Some(proxy) = proxy {
+            proxy.reset();
+        }
     }
     processes
 }
 
-fn lines(processes: &mut [(Process, Proxy)]) -> Vec<String> {
+fn lines(processes: &mut [(Process, Option<Proxy>)]) -> Vec<String> {
     let mut lines: Vec<_> = processes
         .iter_mut()
         .map(|(process, _)| process.line())
@@ -106,33 +124,6 @@ fn assert_free<C: Migratable>(server: &Server, key: &str) {
 }
 
 on_every_server! {
-    fn processes_that_start_at_once_apply_each_migration_once<C: Migratable>(server: &Server) {
-        let database = FreshDatabase::<C>::create(server);
-        let server = &database.server;
-        let key = unique_key("migrate_once");
-        let folder = folder(&[CREATE, INSERT, ("3_insert", "INSERT INTO applied VALUES (3);")]);
-        let mut conn = C::open(server);
-        let mut processes = processes(server, &key, &folder, 5);
-
-        // All of them have found the lock taken, more than once, before the first one can have it.
-        let lock = conn.advisory_lock(&key).acquire().expect("a free lock");
-        for (process, _) in &mut processes {
-            process.send("go");
-        }
-        for (_, proxy) in &processes {
-            wait_for("each process to ask again and again", || proxy.round_trips() >= 6);
-        }
-        let mut observer = C::open(server);
-        assert_eq!(tables(&mut observer), Some(0), "nothing happens before the lock is held");
-        lock.release().expect("a release");
-
-        let lines = lines(&mut processes);
-        assert_eq!(lines, ["applied: ", "applied: ", "applied: ", "applied: ", "applied: 1 2 3"]);
-        assert_eq!(conn.number("SELECT COUNT(*) FROM applied WHERE version = 2"), Some(1));
-        assert_eq!(conn.number("SELECT COUNT(*) FROM applied WHERE version = 3"), Some(1));
-        assert_free::<C>(server, &key);
-    }
-
     fn processes_that_find_the_lock_free_apply_each_migration_once<C: Migratable>(server: &Server) {
         let database = FreshDatabase::<C>::create(server);
         let server = &database.server;
@@ -178,19 +169,6 @@ on_every_server! {
         assert_eq!(applied, versions(&[]));
     }
 
-    fn a_migration_that_releases_all_locks_is_told<C: Migratable>(server: &Server) {
-        let database = FreshDatabase::<C>::create(server);
-        let key = unique_key("migration_not_held");
-        let folder = folder(&[("0_release", release_all(C::KIND)), CREATE]);
-        let mut conn = C::open(&database.server);
-        let error = conn
-            .advisory_lock(&key)
-            .run_pending_migrations(migrations(&folder))
-            .expect_err("others may have migrated, too");
-        assert!(matches!(error.downcast_ref(), Some(Error::NotHeld { .. })), "{error:?}");
-        assert_eq!(tables(&mut conn), Some(2));
-    }
-
     fn a_timeout_can_be_matched_and_leaves_the_database_untouched<C: Migratable>(server: &Server) {
         let database = FreshDatabase::<C>::create(server);
         let server = &database.server;
@@ -208,7 +186,7 @@ on_every_server! {
         match error.downcast_ref() {
             Some(Error::Timeout { waited, holders, .. }) => {
                 assert!(*waited >= limit, "{waited:?}");
-                assert_eq!(holders[0].backend_id, holder_id);
+                assert_eq!(holders[0].backend_id, C::holder_id(holder_id));
             }
             other => panic!("{other:?}, {error}"),
         }
@@ -216,6 +194,76 @@ on_every_server! {
         lock.release().expect("a release");
         let applied = conn.advisory_lock(&key).timeout(limit).run_pending_migrations(migrations(&folder)).expect("a free lock");
         assert_eq!(applied, versions(&["1", "2"]));
+    }
+
+    fn an_open_transaction_is_refused<C: Migratable>(server: &Server) {
+        let key = unique_key("migration_transaction");
+        let database = FreshDatabase::<C>::create(server);
+        let folder = folder(&[CREATE]);
+        let mut conn = C::open(&database.server);
+        let error = conn
+            .transaction(|conn| conn.advisory_lock(&key).run_pending_migrations(migrations(&folder)))
+            .expect_err("a transaction is open");
+        assert!(matches!(error.downcast_ref(), Some(Error::InTransaction { .. })), "{error:?}");
+        assert_eq!(tables(&mut conn), Some(0));
+    }
+
+    fn a_pooled_connection_goes_back_to_the_pool<C: Migratable>(server: &Server) {
+        let database = FreshDatabase::<C>::create(server);
+        let key = unique_key("migration_pool");
+        let folder = folder(&[CREATE, INSERT]);
+        let manager = ConnectionManager::<C>::new(&database.server.url);
+        let pool = Pool::builder().max_size(1).connection_customizer(C::customizer());
+        let pool = pool.build(manager).expect("a pool");
+        let lock = AdvisoryLock::new(pool.get().expect("a connection"), &key);
+        let applied = lock.run_pending_migrations(migrations(&folder)).expect("a free lock");
+        assert_eq!(applied, versions(&["1", "2"]));
+        let lock = AdvisoryLock::new(pool.get().expect("the connection again"), &key);
+        let applied = lock.run_pending_migrations(migrations(&folder)).expect("a free lock");
+        assert_eq!(applied, versions(&[]));
+        assert_free::<C>(&database.server, &key);
+    }
+}
+
+on_every_network_server! {
+    fn a_migration_that_releases_all_locks_is_told<C: Migratable>(server: &Server) {
+        let database = FreshDatabase::<C>::create(server);
+        let key = unique_key("migration_not_held");
+        let folder = folder(&[("0_release", release_all(C::KIND)), CREATE]);
+        let mut conn = C::open(&database.server);
+        let error = conn
+            .advisory_lock(&key)
+            .run_pending_migrations(migrations(&folder))
+            .expect_err("others may have migrated, too");
+        assert!(matches!(error.downcast_ref(), Some(Error::NotHeld { .. })), "{error:?}");
+        assert_eq!(tables(&mut conn), Some(2));
+    }
+
+    fn processes_that_start_at_once_apply_each_migration_once<C: Migratable>(server: &Server) {
+        let database = FreshDatabase::<C>::create(server);
+        let server = &database.server;
+        let key = unique_key("migrate_once");
+        let folder = folder(&[CREATE, INSERT, ("3_insert", "INSERT INTO applied VALUES (3);")]);
+        let mut conn = C::open(server);
+        let mut processes = processes(server, &key, &folder, 5);
+
+        // All of them have found the lock taken, more than once, before the first one can have it.
+        let lock = conn.advisory_lock(&key).acquire().expect("a free lock");
+        for (process, _) in &mut processes {
+            process.send("go");
+        }
+        for (_, proxy) in &processes {
+            wait_for("each process to ask again and again", || proxy.as_ref().expect("a proxy").round_trips() >= 6);
+        }
+        let mut observer = C::open(server);
+        assert_eq!(tables(&mut observer), Some(0), "nothing happens before the lock is held");
+        lock.release().expect("a release");
+
+        let lines = lines(&mut processes);
+        assert_eq!(lines, ["applied: ", "applied: ", "applied: ", "applied: ", "applied: 1 2 3"]);
+        assert_eq!(conn.number("SELECT COUNT(*) FROM applied WHERE version = 2"), Some(1));
+        assert_eq!(conn.number("SELECT COUNT(*) FROM applied WHERE version = 3"), Some(1));
+        assert_free::<C>(server, &key);
     }
 
     fn the_interval_can_be_chosen<C: Migratable>(server: &Server) {
@@ -239,33 +287,6 @@ on_every_server! {
         // 2 and 21 times, on a machine that is not busy.
         assert!(by_default >= seldom + 5, "{by_default} and {seldom} round trips");
     }
-
-    fn an_open_transaction_is_refused<C: Migratable>(server: &Server) {
-        let key = unique_key("migration_transaction");
-        let database = FreshDatabase::<C>::create(server);
-        let folder = folder(&[CREATE]);
-        let mut conn = C::open(&database.server);
-        let error = conn
-            .transaction(|conn| conn.advisory_lock(&key).run_pending_migrations(migrations(&folder)))
-            .expect_err("a transaction is open");
-        assert!(matches!(error.downcast_ref(), Some(Error::InTransaction { .. })), "{error:?}");
-        assert_eq!(tables(&mut conn), Some(0));
-    }
-
-    fn a_pooled_connection_goes_back_to_the_pool<C: Migratable>(server: &Server) {
-        let database = FreshDatabase::<C>::create(server);
-        let key = unique_key("migration_pool");
-        let folder = folder(&[CREATE, INSERT]);
-        let manager = ConnectionManager::<C>::new(&database.server.url);
-        let pool = Pool::builder().max_size(1).build(manager).expect("a pool");
-        let lock = AdvisoryLock::new(pool.get().expect("a connection"), &key);
-        let applied = lock.run_pending_migrations(migrations(&folder)).expect("a free lock");
-        assert_eq!(applied, versions(&["1", "2"]));
-        let lock = AdvisoryLock::new(pool.get().expect("the connection again"), &key);
-        let applied = lock.run_pending_migrations(migrations(&folder)).expect("a free lock");
-        assert_eq!(applied, versions(&[]));
-        assert_free::<C>(&database.server, &key);
-    }
 }
 
 /// The migration that takes the lock away from under itself.
@@ -273,6 +294,7 @@ fn release_all(kind: Kind) -> &'static str {
     match kind {
         Kind::Postgres => "SELECT pg_advisory_unlock_all();",
         Kind::Mysql => "DO RELEASE_ALL_LOCKS();",
+        Kind::Sqlite => unreachable!("nothing releases all of SQLite's locks"),
     }
 }
 
@@ -281,6 +303,11 @@ fn tables<C: Migratable>(conn: &mut C) -> Option<i64> {
     let schema = match C::KIND {
         Kind::Postgres => "'public'",
         Kind::Mysql => "DATABASE()",
+        Kind::Sqlite => {
+            return conn.number(
+                "SELECT COUNT(*) FROM sqlite_master WHERE name IN ('applied', '__diesel_schema_migrations')",
+            );
+        }
     };
     conn.number(&format!(
         "SELECT COUNT(*) FROM information_schema.tables \

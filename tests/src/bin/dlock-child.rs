@@ -3,11 +3,14 @@
 //! A role prints what it has reached, a line at a time, and goes on at a line from standard input. At the end of standard
 //! input it ends, so that none outlives the tests.
 
+use std::fs;
 use std::io::{self, BufRead};
-use std::process::exit;
+use std::path::PathBuf;
+use std::process::{self, exit};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Parser, Subcommand};
-use diesel::{MysqlConnection, PgConnection, QueryResult};
+use diesel::{MysqlConnection, PgConnection, QueryResult, SqliteConnection};
 use dlock_diesel::{AdvisoryLockExt, LockConnection};
 use dlock_tests::TestConnection;
 
@@ -20,7 +23,7 @@ struct Arguments {
     role: Role,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Role {
     /// Connects, prints `connected` and the backend's id, and keeps the connection until it is told to go on.
     Connect,
@@ -29,6 +32,27 @@ enum Role {
     Hold { key: String },
     /// As `hold`, but ends the process in place of releasing.
     Exit { key: String },
+    /// As `hold`, but shared, and on SQLite.
+    HoldShared { key: String },
+    /// On SQLite. As `hold`, but acquires it shared, prints `shared`, and when it is told to go on, prints `upgrading` and
+    /// acquires it exclusively, too.
+    Upgrade { key: String },
+    /// On SQLite. Prints `connected` and the backend's id, and the error of the lock.
+    Fail { key: String },
+    /// On SQLite. Prints `connected` and the backend's id, acquires the lock, prints `acquired` and the nanoseconds since
+    /// the Unix epoch, and when it is told to go on, releases it and prints `released` and when it began to. And so on
+    /// again and again.
+    Stamp { key: String },
+    /// On SQLite. Prints `connected` and the backend's id, and when it is told to go on, adds one to the number in one of
+    /// the folder's files `0`, `1` and so on, under the lock of that name, again and again for some time; then prints
+    /// `counted` and how often for each file.
+    CountInFiles {
+        folder: PathBuf,
+        #[arg(long)]
+        files: usize,
+        #[arg(long)]
+        millis: u64,
+    },
     /// Prints `connected` and the backend's id, and when it is told to go on, adds one to the only row's `n` of a table
     /// again and again, by reading it and then writing it; then prints `counted`.
     Count {
@@ -43,10 +67,21 @@ enum Role {
 
 fn main() {
     let arguments = Arguments::parse();
-    if arguments.url.starts_with("postgres") {
+    if matches!(
+        arguments.role,
+        Role::HoldShared { .. }
+            | Role::Upgrade { .. }
+            | Role::Fail { .. }
+            | Role::Stamp { .. }
+            | Role::CountInFiles { .. }
+    ) {
+        play_on_sqlite(&arguments);
+    } else if arguments.url.starts_with("postgres") {
         play::<PgConnection>(&arguments);
-    } else {
+    } else if arguments.url.starts_with("mysql") {
         play::<MysqlConnection>(&arguments);
+    } else {
+        play::<SqliteConnection>(&arguments);
     }
 }
 
@@ -79,6 +114,89 @@ fn play<C: TestConnection + LockConnection>(arguments: &Arguments) {
             }
             println!("counted");
         }
+        role => panic!("{role:?} is for SQLite"),
+    }
+}
+
+fn now() -> u128 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.expect("after 1970").as_nanos()
+}
+
+fn play_on_sqlite(arguments: &Arguments) {
+    let mut conn = SqliteConnection::open_url(&arguments.url);
+    println!("connected {}", conn.backend_id());
+    match &arguments.role {
+        Role::HoldShared { key } => {
+            let guard = conn
+                .advisory_lock(key)
+                .shared()
+                .acquire()
+                .expect("the lock");
+            println!("acquired");
+            pause();
+            guard.release().expect("the lock is held");
+            println!("released");
+        }
+        Role::Upgrade { key } => {
+            let mut shared = conn
+                .advisory_lock(key)
+                .shared()
+                .acquire()
+                .expect("the lock");
+            println!("shared");
+            pause();
+            println!("upgrading");
+            let guard = shared.advisory_lock(key).acquire().expect("the lock");
+            println!("acquired");
+            pause();
+            guard.release().expect("the lock is held");
+        }
+        Role::Fail { key } => {
+            let error = conn.advisory_lock(key).acquire().expect_err("an error");
+            let kind = format!("{error:?}");
+            let kind = kind.split([' ', '(']).next().unwrap_or_default();
+            println!("{kind}: {error}");
+        }
+        Role::Stamp { key } => loop {
+            let guard = conn.advisory_lock(key).acquire().expect("the lock");
+            println!("acquired {}", now());
+            pause();
+            let released = now();
+            guard.release().expect("the lock is held");
+            println!("released {released}");
+            pause();
+        },
+        Role::CountInFiles {
+            folder,
+            files,
+            millis,
+        } => {
+            pause();
+            let begin = Instant::now();
+            let mut counts = vec![0u64; *files];
+            for round in process::id() as usize.. {
+                if begin.elapsed() > Duration::from_millis(*millis) {
+                    break;
+                }
+                let file = round % files;
+                let path = folder.join(file.to_string());
+                let guard = conn
+                    .advisory_lock(file.to_string())
+                    .acquire()
+                    .expect("the lock");
+                let number: u64 = fs::read_to_string(&path)
+                    .expect("the file")
+                    .parse()
+                    .expect("a number");
+                fs::write(&path, (number + 1).to_string()).expect("the file");
+                guard.release().expect("the lock is held");
+                counts[file] += 1;
+            }
+            let counts: Vec<String> = counts.iter().map(u64::to_string).collect();
+            println!("counted {}", counts.join(" "));
+        }
+        _ => unreachable!("BUG: played on every server"),
     }
 }
 

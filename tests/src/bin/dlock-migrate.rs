@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::Parser;
-use diesel::{Connection, MysqlConnection, PgConnection};
+use diesel::{Connection, MysqlConnection, PgConnection, SqliteConnection};
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
 use dlock_diesel::{AdvisoryLockExt, LockConnection};
 use dlock_tests::TestConnection;
@@ -28,8 +28,10 @@ fn main() {
     let arguments = Arguments::parse();
     if arguments.url.starts_with("postgres") {
         migrate::<PgConnection>(&arguments);
-    } else {
+    } else if arguments.url.starts_with("mysql") {
         migrate::<MysqlConnection>(&arguments);
+    } else {
+        migrate::<SqliteConnection>(&arguments);
     }
 }
 

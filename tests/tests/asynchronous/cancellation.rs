@@ -39,6 +39,7 @@ pub(super) const FREE_IN_STEP: Duration = Duration::from_secs(1);
 pub(super) fn free_once_closed(kind: Kind) -> Duration {
     match kind {
         Kind::Postgres => Duration::from_secs(1),
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => Duration::from_secs(2),
     }
 }
@@ -457,6 +458,7 @@ pub(super) fn literal(kind: Kind, key: &str) -> String {
             PostgresKey::BigInt(number) => format!("'{number}'::bigint"),
             other => panic!("text becomes a bigint, not {other:?}"),
         },
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => format!("'{}'", key.to_mysql().expect("a valid key")),
     }
 }
@@ -486,6 +488,7 @@ impl<C: AsyncTestConnection> Other<C> {
                 let sql = format!("SELECT pg_advisory_lock({literal})");
                 self.conn.execute_sql(&sql).await;
             }
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => {
                 let sql = format!("SELECT GET_LOCK({literal}, 5)");
                 assert_eq!(self.conn.number(&sql).await, Some(1), "the lock is free");
@@ -497,6 +500,7 @@ impl<C: AsyncTestConnection> Other<C> {
         let literal = &self.literal;
         let sql = match C::KIND {
             Kind::Postgres => format!("SELECT pg_advisory_unlock({literal})"),
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => format!("DO RELEASE_LOCK({literal})"),
         };
         self.conn.execute_sql(&sql).await;
@@ -513,6 +517,7 @@ impl<C: AsyncTestConnection> Other<C> {
                 );
                 let _ = self.conn.batch_execute(&sql).await;
             }
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => {
                 let sql =
                     format!("SELECT IF(GET_LOCK({literal}, 5) = 1, RELEASE_LOCK({literal}), NULL)");
@@ -885,6 +890,7 @@ impl<C: CancelTest> Worker<C> {
                 );
                 self.other.conn.number(&sql).await
             }
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => {
                 let sql = "SELECT CAST(RELEASE_ALL_LOCKS() AS SIGNED)";
                 subject.conn.number(sql).await
@@ -1161,6 +1167,7 @@ on_every_server_async! {
                         assert!(is_broken(&mut subject.conn), "{call:?}");
                         assert_in_step(&mut subject.conn, &mut observer).await;
                     }
+                    Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
                     Kind::Mysql => {
                         assert!(is_broken(&mut subject.conn), "{call:?}");
                         assert_held_by(&mut observer, &key, id);
@@ -1291,6 +1298,7 @@ on_every_server_async! {
                     timed(FREE_IN_STEP, "the outer guard frees its lock", || holders(&mut observer, &key).is_empty());
                     assert!(is_broken(&mut subject.conn));
                 }
+                Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
                 Kind::Mysql => {
                     drop(outer);
                     assert!(is_broken(&mut subject.conn));
@@ -1402,6 +1410,7 @@ on_every_server_async! {
             match C::KIND {
                 // Sent without waiting.
                 Kind::Postgres => timed(FREE_IN_STEP, &what, || holders(&mut observer, &key).is_empty()),
+                Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
                 Kind::Mysql => assert!(is_broken(&mut *pooled), "{phase:?}"),
             }
             drop(pooled);

@@ -33,6 +33,7 @@ async fn assert_given_up<C: LockTest>(conn: Shared<C>, observer: &mut C::Observe
             wait_until_free(observer, key);
             assert_clean(&mut *conn.lock().await, observer).await;
         }
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => {
             assert!(is_broken(&mut *conn.lock().await));
             drop(conn);

@@ -151,6 +151,7 @@ on_every_server_async! {
         unlock(&mut observer, &key);
         match C::KIND {
             Kind::Postgres => assert_eq!((free, held), (1, 1)),
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => assert!(free == 2 && held <= 2, "{free}, {held}"),
         }
     }
@@ -182,6 +183,7 @@ on_every_server_async! {
         });
         let expected = match C::KIND {
             Kind::Postgres => 2,
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => 3,
         };
         assert_eq!([unlimited, limited.await], [expected + RELEASE; 2]);
@@ -197,6 +199,7 @@ on_every_server_async! {
         let locked = counted.count(async |conn| transaction(conn, &key).await.expect("a free lock")).await;
         match C::KIND {
             Kind::Postgres => assert_eq!(locked, PLAIN_TRANSACTION),
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => assert_eq!(locked, PLAIN_TRANSACTION + 2),
         }
     }
@@ -204,6 +207,7 @@ on_every_server_async! {
     async fn a_transaction_under_a_lock_that_is_taken<C: LockTest>(server: &Server) {
         let expected = match C::KIND {
             Kind::Postgres => 3,
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => 3 + PLAIN_TRANSACTION + 1,
         };
         let mut counted = Counted::<C>::open(server).await;
@@ -215,6 +219,7 @@ on_every_server_async! {
         let mut counted = Counted::<C>::open(server).await;
         let both = match C::KIND {
             Kind::Postgres => 2 + 2,
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => 1 + 1,
         };
         let free = counted.count(async |conn| {

@@ -20,6 +20,7 @@ pub(crate) trait LockTest:
     /// Frees every lock of this session, behind the back of its guards.
     const RELEASE_ALL: &str = match Self::KIND {
         Kind::Postgres => "SELECT pg_advisory_unlock_all()",
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => "DO RELEASE_ALL_LOCKS()",
     };
 }
@@ -33,6 +34,7 @@ fn literal(kind: Kind, key: &LockKey) -> String {
             PostgresKey::BigInt(number) => format!("'{number}'::bigint"),
             PostgresKey::Pair(first, second) => format!("'{first}'::int, '{second}'::int"),
         },
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => format!("'{}'", key.to_mysql().expect("a valid key")),
     }
 }
@@ -57,6 +59,7 @@ pub(crate) fn holders<O: TestConnection>(observer: &mut O, key: impl Into<LockKe
             "SELECT string_agg(DISTINCT pid::text, ' ') FROM pg_locks WHERE granted AND {}",
             pg_locks_of(&key)
         )),
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => observer.text(&format!(
             "SELECT CAST(IS_USED_LOCK({}) AS CHAR)",
             literal(O::KIND, &key)
@@ -74,6 +77,7 @@ pub(crate) fn try_lock<O: TestConnection>(conn: &mut O, key: impl Into<LockKey>)
     let key = literal(O::KIND, &key.into());
     let sql = match O::KIND {
         Kind::Postgres => format!("SELECT pg_try_advisory_lock({key})"),
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => format!("SELECT GET_LOCK({key}, 0)"),
     };
     conn.number(&sql) == Some(1)
@@ -85,6 +89,7 @@ pub(crate) fn unlock<O: TestConnection>(conn: &mut O, key: impl Into<LockKey>) {
     let key = literal(O::KIND, &key.into());
     let sql = match O::KIND {
         Kind::Postgres => format!("SELECT pg_advisory_unlock({key})"),
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => format!("SELECT RELEASE_LOCK({key})"),
     };
     assert_eq!(conn.number(&sql), Some(1), "the lock was held");
@@ -131,6 +136,7 @@ pub(crate) async fn assert_holds_nothing<C: LockTest>(conn: &mut C, observer: &m
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = {backend_id}"
         )),
         // How many there were.
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => {
             conn.number("SELECT CAST(RELEASE_ALL_LOCKS() AS SIGNED)")
                 .await
@@ -148,6 +154,7 @@ pub(crate) async fn in_transaction<C: LockTest>(conn: &mut C, observer: &mut C::
             observer.text(&sql).as_deref() != Some("idle")
         }
         // Refused in a transaction, with error 1568.
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => conn
             .batch_execute("SET TRANSACTION READ WRITE")
             .await
@@ -399,6 +406,7 @@ impl Table {
     fn prepare(&self, sql: &str) {
         match self.0.server.kind {
             Kind::Postgres => PgConnection::open(&self.0.server).execute_sql(sql),
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => MysqlConnection::open(&self.0.server).execute_sql(sql),
         }
     }
@@ -447,6 +455,7 @@ impl Drop for Owner {
             Kind::Postgres => {
                 try_execute::<PgConnection>(url, &["SET lock_timeout = '2s'", &drop_table])
             }
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => {
                 try_execute::<MysqlConnection>(url, &["SET lock_wait_timeout = 2", &drop_table])
             }

@@ -40,6 +40,7 @@ async fn open_at<C: LockTest>(server: &Server, level: &str) -> C {
             assert_eq!(current.as_deref(), Some(level));
             conn
         }
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => {
             let mut conn = C::open(server).await;
             conn.execute_sql(&format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}"))
@@ -257,6 +258,7 @@ on_every_server_async! {
     async fn so_it_does_if_the_lock_becomes_free_at_that_moment<C: LockTest>(server: &Server) {
         let rounds = match C::KIND {
             Kind::Postgres => 30,
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => 2, // nothing can go wrong there: the snapshot comes with the first read
         };
         for level in &LEVELS[1..] {

@@ -535,6 +535,7 @@ on_every_server_async! {
         let mut observer = C::Observer::open(server);
         let limits = match C::KIND {
             Kind::Postgres => "SET lock_timeout = '40ms'; SET statement_timeout = '41ms'",
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => {
                 "SET SESSION lock_wait_timeout = 1, innodb_lock_wait_timeout = 1 /*M! , max_statement_time = 0.05 */ \
                  /*!80000 , max_execution_time = 50 */"
@@ -559,6 +560,7 @@ on_every_server_async! {
             .await;
             let bound = match C::KIND {
                 Kind::Postgres => Duration::from_millis(100),
+                Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
                 Kind::Mysql => Duration::from_millis(600),
             };
             outlasts(&mut observer, &waiter, bound);

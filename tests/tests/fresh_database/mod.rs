@@ -4,7 +4,7 @@ use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dlock_tests::{Server, TestConnection};
+use dlock_tests::{Kind, Server, TestConnection};
 use url::Url;
 
 /// An empty database, dropped together with this.
@@ -25,6 +25,13 @@ impl<C: TestConnection> FreshDatabase<C> {
         let call = CALLS.fetch_add(1, Ordering::Relaxed);
         let name = format!("dlock_{}_{now:x}_{call}", process::id());
         let mut conn = C::open(server);
+        if server.kind == Kind::Sqlite {
+            let server = Server {
+                url: format!("{}-{name}", server.url),
+                ..server.clone()
+            };
+            return Self { conn, name, server };
+        }
         conn.execute_sql(&format!("CREATE DATABASE {name}"));
         let mut url = Url::parse(&server.url).expect("the server's URL");
         url.set_path(&name);
@@ -39,8 +46,10 @@ impl<C: TestConnection> FreshDatabase<C> {
 impl<C: TestConnection> Drop for FreshDatabase<C> {
     fn drop(&mut self) {
         let force = match self.server.kind {
-            dlock_tests::Kind::Postgres => " WITH (FORCE)",
-            dlock_tests::Kind::Mysql => "",
+            Kind::Postgres => " WITH (FORCE)",
+            Kind::Mysql => "",
+            // It goes with its folder.
+            Kind::Sqlite => return,
         };
         // A panic here would abort where the test's own unwinds.
         let _ = self

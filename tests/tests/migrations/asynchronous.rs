@@ -207,6 +207,7 @@ fn wait_until_it_runs<O: TestConnection>(observer: &mut O, backend_id: i64, stat
         Kind::Mysql => format!(
             "SELECT COUNT(*) FROM information_schema.processlist WHERE id = {backend_id} AND info LIKE '{statement}%'"
         ),
+        Kind::Sqlite => unreachable!("these tests are for servers"),
     };
     wait_for(format!("{statement} to run"), || {
         observer.number(&sql) == Some(1)
@@ -497,6 +498,7 @@ on_every_server_async! {
         let sleep = match C::KIND {
             Kind::Postgres => "SELECT pg_sleep(1)",
             Kind::Mysql => "DO SLEEP(1)",
+            Kind::Sqlite => unreachable!("these tests are for servers"),
         };
         let (sender, results) = mpsc::channel();
         let source = Code(move |conn: &mut dyn BoxableConnection<C::Backend>| {

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 use dlock_diesel::{AdvisoryLock, AdvisoryLockExt, Error, LockKey, Mode};
-use dlock_tests::{Proxy, Server, TestConnection, on_every_server, on_postgres, unique_key};
+use dlock_tests::{
+    Proxy, Server, TestConnection, on_every_network_server, on_every_server, on_postgres,
+    unique_key,
+};
 
 use crate::observe::{
     LockTestConnection, assert_free, assert_held, in_background, on_connection, pg_locks_of,
@@ -143,18 +146,6 @@ on_every_server! {
         assert!(matches!(lock.release(), Err(Error::NotHeld { .. })));
     }
 
-    fn is_held_fails_when_the_connection_is_gone<C: LockTestConnection>(server: &Server) {
-        let key = unique_key("is_held_gone");
-        let (mut conn, mut observer) = (C::open(server), C::open(server));
-        let id = conn.backend_id();
-        let mut lock = conn.advisory_lock(&key).acquire().expect("a free lock");
-        observer.kill(id);
-        dlock_tests::wait_for("the end of the session", || !observer.is_connected(id));
-        assert!(matches!(lock.is_held(), Err(Error::Database(_))));
-        drop(lock);
-        assert_free(&mut observer, &key);
-    }
-
     fn holds_of_one_connection_stack_and_each_guard_undoes_its_own<C: LockTestConnection>(server: &Server) {
         let key = unique_key("stack");
         let (mut conn, mut observer) = (C::open(server), C::open(server));
@@ -192,32 +183,6 @@ on_every_server! {
         assert_free(&mut observer, &busy);
         outer.release().expect("a release");
         assert_free(&mut observer, &key);
-    }
-
-    fn an_interrupted_inner_wait_leaves_the_outer_lock<C: LockTestConnection>(server: &Server) {
-        let (key, busy) = (unique_key("outer_cancel"), unique_key("inner_cancel"));
-        let (mut holder, mut observer) = (C::open(server), C::open(server));
-        let held = holder.advisory_lock(&busy).acquire().expect("a free lock");
-        let waiter = in_background(server, {
-            let (key, busy) = (key.clone(), busy.clone());
-            move |mut conn: C, stage| {
-                let mut outer = conn.advisory_lock(&key).acquire().expect("a free lock");
-                let error = outer.advisory_lock(&busy).acquire().expect_err("cancelled");
-                stage.say(format!("{error:?}"));
-                stage.pause();
-                outer.release().expect("the outer lock is held");
-            }
-        });
-        waiter.waits(&mut observer);
-        observer.cancel(waiter.id);
-        let error = waiter.hear();
-        assert!(error.starts_with("Interrupted"), "{error}");
-        assert_held(&mut observer, &key, waiter.id);
-        waiter.go_on();
-        waiter.join();
-        held.release().expect("a release");
-        assert_free(&mut observer, &key);
-        assert_free(&mut observer, &busy);
     }
 
     fn a_lock_can_own_its_connection_and_move_to_another_thread<C: LockTestConnection>(server: &Server) {
@@ -258,6 +223,46 @@ on_every_server! {
         holds::<C>(server, pair, &pair.into());
         let namespaced = LockKey::namespaced(&text, 7);
         holds::<C>(server, namespaced.clone(), &namespaced);
+    }
+}
+
+on_every_network_server! {
+    fn is_held_fails_when_the_connection_is_gone<C: LockTestConnection>(server: &Server) {
+        let key = unique_key("is_held_gone");
+        let (mut conn, mut observer) = (C::open(server), C::open(server));
+        let id = conn.backend_id();
+        let mut lock = conn.advisory_lock(&key).acquire().expect("a free lock");
+        observer.kill(id);
+        dlock_tests::wait_for("the end of the session", || !observer.is_connected(id));
+        assert!(matches!(lock.is_held(), Err(Error::Database(_))));
+        drop(lock);
+        assert_free(&mut observer, &key);
+    }
+
+    fn an_interrupted_inner_wait_leaves_the_outer_lock<C: LockTestConnection>(server: &Server) {
+        let (key, busy) = (unique_key("outer_cancel"), unique_key("inner_cancel"));
+        let (mut holder, mut observer) = (C::open(server), C::open(server));
+        let held = holder.advisory_lock(&busy).acquire().expect("a free lock");
+        let waiter = in_background(server, {
+            let (key, busy) = (key.clone(), busy.clone());
+            move |mut conn: C, stage| {
+                let mut outer = conn.advisory_lock(&key).acquire().expect("a free lock");
+                let error = outer.advisory_lock(&busy).acquire().expect_err("cancelled");
+                stage.say(format!("{error:?}"));
+                stage.pause();
+                outer.release().expect("the outer lock is held");
+            }
+        });
+        waiter.waits(&mut observer);
+        observer.cancel(waiter.id);
+        let error = waiter.hear();
+        assert!(error.starts_with("Interrupted"), "{error}");
+        assert_held(&mut observer, &key, waiter.id);
+        waiter.go_on();
+        waiter.join();
+        held.release().expect("a release");
+        assert_free(&mut observer, &key);
+        assert_free(&mut observer, &busy);
     }
 
     fn an_empty_key_is_refused_and_nothing_is_sent<C: LockTestConnection>(server: &Server) {

@@ -8,8 +8,8 @@ use diesel::result::Error as DieselError;
 use diesel::{Connection, MysqlConnection, PgConnection, QueryResult};
 use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
 use dlock_tests::{
-    Kind, Server, TestConnection, on_every_server, on_mysql, on_postgres, start_extra_postgres,
-    unique_key, wait_for,
+    Kind, Server, TestConnection, on_every_network_server, on_every_server, on_mysql, on_postgres,
+    start_extra_postgres, unique_key, wait_for,
 };
 
 use crate::observe::{
@@ -239,6 +239,124 @@ on_every_server! {
         }
     }
 
+    fn a_healthy_connection_does_not_count_as_broken_after_an_error<C: LockTestConnection>(server: &Server) {
+        let key = unique_key("healthy");
+        let (mut holder, mut conn) = (C::open(server), C::open(server));
+        let _held = holder.advisory_lock(&key).acquire().expect("a free lock");
+        let error = conn.advisory_lock(&key).timeout(SHORT).acquire().map(drop);
+        assert!(matches!(error, Err(Error::Timeout { .. })), "{error:?}");
+        assert!(conn.advisory_lock(&key).try_acquire().expect("a try").is_none());
+        let error = conn.advisory_lock("").acquire().map(drop);
+        assert!(matches!(error, Err(Error::InvalidKey(_))), "{error:?}");
+        assert!(!C::TransactionManager::is_broken_transaction_manager(&mut conn));
+    }
+
+    fn a_session_lock_in_an_open_transaction_is_refused_and_the_remedies_are_named<C: LockTestConnection>(server: &Server) {
+        let key = unique_key("in_transaction");
+        let (mut conn, mut observer) = (C::open(server), C::open(server));
+        conn.transaction(|conn| {
+            let mut errors = vec![
+                conn.advisory_lock(&key).acquire().map(drop),
+                conn.advisory_lock(&key).try_acquire().map(drop),
+                conn.advisory_lock(&key).timeout(SHORT).acquire().map(drop),
+                conn.advisory_lock(&key).run(|_| Ok(())),
+            ];
+            if server.kind == Kind::Mysql {
+                errors.push(conn.advisory_lock(&key).transaction(|_| Ok(())));
+            }
+            for error in errors {
+                let error = error.expect_err("refused");
+                let message = error.to_string();
+                match error {
+                    Error::InTransaction { key: refused, .. } => assert_eq!(refused, LockKey::from(&key)),
+                    other => panic!("{other:?}"),
+                }
+                for named in [&key, "advisory_lock(key).transaction(", "advisory_xact_lock(key)", "inside_transaction()"] {
+                    assert!(message.contains(named), "{message}");
+                }
+            }
+            assert_free(&mut observer, &key);
+            Ok::<_, Error>(())
+        })
+        .expect("the transaction goes on");
+    }
+
+    fn a_lost_lock_is_not_held_when_it_is_released<C: LockTestConnection>(server: &Server) {
+        let key = unique_key("lost");
+        let (mut conn, mut other) = (C::open(server), C::open(server));
+        for taken_by_another in [false, true] {
+            let mut lock = conn.advisory_lock(&key).acquire().expect("a free lock");
+            lock.execute_sql(C::RELEASE_ALL);
+            let other_lock = taken_by_another.then(|| other.advisory_lock(&key).acquire().expect("a free lock"));
+            match lock.release().map(drop) {
+                Err(Error::NotHeld { key: lost, .. }) => assert_eq!(lost, LockKey::from(&key)),
+                result => panic!("{result:?}"),
+            }
+            if let Some(mut other_lock) = other_lock {
+                assert!(other_lock.is_held().expect("an answer"), "it is not ours to release");
+            }
+            assert!(C::TransactionManager::is_broken_transaction_manager(&mut conn));
+            conn = C::open(server);
+        }
+        assert_free(&mut other, &key);
+    }
+
+    fn a_timeouts_message_names_the_key_and_the_holder<C: LockTestConnection>(server: &Server) {
+        let key = unique_key("message");
+        let (mut holder, mut conn) = (C::open(server), C::open(server));
+        let id = C::holder_id(holder.backend_id());
+        let _held = holder.advisory_lock(&key).acquire().expect("a free lock");
+        let error = conn.advisory_lock(&key).timeout(SHORT).acquire().map(drop).expect_err("held");
+        let message = error.to_string();
+        assert!(message.starts_with(&format!("lock {:?} was not free within ", key)), "{message}");
+        assert!(message.contains(&format!(": held by {id}")), "{message}");
+    }
+
+    fn errors_pass_through_functions_of_diesel_and_back<C: LockTestConnection>(server: &Server) {
+        let key = unique_key("convert");
+        let (mut holder, mut conn) = (C::open(server), C::open(server));
+        let held = holder.advisory_lock(&key).acquire().expect("a free lock");
+
+        fn in_query_result<C: LockTestConnection>(conn: &mut C, key: &str) -> QueryResult<()> {
+            let lock = conn.advisory_lock(key).timeout(SHORT).acquire()?;
+            lock.release()?;
+            Ok(())
+        }
+        let error = in_query_result(&mut conn, &key).expect_err("held");
+        let message = error.to_string();
+        assert!(message.contains(&key), "{message}");
+        match Error::from(error) {
+            Error::Timeout { key: timed_out, waited, holders, .. } => {
+                assert_eq!(timed_out, LockKey::from(&key));
+                assert!(waited >= SHORT && !holders.is_empty());
+            }
+            other => panic!("{other:?}"),
+        }
+        let error = in_query_result(&mut conn, "").expect_err("an empty key");
+        assert!(matches!(Error::from(error), Error::InvalidKey(_)));
+        // Also out of a transaction, which is rolled back.
+        let error = conn.transaction(|conn| in_query_result(conn, &key)).expect_err("refused");
+        assert!(matches!(error, DieselError::QueryBuilderError(_)));
+        assert!(matches!(Error::from(error), Error::InTransaction { .. }));
+        held.release().expect("a release");
+        in_query_result(&mut conn, &key).expect("a free lock");
+
+        // An error of Diesel is itself again.
+        let error = conn
+            .advisory_lock(&key)
+            .run(|conn| {
+                conn.batch_execute("SELECT nonsense FROM nowhere")?;
+                Ok::<_, Error>(())
+            })
+            .expect_err("nonsense");
+        assert!(matches!(DieselError::from(error), DieselError::DatabaseError(..)));
+        let error = Error::from(DieselError::QueryBuilderError("somebody else's".into()));
+        assert!(matches!(error, Error::Database(DieselError::QueryBuilderError(_))));
+    }
+}
+
+on_every_network_server! {
+    // On SQLite two transactions cannot write at once.
     fn a_deadlock_leaves_the_transaction_open<C: LockTestConnection>(server: &Server) {
         deadlock_in_transactions::<C>(server, locks_inside_a_transaction);
     }
@@ -369,121 +487,6 @@ on_every_server! {
         wait_for("the end of the session", || !observer.is_connected(id));
         held.release().expect("a release");
         assert_free(&mut observer, &key);
-    }
-
-    fn a_healthy_connection_does_not_count_as_broken_after_an_error<C: LockTestConnection>(server: &Server) {
-        let key = unique_key("healthy");
-        let (mut holder, mut conn) = (C::open(server), C::open(server));
-        let _held = holder.advisory_lock(&key).acquire().expect("a free lock");
-        let error = conn.advisory_lock(&key).timeout(SHORT).acquire().map(drop);
-        assert!(matches!(error, Err(Error::Timeout { .. })), "{error:?}");
-        assert!(conn.advisory_lock(&key).try_acquire().expect("a try").is_none());
-        let error = conn.advisory_lock("").acquire().map(drop);
-        assert!(matches!(error, Err(Error::InvalidKey(_))), "{error:?}");
-        assert!(!C::TransactionManager::is_broken_transaction_manager(&mut conn));
-    }
-
-    fn a_session_lock_in_an_open_transaction_is_refused_and_the_remedies_are_named<C: LockTestConnection>(server: &Server) {
-        let key = unique_key("in_transaction");
-        let (mut conn, mut observer) = (C::open(server), C::open(server));
-        conn.transaction(|conn| {
-            let mut errors = vec![
-                conn.advisory_lock(&key).acquire().map(drop),
-                conn.advisory_lock(&key).try_acquire().map(drop),
-                conn.advisory_lock(&key).timeout(SHORT).acquire().map(drop),
-                conn.advisory_lock(&key).run(|_| Ok(())),
-            ];
-            if server.kind == Kind::Mysql {
-                errors.push(conn.advisory_lock(&key).transaction(|_| Ok(())));
-            }
-            for error in errors {
-                let error = error.expect_err("refused");
-                let message = error.to_string();
-                match error {
-                    Error::InTransaction { key: refused, .. } => assert_eq!(refused, LockKey::from(&key)),
-                    other => panic!("{other:?}"),
-                }
-                for named in [&key, "advisory_lock(key).transaction(", "advisory_xact_lock(key)", "inside_transaction()"] {
-                    assert!(message.contains(named), "{message}");
-                }
-            }
-            assert_free(&mut observer, &key);
-            Ok::<_, Error>(())
-        })
-        .expect("the transaction goes on");
-    }
-
-    fn a_lost_lock_is_not_held_when_it_is_released<C: LockTestConnection>(server: &Server) {
-        let key = unique_key("lost");
-        let (mut conn, mut other) = (C::open(server), C::open(server));
-        for taken_by_another in [false, true] {
-            let mut lock = conn.advisory_lock(&key).acquire().expect("a free lock");
-            lock.execute_sql(C::RELEASE_ALL);
-            let other_lock = taken_by_another.then(|| other.advisory_lock(&key).acquire().expect("a free lock"));
-            match lock.release().map(drop) {
-                Err(Error::NotHeld { key: lost, .. }) => assert_eq!(lost, LockKey::from(&key)),
-                result => panic!("{result:?}"),
-            }
-            if let Some(mut other_lock) = other_lock {
-                assert!(other_lock.is_held().expect("an answer"), "it is not ours to release");
-            }
-            assert!(C::TransactionManager::is_broken_transaction_manager(&mut conn));
-            conn = C::open(server);
-        }
-        assert_free(&mut other, &key);
-    }
-
-    fn a_timeouts_message_names_the_key_and_the_holder<C: LockTestConnection>(server: &Server) {
-        let key = unique_key("message");
-        let (mut holder, mut conn) = (C::open(server), C::open(server));
-        let id = holder.backend_id();
-        let _held = holder.advisory_lock(&key).acquire().expect("a free lock");
-        let error = conn.advisory_lock(&key).timeout(SHORT).acquire().map(drop).expect_err("held");
-        let message = error.to_string();
-        assert!(message.starts_with(&format!("lock {:?} was not free within ", key)), "{message}");
-        assert!(message.contains(&format!(": held by {id}")), "{message}");
-    }
-
-    fn errors_pass_through_functions_of_diesel_and_back<C: LockTestConnection>(server: &Server) {
-        let key = unique_key("convert");
-        let (mut holder, mut conn) = (C::open(server), C::open(server));
-        let held = holder.advisory_lock(&key).acquire().expect("a free lock");
-
-        fn in_query_result<C: LockTestConnection>(conn: &mut C, key: &str) -> QueryResult<()> {
-            let lock = conn.advisory_lock(key).timeout(SHORT).acquire()?;
-            lock.release()?;
-            Ok(())
-        }
-        let error = in_query_result(&mut conn, &key).expect_err("held");
-        let message = error.to_string();
-        assert!(message.contains(&key), "{message}");
-        match Error::from(error) {
-            Error::Timeout { key: timed_out, waited, holders, .. } => {
-                assert_eq!(timed_out, LockKey::from(&key));
-                assert!(waited >= SHORT && !holders.is_empty());
-            }
-            other => panic!("{other:?}"),
-        }
-        let error = in_query_result(&mut conn, "").expect_err("an empty key");
-        assert!(matches!(Error::from(error), Error::InvalidKey(_)));
-        // Also out of a transaction, which is rolled back.
-        let error = conn.transaction(|conn| in_query_result(conn, &key)).expect_err("refused");
-        assert!(matches!(error, DieselError::QueryBuilderError(_)));
-        assert!(matches!(Error::from(error), Error::InTransaction { .. }));
-        held.release().expect("a release");
-        in_query_result(&mut conn, &key).expect("a free lock");
-
-        // An error of Diesel is itself again.
-        let error = conn
-            .advisory_lock(&key)
-            .run(|conn| {
-                conn.batch_execute("SELECT nonsense FROM nowhere")?;
-                Ok::<_, Error>(())
-            })
-            .expect_err("nonsense");
-        assert!(matches!(DieselError::from(error), DieselError::DatabaseError(..)));
-        let error = Error::from(DieselError::QueryBuilderError("somebody else's".into()));
-        assert!(matches!(error, Error::Database(DieselError::QueryBuilderError(_))));
     }
 }
 

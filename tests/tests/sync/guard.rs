@@ -6,7 +6,8 @@ use diesel::PgConnection;
 use diesel::connection::{SimpleConnection, TransactionManager};
 use dlock_diesel::{AdvisoryLock, AdvisoryLockExt, Error};
 use dlock_tests::{
-    Kind, Proxy, Server, TestConnection, on_every_server, on_postgres, unique_key, wait_for,
+    Kind, Proxy, Server, TestConnection, on_every_network_server, on_every_server, on_postgres,
+    unique_key, wait_for,
 };
 
 use crate::support::*;
@@ -16,6 +17,7 @@ fn lose_all_locks<C: TestConnection>(conn: &mut C) {
     conn.execute_sql(match C::KIND {
         Kind::Postgres => "SELECT pg_advisory_unlock_all()",
         Kind::Mysql => "DO RELEASE_ALL_LOCKS()",
+        Kind::Sqlite => "SELECT dlock_release_all()",
     });
 }
 
@@ -116,63 +118,6 @@ on_every_server! {
         assert_clean(&mut conn, &mut observer);
     }
 
-    fn a_killed_session_does_not_hide_the_error_in_run<C: LockTest>(server: &Server) {
-        let key = unique_key("guard_run_killed");
-        let (mut conn, mut observer) = (C::open(server), C::open(server));
-        let result = conn.advisory_lock(&key).run(|conn| {
-            kill(&mut observer, conn.backend_id());
-            Err::<(), _>(AppError::Own)
-        });
-        assert!(matches!(result, Err(AppError::Own)), "{result:?}");
-        assert_free(&mut observer, &key);
-        assert!(is_broken(&mut conn));
-    }
-
-    fn run_fails_if_the_session_was_killed_although_the_closure_succeeded<C: LockTest>(server: &Server) {
-        let key = unique_key("guard_run_killed_ok");
-        let (mut conn, mut observer) = (C::open(server), C::open(server));
-        let result = conn.advisory_lock(&key).run(|conn| {
-            kill(&mut observer, conn.backend_id());
-            Ok::<_, Error>(())
-        });
-        assert!(matches!(result, Err(Error::Database(_))), "{result:?}");
-        assert_free(&mut observer, &key);
-        assert!(is_broken(&mut conn));
-    }
-
-    fn a_killed_holder_hands_the_lock_to_the_next_and_release_says_so<C: LockTest>(server: &Server) {
-        let key = unique_key("guard_killed");
-        let (mut conn, mut observer) = (C::open(server), C::open(server));
-        let id = conn.backend_id();
-        let guard = conn.advisory_lock(&key).acquire().expect("the lock is free");
-        assert_held_by(&mut observer, &key, id);
-        let (waiter_id, waiter) = waiting(server, &mut observer, {
-            let (key, server) = (key.clone(), server.clone());
-            move |conn: &mut C| {
-                let mut guard = conn.advisory_lock(&key).acquire().expect("the holder was killed");
-                let id = guard.backend_id();
-                assert_held_by(&mut C::open(&server), &key, id);
-                guard.release().expect("held").backend_id()
-            }
-        });
-        observer.kill(id);
-        assert_eq!(waiter.join().expect("the waiter's assertions"), waiter_id);
-        assert!(matches!(guard.release(), Err(Error::Database(_))));
-        assert!(is_broken(&mut conn));
-        assert_free(&mut observer, &key);
-    }
-
-    fn dropping_the_guard_of_a_killed_session_is_silent_and_marks_the_connection_broken<C: LockTest>(server: &Server) {
-        let key = unique_key("guard_killed_drop");
-        let (mut conn, mut observer) = (C::open(server), C::open(server));
-        let id = conn.backend_id();
-        let guard = conn.advisory_lock(&key).acquire().expect("the lock is free");
-        kill(&mut observer, id);
-        assert_free(&mut observer, &key);
-        drop(guard);
-        assert!(is_broken(&mut conn));
-    }
-
     fn is_held_sees_the_loss<C: LockTest>(server: &Server) {
         let key = unique_key("guard_is_held");
         let mut conn = C::open(server);
@@ -233,30 +178,6 @@ on_every_server! {
         assert!(matches!(result, Err(AppError::Own)), "{result:?}");
     }
 
-    fn a_drop_that_cannot_reach_the_server_marks_the_connection_broken<C: LockTest>(server: &Server) {
-        let key = unique_key("guard_cut");
-        let proxy = Proxy::start(server);
-        let (mut conn, mut observer) = (C::open_url(proxy.url()), C::open(server));
-        let id = conn.backend_id();
-        let guard = conn.advisory_lock(&key).acquire().expect("the lock is free");
-        assert_held_by(&mut observer, &key, id);
-        proxy.cut();
-        drop(guard);
-        assert!(is_broken(&mut conn));
-        wait_until_free(&mut observer, &key);
-    }
-
-    fn a_release_that_cannot_reach_the_server_says_so<C: LockTest>(server: &Server) {
-        let key = unique_key("guard_cut_release");
-        let proxy = Proxy::start(server);
-        let (mut conn, mut observer) = (C::open_url(proxy.url()), C::open(server));
-        let guard = conn.advisory_lock(&key).acquire().expect("the lock is free");
-        proxy.cut();
-        assert!(matches!(guard.release(), Err(Error::Database(_))));
-        assert!(is_broken(&mut conn));
-        wait_until_free(&mut observer, &key);
-    }
-
     fn a_connection_marked_broken_under_the_guard_does_not_keep_the_lock<C: LockTest>(server: &Server) {
         let key = unique_key("guard_broken");
         let (mut conn, mut observer) = (C::open(server), C::open(server));
@@ -315,6 +236,11 @@ on_every_server! {
                 let (key, name) = (key.clone(), table.name().to_owned());
                 move |conn: &mut C| {
                     let mut guard = conn.advisory_lock(&key).acquire().expect("the lock");
+                    if C::KIND == Kind::Sqlite {
+                        guard.batch_execute("PRAGMA busy_timeout = 0")?;
+                        guard.batch_execute("BEGIN IMMEDIATE")?;
+                        return guard.batch_execute("ROLLBACK");
+                    }
                     guard.batch_execute(&format!("SELECT n FROM {name} FOR UPDATE NOWAIT"))
                 }
             });
@@ -397,6 +323,89 @@ on_every_server! {
         assert_held_by(&mut observer, &key, id);
         assert_eq!(conn.number("SELECT 1"), Some(1));
         drop(conn);
+        wait_until_free(&mut observer, &key);
+    }
+}
+
+on_every_network_server! {
+    fn a_killed_session_does_not_hide_the_error_in_run<C: LockTest>(server: &Server) {
+        let key = unique_key("guard_run_killed");
+        let (mut conn, mut observer) = (C::open(server), C::open(server));
+        let result = conn.advisory_lock(&key).run(|conn| {
+            kill(&mut observer, conn.backend_id());
+            Err::<(), _>(AppError::Own)
+        });
+        assert!(matches!(result, Err(AppError::Own)), "{result:?}");
+        assert_free(&mut observer, &key);
+        assert!(is_broken(&mut conn));
+    }
+
+    fn run_fails_if_the_session_was_killed_although_the_closure_succeeded<C: LockTest>(server: &Server) {
+        let key = unique_key("guard_run_killed_ok");
+        let (mut conn, mut observer) = (C::open(server), C::open(server));
+        let result = conn.advisory_lock(&key).run(|conn| {
+            kill(&mut observer, conn.backend_id());
+            Ok::<_, Error>(())
+        });
+        assert!(matches!(result, Err(Error::Database(_))), "{result:?}");
+        assert_free(&mut observer, &key);
+        assert!(is_broken(&mut conn));
+    }
+
+    fn a_killed_holder_hands_the_lock_to_the_next_and_release_says_so<C: LockTest>(server: &Server) {
+        let key = unique_key("guard_killed");
+        let (mut conn, mut observer) = (C::open(server), C::open(server));
+        let id = conn.backend_id();
+        let guard = conn.advisory_lock(&key).acquire().expect("the lock is free");
+        assert_held_by(&mut observer, &key, id);
+        let (waiter_id, waiter) = waiting(server, &mut observer, {
+            let (key, server) = (key.clone(), server.clone());
+            move |conn: &mut C| {
+                let mut guard = conn.advisory_lock(&key).acquire().expect("the holder was killed");
+                let id = guard.backend_id();
+                assert_held_by(&mut C::open(&server), &key, id);
+                guard.release().expect("held").backend_id()
+            }
+        });
+        observer.kill(id);
+        assert_eq!(waiter.join().expect("the waiter's assertions"), waiter_id);
+        assert!(matches!(guard.release(), Err(Error::Database(_))));
+        assert!(is_broken(&mut conn));
+        assert_free(&mut observer, &key);
+    }
+
+    fn dropping_the_guard_of_a_killed_session_is_silent_and_marks_the_connection_broken<C: LockTest>(server: &Server) {
+        let key = unique_key("guard_killed_drop");
+        let (mut conn, mut observer) = (C::open(server), C::open(server));
+        let id = conn.backend_id();
+        let guard = conn.advisory_lock(&key).acquire().expect("the lock is free");
+        kill(&mut observer, id);
+        assert_free(&mut observer, &key);
+        drop(guard);
+        assert!(is_broken(&mut conn));
+    }
+
+    fn a_drop_that_cannot_reach_the_server_marks_the_connection_broken<C: LockTest>(server: &Server) {
+        let key = unique_key("guard_cut");
+        let proxy = Proxy::start(server);
+        let (mut conn, mut observer) = (C::open_url(proxy.url()), C::open(server));
+        let id = conn.backend_id();
+        let guard = conn.advisory_lock(&key).acquire().expect("the lock is free");
+        assert_held_by(&mut observer, &key, id);
+        proxy.cut();
+        drop(guard);
+        assert!(is_broken(&mut conn));
+        wait_until_free(&mut observer, &key);
+    }
+
+    fn a_release_that_cannot_reach_the_server_says_so<C: LockTest>(server: &Server) {
+        let key = unique_key("guard_cut_release");
+        let proxy = Proxy::start(server);
+        let (mut conn, mut observer) = (C::open_url(proxy.url()), C::open(server));
+        let guard = conn.advisory_lock(&key).acquire().expect("the lock is free");
+        proxy.cut();
+        assert!(matches!(guard.release(), Err(Error::Database(_))));
+        assert!(is_broken(&mut conn));
         wait_until_free(&mut observer, &key);
     }
 }

@@ -9,7 +9,8 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::{Connection, PgConnection, QueryResult};
 use dlock_diesel::{AdvisoryLockExt, Error};
 use dlock_tests::{
-    Server, TestConnection, on_every_server, on_mysql, on_postgres, unique_key, wait_for,
+    Server, TestConnection, on_every_network_server, on_every_server, on_mysql, on_postgres,
+    unique_key, wait_for,
 };
 
 use crate::support::*;
@@ -61,21 +62,6 @@ on_every_server! {
         .expect("a commit");
         assert_eq!(table.rows(&mut observer), 2);
         assert_clean(&mut conn, &mut observer);
-    }
-
-    fn a_refusal_sends_nothing_and_names_the_alternatives<C: LockTest>(server: &Server) {
-        let key = unique_key("inside_message");
-        let proxy = dlock_tests::Proxy::start(server);
-        let mut conn = C::open_url(proxy.url());
-        begin(&mut conn);
-        proxy.reset();
-        let error = conn.advisory_lock(&key).acquire().expect_err("a transaction is open");
-        assert_eq!(proxy.round_trips(), 0);
-        let message = error.to_string();
-        for part in [key.as_str(), ".transaction(", "advisory_xact_lock", "inside_transaction()"] {
-            assert!(message.contains(part), "{part} in {message}");
-        }
-        roll_back(&mut conn);
     }
 
     fn a_test_transaction_is_let_through<C: LockTest>(server: &Server) {
@@ -196,6 +182,23 @@ on_every_server! {
             assert_eq!(table.rows(&mut observer), 1);
             assert_clean(&mut conn, &mut observer);
         }
+    }
+}
+
+on_every_network_server! {
+    fn a_refusal_sends_nothing_and_names_the_alternatives<C: LockTest>(server: &Server) {
+        let key = unique_key("inside_message");
+        let proxy = dlock_tests::Proxy::start(server);
+        let mut conn = C::open_url(proxy.url());
+        begin(&mut conn);
+        proxy.reset();
+        let error = conn.advisory_lock(&key).acquire().expect_err("a transaction is open");
+        assert_eq!(proxy.round_trips(), 0);
+        let message = error.to_string();
+        for part in [key.as_str(), ".transaction(", "advisory_xact_lock", "inside_transaction()"] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+        roll_back(&mut conn);
     }
 }
 

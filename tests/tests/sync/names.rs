@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use diesel::{MysqlConnection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, LockKey};
 use dlock_tests::{
-    Kind, Server, TestConnection, on_every_server, on_mysql, on_postgres, unique_key,
+    Kind, Server, TestConnection, on_every_network_server, on_every_server, on_mysql, on_postgres,
+    unique_key,
 };
 
 use crate::observe::{LockTestConnection, assert_free, assert_held};
@@ -113,6 +114,7 @@ fn character_sets(server: &Server) -> Vec<&'static str> {
             "SET NAMES gbk",
             "SET NAMES binary",
         ],
+        Kind::Sqlite => panic!("SQLite's clients all speak UTF-8"),
     }
 }
 
@@ -126,8 +128,14 @@ on_every_server! {
             let conn = if index % 2 == 0 { &mut holder } else { &mut other };
             let lock = conn.advisory_lock(key).try_acquire().expect("a try");
             let lock = lock.unwrap_or_else(|| panic!("{key} is the lock of another key"));
-            // Held to the end of the session.
-            std::mem::forget(lock);
+            if C::KIND == Kind::Sqlite {
+                // There, a hold has the number of its guard.
+                drop(lock);
+                hold_by_hand(conn, key);
+            } else {
+                // Held to the end of the session.
+                std::mem::forget(lock);
+            }
         }
         for (index, key) in keys.iter().enumerate() {
             let id = if index % 2 == 0 { holder_id } else { other_id };
@@ -154,7 +162,9 @@ on_every_server! {
             }
         }
     }
+}
 
+on_every_network_server! {
     fn a_key_is_one_lock_whatever_the_clients_character_set<C: LockTestConnection>(server: &Server) {
         let keys = awkward_keys(&unique_key("c"));
         let mut observer = C::open(server);
@@ -183,6 +193,13 @@ on_every_server! {
     }
 }
 
+/// Takes a lock on SQLite, with a number of its own.
+fn hold_by_hand<C: LockTestConnection>(conn: &mut C, key: &LockKey) {
+    let key = key.to_sqlite().expect("a valid key");
+    let held = conn.number(&format!("SELECT dlock_acquire({key}, 1, 0, -1 - {key})"));
+    assert_eq!(held, Some(1), "{key}");
+}
+
 /// Releases one hold that has no guard.
 fn release_by_hand<C: LockTestConnection>(conn: &mut C, key: &LockKey) {
     let released = match C::KIND {
@@ -199,6 +216,10 @@ fn release_by_hand<C: LockTestConnection>(conn: &mut C, key: &LockKey) {
             let name = key.to_mysql().expect("a valid key");
             let name = name.replace('\\', "\\\\").replace('\'', "''");
             conn.number(&format!("SELECT RELEASE_LOCK('{name}')"))
+        }
+        Kind::Sqlite => {
+            let key = key.to_sqlite().expect("a valid key");
+            conn.number(&format!("SELECT dlock_release({key}, -1 - {key})"))
         }
     };
     assert_eq!(released, Some(1), "{key}");

@@ -7,10 +7,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use diesel::{MysqlConnection, PgConnection, connection::LoadConnection};
+use diesel::{MysqlConnection, PgConnection, SqliteConnection, connection::LoadConnection};
 use dlock_core::{Dialect, PostgresKey};
 use dlock_diesel::{AdvisoryLockExt, LockBackend, LockKey};
-use dlock_tests::{PATIENCE, Server, TestConnection, wait_for};
+use dlock_tests::{PATIENCE, Server, TestConnection, is_locked_on_disk, wait_for};
 
 /// A connection that can see who holds a lock without the help of what is tested.
 pub(crate) trait LockTestConnection:
@@ -55,6 +55,33 @@ impl LockTestConnection for MysqlConnection {
         let name = name.replace('\\', "\\\\");
         ids(self.text(&format!("SELECT CAST(IS_USED_LOCK('{name}') AS CHAR)")))
     }
+}
+
+impl LockTestConnection for SqliteConnection {
+    const RELEASE_ALL: &str = "SELECT dlock_release_all()";
+
+    fn holder_ids(&mut self, key: &LockKey) -> Vec<i64> {
+        sqlite_holder_ids(self, key)
+    }
+}
+
+/// Whom dlock's own table tells, and what the operating system says of the lock file.
+pub(crate) fn sqlite_holder_ids(conn: &mut SqliteConnection, key: &LockKey) -> Vec<i64> {
+    let number = key.to_sqlite().expect("a valid key");
+    let path = conn.text("SELECT file FROM pragma_database_list WHERE name = 'main'");
+    if !is_locked_on_disk(&path.expect("a path"), number) {
+        return Vec::new();
+    }
+    let table = conn.text(&format!("SELECT dlock_holders({number})"));
+    let table = table.unwrap_or_default();
+    let granted = table.lines().filter_map(|line| {
+        let parts: Vec<&str> = line.split(' ').collect();
+        (parts[3] == "1").then(|| parts[0].parse().expect("a number"))
+    });
+    let mut ids: Vec<i64> = granted.collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 fn ids(text: Option<String>) -> Vec<i64> {
@@ -223,6 +250,7 @@ impl<C: LockTestConnection> TestUser<C> {
                 // Any privilege, to connect to the database.
                 admin.execute_sql(&format!("GRANT CREATE ROUTINE ON {database}.* TO {name}"));
             }
+            dlock_tests::Kind::Sqlite => panic!("SQLite has no users"),
         }
         Self { admin, name, url }
     }

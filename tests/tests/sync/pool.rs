@@ -10,8 +10,8 @@ use diesel::r2d2::{self, ConnectionManager, PooledConnection};
 use diesel::{Connection, MysqlConnection, PgConnection, QueryResult};
 use dlock_diesel::{AdvisoryLock, AdvisoryLockExt, Error};
 use dlock_tests::{
-    Kind, Proxy, Server, TestConnection, on_every_server, on_mysql, on_postgres, unique_key,
-    wait_for,
+    Kind, Proxy, Server, TestConnection, on_every_network_server, on_every_server, on_mysql,
+    on_postgres, unique_key, wait_for,
 };
 
 use crate::support::*;
@@ -26,6 +26,7 @@ fn pool<C: LockTest>(url: &str, size: u32) -> Pool<C> {
     r2d2::Pool::builder()
         .max_size(size)
         .test_on_check_out(false)
+        .connection_customizer(C::customizer())
         .build(ConnectionManager::new(url))
         .expect("the server answers")
 }
@@ -102,7 +103,7 @@ on_every_server! {
             let id = guard.backend_id();
             thread::spawn({
                 let key = key.to_owned();
-                let mut thread_observer = C::establish(&server.url).expect("the server answers");
+                let mut thread_observer = C::open(server);
                 move || {
                     assert_held_by(&mut thread_observer, &key, guard.backend_id());
                     drop(guard);
@@ -158,27 +159,6 @@ on_every_server! {
         }));
     }
 
-    fn sessions_that_are_not_what_they_were_are_discarded<C: LockTest>(server: &Server) {
-        assert!(!is_kept::<C>(server, |conn, observer, key| {
-            let mut guard = AdvisoryLock::new(conn, key).acquire().expect("free");
-            kill(observer, guard.backend_id());
-            drop(guard);
-        }));
-        assert!(!is_kept::<C>(server, |conn, observer, key| {
-            let mut guard = AdvisoryLock::new(conn, key).acquire().expect("free");
-            kill(observer, guard.backend_id());
-            guard.release().map(drop).expect_err("it was killed");
-        }));
-        assert!(!is_kept::<C>(server, |conn, _, key| {
-            let mut guard = AdvisoryLock::new(conn, key).acquire().expect("free");
-            guard.execute_sql(match C::KIND {
-                Kind::Postgres => "SELECT pg_advisory_unlock_all()",
-                Kind::Mysql => "DO RELEASE_ALL_LOCKS()",
-            });
-            drop(guard);
-        }));
-    }
-
     fn after_an_error_the_next_user_holds_nothing<C: LockTest>(server: &Server) {
         next_user_is_clean::<C>(server, |pool, _, key| {
             let mut conn = pool.get().expect("a connection");
@@ -223,21 +203,6 @@ on_every_server! {
         assert_eq!(table.rows(&mut C::open(server)), 0);
     }
 
-    fn after_its_session_was_killed_the_next_user_holds_nothing<C: LockTest>(server: &Server) {
-        next_user_is_clean::<C>(server, |pool, observer, key| {
-            let mut guard = AdvisoryLock::new(pool.get().expect("a connection"), key).acquire().expect("free");
-            kill(observer, guard.backend_id());
-            drop(guard);
-            let mut conn = pool.get().expect("a connection");
-            conn.advisory_lock(key)
-                .transaction(|conn| {
-                    kill(observer, conn.backend_id());
-                    Ok::<_, Error>(())
-                })
-                .expect_err("it was killed");
-        });
-    }
-
     fn after_a_timeout_the_next_user_holds_nothing<C: LockTest>(server: &Server) {
         next_user_is_clean::<C>(server, |pool, observer, key| {
             assert!(try_lock(observer, key));
@@ -246,42 +211,6 @@ on_every_server! {
             conn.advisory_lock(key).timeout(SOON).transaction(|_| Ok::<_, Error>(())).expect_err("it is held");
             assert!(conn.advisory_lock(key).try_acquire().expect("an answer").is_none());
             drop(conn);
-            unlock(observer, key);
-        });
-    }
-
-    fn after_a_drop_that_could_not_reach_the_server_the_next_user_holds_nothing<C: LockTest>(server: &Server) {
-        let key = unique_key("pool_cut");
-        let proxy = Proxy::start(server);
-        let mut observer = C::open(server);
-        for size in [1, 3] {
-            let pool = pool::<C>(proxy.url(), size);
-            let users: Vec<_> = (0..size).map(|_| pool.get().expect("a connection")).collect();
-            let mut guards = Vec::new();
-            for (n, user) in users.into_iter().enumerate() {
-                guards.push(AdvisoryLock::new(user, format!("{key}/{n}")).acquire().expect("free"));
-            }
-            proxy.cut();
-            drop(guards);
-            for n in 0..size {
-                wait_until_free(&mut observer, &format!("{key}/{n}"));
-            }
-            assert_next_users_are_clean(&pool, &mut observer, &key);
-        }
-    }
-
-    fn after_a_cancelled_wait_the_next_user_holds_nothing<C: LockTest>(server: &Server) {
-        next_user_is_clean::<C>(server, |pool, observer, key| {
-            assert!(try_lock(observer, key));
-            let mut conn = pool.get().expect("a connection");
-            let id = conn.backend_id();
-            let waiter = thread::spawn({
-                let key = key.to_owned();
-                move || matches!(conn.advisory_lock(&key).acquire(), Err(Error::Interrupted { .. }))
-            });
-            wait_for("the waiter", || observer.is_waiting(id));
-            observer.cancel(id);
-            assert!(waiter.join().expect("no panic"));
             unlock(observer, key);
         });
     }
@@ -358,6 +287,81 @@ on_every_server! {
         assert_held_by(&mut observer, &key, id);
         drop(guard); // and with it the connection
         wait_until_free(&mut observer, &key);
+    }
+}
+
+on_every_network_server! {
+    fn sessions_that_are_not_what_they_were_are_discarded<C: LockTest>(server: &Server) {
+        assert!(!is_kept::<C>(server, |conn, observer, key| {
+            let mut guard = AdvisoryLock::new(conn, key).acquire().expect("free");
+            kill(observer, guard.backend_id());
+            drop(guard);
+        }));
+        assert!(!is_kept::<C>(server, |conn, observer, key| {
+            let mut guard = AdvisoryLock::new(conn, key).acquire().expect("free");
+            kill(observer, guard.backend_id());
+            guard.release().map(drop).expect_err("it was killed");
+        }));
+        assert!(!is_kept::<C>(server, |conn, _, key| {
+            let mut guard = AdvisoryLock::new(conn, key).acquire().expect("free");
+            guard.execute_sql(match C::KIND {
+                Kind::Postgres => "SELECT pg_advisory_unlock_all()",
+                Kind::Mysql => "DO RELEASE_ALL_LOCKS()",
+                Kind::Sqlite => "SELECT dlock_release_all()",
+            });
+            drop(guard);
+        }));
+    }
+
+    fn after_its_session_was_killed_the_next_user_holds_nothing<C: LockTest>(server: &Server) {
+        next_user_is_clean::<C>(server, |pool, observer, key| {
+            let mut guard = AdvisoryLock::new(pool.get().expect("a connection"), key).acquire().expect("free");
+            kill(observer, guard.backend_id());
+            drop(guard);
+            let mut conn = pool.get().expect("a connection");
+            conn.advisory_lock(key)
+                .transaction(|conn| {
+                    kill(observer, conn.backend_id());
+                    Ok::<_, Error>(())
+                })
+                .expect_err("it was killed");
+        });
+    }
+
+    fn after_a_drop_that_could_not_reach_the_server_the_next_user_holds_nothing<C: LockTest>(server: &Server) {
+        let key = unique_key("pool_cut");
+        let proxy = Proxy::start(server);
+        let mut observer = C::open(server);
+        for size in [1, 3] {
+            let pool = pool::<C>(proxy.url(), size);
+            let users: Vec<_> = (0..size).map(|_| pool.get().expect("a connection")).collect();
+            let mut guards = Vec::new();
+            for (n, user) in users.into_iter().enumerate() {
+                guards.push(AdvisoryLock::new(user, format!("{key}/{n}")).acquire().expect("free"));
+            }
+            proxy.cut();
+            drop(guards);
+            for n in 0..size {
+                wait_until_free(&mut observer, &format!("{key}/{n}"));
+            }
+            assert_next_users_are_clean(&pool, &mut observer, &key);
+        }
+    }
+
+    fn after_a_cancelled_wait_the_next_user_holds_nothing<C: LockTest>(server: &Server) {
+        next_user_is_clean::<C>(server, |pool, observer, key| {
+            assert!(try_lock(observer, key));
+            let mut conn = pool.get().expect("a connection");
+            let id = conn.backend_id();
+            let waiter = thread::spawn({
+                let key = key.to_owned();
+                move || matches!(conn.advisory_lock(&key).acquire(), Err(Error::Interrupted { .. }))
+            });
+            wait_for("the waiter", || observer.is_waiting(id));
+            observer.cancel(id);
+            assert!(waiter.join().expect("no panic"));
+            unlock(observer, key);
+        });
     }
 }
 

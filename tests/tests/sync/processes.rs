@@ -3,7 +3,9 @@
 use std::thread;
 
 use dlock_diesel::AdvisoryLockExt;
-use dlock_tests::{Process, Server, dlock_child, on_every_server, unique_key, wait_for};
+use dlock_tests::{
+    Process, Server, dlock_child, on_every_network_server, on_every_server, unique_key, wait_for,
+};
 
 use crate::support::*;
 
@@ -150,7 +152,10 @@ on_every_server! {
         wait_for("the end of the killed one's session", || !observer.is_connected(killed_id));
         assert_free(&mut observer, &key);
     }
+}
 
+on_every_network_server! {
+    // SQLite has a queue in each process, and none between them.
     fn three_waiting_processes_are_served_in_the_order_in_which_they_came<C: LockTest>(server: &Server) {
         let key = unique_key("process_fifo");
         let mut observer = C::open(server);

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use diesel::connection::TransactionManager;
 use diesel::{Connection, MysqlConnection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
-use dlock_tests::{Server, on_every_server, on_mysql, on_postgres, unique_key};
+use dlock_tests::{
+    Server, on_every_network_server, on_every_server, on_mysql, on_postgres, unique_key,
+};
 
 use crate::observe::{LockTestConnection, assert_free, in_background};
 
@@ -226,7 +228,9 @@ on_every_server! {
             Ok(())
         });
     }
+}
 
+on_every_network_server! {
     fn a_cancel_that_comes_as_the_lock_is_granted<C: LockTestConnection>(server: &'static Server) {
         race::<C>(server, "cancel", Against::Cancel, "", |conn, key, held| {
             let lock = conn.advisory_lock(key).acquire()?;

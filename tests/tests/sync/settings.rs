@@ -7,7 +7,7 @@ use diesel::sql_types::{Nullable, Text};
 use diesel::{Connection, MysqlConnection, PgConnection, QueryableByName, RunQueryDsl, sql_query};
 use dlock_diesel::{AdvisoryLockExt, Error};
 use dlock_tests::{
-    Server, TestConnection, on_every_server, on_mysql, on_postgres, unique_key, wait_for,
+    Server, TestConnection, on_every_network_server, on_mysql, on_postgres, unique_key, wait_for,
 };
 
 use crate::observe::{
@@ -264,7 +264,7 @@ fn acquire_within_a_day<C: LockTestConnection>(conn: &mut C, key: &str) -> Resul
     Ok(())
 }
 
-on_every_server! {
+on_every_network_server! {
     fn a_session_lock_changes_no_setting<C: SettingsConnection>(server: &Server) {
         for bounds in [""].iter().chain(C::BOUNDS) {
             let key = unique_key("settings");

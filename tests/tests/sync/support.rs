@@ -1,21 +1,29 @@
 //! What the tests ask of a server, from another connection and in plain SQL: the code under test has no say in it.
 
+use std::any::Any;
 use std::panic::resume_unwind;
 use std::thread::{self, JoinHandle};
 
 use diesel::connection::TransactionManager;
 use diesel::dsl::sql;
-use diesel::r2d2::R2D2Connection;
+use diesel::r2d2::{self, CustomizeConnection, NopConnectionCustomizer, R2D2Connection};
 use diesel::sql_types::BigInt;
-use diesel::{MysqlConnection, PgConnection, QueryResult, RunQueryDsl};
+use diesel::{MysqlConnection, PgConnection, QueryResult, RunQueryDsl, SqliteConnection};
 use dlock_core::PostgresKey;
-use dlock_diesel::{Error, LockConnection, LockKey};
+use dlock_diesel::{EnableAdvisoryLocks, Error, LockConnection, LockKey};
 use dlock_tests::{Kind, Server, TestConnection, unique_key, wait_for};
+
+use crate::observe::sqlite_holder_ids;
 
 /// A connection that can take locks, be looked at, and be pooled.
 pub(crate) trait LockTest: TestConnection + LockConnection + R2D2Connection {
     /// As [`number`](TestConnection::number), but returns the error.
     fn try_number(&mut self, query: &str) -> QueryResult<i64>;
+
+    /// What a pool does with new connections.
+    fn customizer() -> Box<dyn CustomizeConnection<Self, r2d2::Error>> {
+        Box::new(NopConnectionCustomizer)
+    }
 }
 
 impl LockTest for PgConnection {
@@ -30,7 +38,28 @@ impl LockTest for MysqlConnection {
     }
 }
 
-/// The key as PostgreSQL's `bigint`, or MySQL's quoted name.
+impl LockTest for SqliteConnection {
+    fn try_number(&mut self, query: &str) -> QueryResult<i64> {
+        sql::<BigInt>(query).get_result(self)
+    }
+
+    fn customizer() -> Box<dyn CustomizeConnection<Self, r2d2::Error>> {
+        Box::new(ReadyForLocks)
+    }
+}
+
+/// Locks, and patience with who writes.
+#[derive(Debug)]
+struct ReadyForLocks;
+
+impl CustomizeConnection<SqliteConnection, r2d2::Error> for ReadyForLocks {
+    fn on_acquire(&self, conn: &mut SqliteConnection) -> Result<(), r2d2::Error> {
+        conn.execute_sql("PRAGMA busy_timeout = 20000");
+        EnableAdvisoryLocks.on_acquire(conn)
+    }
+}
+
+/// The key as SQLite's number, PostgreSQL's `bigint`, or MySQL's quoted name.
 fn literal(kind: Kind, key: &str) -> String {
     let key = LockKey::from(key);
     match kind {
@@ -39,11 +68,16 @@ fn literal(kind: Kind, key: &str) -> String {
             other => panic!("text becomes a bigint, not {other:?}"),
         },
         Kind::Mysql => format!("'{}'", key.to_mysql().expect("a valid key")),
+        Kind::Sqlite => key.to_sqlite().expect("a valid key").to_string(),
     }
 }
 
 /// The sessions that hold the lock, in whatever mode.
 pub(crate) fn holders<C: TestConnection>(observer: &mut C, key: &str) -> Vec<i64> {
+    if C::KIND == Kind::Sqlite {
+        let observer = (observer as &mut dyn Any).downcast_mut();
+        return sqlite_holder_ids(observer.expect("BUG: its kind is SQLite"), &key.into());
+    }
     let key = literal(C::KIND, key);
     let ids = match C::KIND {
         Kind::Postgres => observer.text(&format!(
@@ -53,6 +87,7 @@ pub(crate) fn holders<C: TestConnection>(observer: &mut C, key: &str) -> Vec<i64
              AND ((classid::bigint << 32) | objid::bigint) = {key}"
         )),
         Kind::Mysql => observer.text(&format!("SELECT CAST(IS_USED_LOCK({key}) AS CHAR)")),
+        Kind::Sqlite => unreachable!("BUG: asked above"),
     };
     let ids = ids.unwrap_or_default();
     let parse = |id: &str| id.parse().expect("a number");
@@ -65,6 +100,8 @@ pub(crate) fn try_lock<C: TestConnection>(conn: &mut C, key: &str) -> bool {
     let sql = match C::KIND {
         Kind::Postgres => format!("SELECT pg_try_advisory_lock({key})"),
         Kind::Mysql => format!("SELECT GET_LOCK({key}, 0)"),
+        // Under a number that dlock never gives to a request.
+        Kind::Sqlite => format!("SELECT dlock_acquire({key}, 1, 0, -{key})"),
     };
     conn.number(&sql) == Some(1)
 }
@@ -76,6 +113,7 @@ pub(crate) fn unlock<C: TestConnection>(conn: &mut C, key: &str) {
     let sql = match C::KIND {
         Kind::Postgres => format!("SELECT pg_advisory_unlock({key})"),
         Kind::Mysql => format!("SELECT RELEASE_LOCK({key})"),
+        Kind::Sqlite => format!("SELECT dlock_release({key}, -{key})"),
     };
     assert_eq!(conn.number(&sql), Some(1), "the lock was held");
 }
@@ -118,6 +156,7 @@ pub(crate) fn assert_holds_nothing<C: TestConnection>(conn: &mut C, observer: &m
         )),
         // How many there were.
         Kind::Mysql => conn.number("SELECT CAST(RELEASE_ALL_LOCKS() AS SIGNED)"),
+        Kind::Sqlite => conn.number("SELECT dlock_release_all()"),
     };
     assert_eq!(held, Some(0), "locks that session {backend_id} holds");
 }
@@ -132,6 +171,8 @@ pub(crate) fn in_transaction<C: TestConnection>(conn: &mut C, observer: &mut C) 
         }
         // Refused in a transaction, with error 1568.
         Kind::Mysql => conn.batch_execute("SET TRANSACTION READ WRITE").is_err(),
+        // Refused in a transaction.
+        Kind::Sqlite => conn.batch_execute("BEGIN; ROLLBACK").is_err(),
     }
 }
 
@@ -259,6 +300,7 @@ impl<'s> Table<'s> {
         match self.server.kind {
             Kind::Postgres => PgConnection::open(self.server).execute_sql(sql),
             Kind::Mysql => MysqlConnection::open(self.server).execute_sql(sql),
+            Kind::Sqlite => SqliteConnection::open(self.server).execute_sql(sql),
         }
     }
 
@@ -304,6 +346,10 @@ impl Drop for Table<'_> {
             Kind::Mysql => try_execute::<MysqlConnection>(
                 &self.server.url,
                 &["SET lock_wait_timeout = 2", &format!("DROP TABLE {name}")],
+            ),
+            Kind::Sqlite => try_execute::<SqliteConnection>(
+                &self.server.url,
+                &["PRAGMA busy_timeout = 2000", &format!("DROP TABLE {name}")],
             ),
         };
     }

@@ -11,8 +11,8 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::{Connection, MysqlConnection, PgConnection, QueryResult};
 use dlock_diesel::{AdvisoryLock, AdvisoryLockExt, Error};
 use dlock_tests::{
-    Kind, PATIENCE, Proxy, Server, TestConnection, on_every_server, on_mysql, on_postgres,
-    unique_key, wait_for,
+    Kind, PATIENCE, Proxy, Server, TestConnection, on_every_network_server, on_every_server,
+    on_mysql, on_postgres, unique_key, wait_for,
 };
 
 use crate::support::*;
@@ -41,6 +41,8 @@ fn open_at<C: TestConnection>(server: &Server, level: &str) -> C {
             conn.execute_sql(&format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}"));
             conn
         }
+        // It has one, which is serializable.
+        Kind::Sqlite => C::open(server),
     }
 }
 
@@ -202,7 +204,8 @@ on_every_server! {
     fn so_it_does_if_the_lock_becomes_free_at_that_moment<C: LockTest>(server: &Server) {
         let rounds = match C::KIND {
             Kind::Postgres => 60,
-            Kind::Mysql => 2, // nothing can go wrong there: the snapshot comes with the first read
+            // Nothing can go wrong there: the snapshot comes with the first read.
+            Kind::Mysql | Kind::Sqlite => 2,
         };
         for level in &LEVELS[1..] {
             count_in_contention::<C>(server, level, rounds, |lock| lock.timeout(Duration::ZERO));
@@ -259,100 +262,6 @@ on_every_server! {
             guard.release().expect("held");
             conn.advisory_lock(&key).timeout(SOON).transaction(|_| Ok::<_, Error>(())).expect("it is free");
         }
-    }
-
-    fn a_cancelled_wait_leaves_no_transaction_behind<C: LockTest>(server: &Server) {
-        let key = unique_key("transaction_cancel");
-        let (mut holder, mut observer) = (C::open(server), C::open(server));
-        let holder_id = holder.backend_id();
-        let guard = holder.advisory_lock(&key).acquire().expect("the lock is free");
-        let (id, waiter) = waiting(server, &mut observer, {
-            let (key, server) = (key.clone(), server.clone());
-            move |conn: &mut C| {
-                let result = conn.advisory_lock(&key).transaction(|_| -> Result<(), Error> {
-                    panic!("the lock is held")
-                });
-                assert!(matches!(result, Err(Error::Interrupted { .. })), "{result:?}");
-                assert_clean(conn, &mut C::open(&server));
-            }
-        });
-        observer.cancel(id);
-        waiter.join().expect("the waiter's assertions");
-        assert_held_by(&mut observer, &key, holder_id);
-        guard.release().expect("held");
-        assert_free(&mut observer, &key);
-    }
-
-    fn a_session_killed_while_it_waits_is_an_error_and_holds_nothing<C: LockTest>(server: &Server) {
-        let key = unique_key("transaction_kill_waiter");
-        let (mut holder, mut observer) = (C::open(server), C::open(server));
-        let guard = holder.advisory_lock(&key).acquire().expect("the lock is free");
-        let (id, waiter) = waiting(server, &mut observer, {
-            let key = key.clone();
-            move |conn: &mut C| {
-                let result = conn.advisory_lock(&key).transaction(|_| -> Result<(), Error> {
-                    panic!("the lock is held")
-                });
-                (matches!(result, Err(Error::Database(_))), is_broken(conn))
-            }
-        });
-        observer.kill(id);
-        assert_eq!(waiter.join().expect("no panic"), (true, true));
-        guard.release().expect("held");
-        wait_until_free(&mut observer, &key);
-    }
-
-    fn a_session_that_is_gone_is_an_error<C: LockTest>(server: &Server) {
-        let key = unique_key("transaction_gone");
-        let (mut conn, mut observer) = (C::open(server), C::open(server));
-        let id = conn.backend_id();
-        kill(&mut observer, id);
-        let result = conn.advisory_lock(&key).transaction(|_| -> Result<(), Error> { panic!("it is gone") });
-        assert!(matches!(result, Err(Error::Database(_))), "{result:?}");
-        assert!(is_broken(&mut conn));
-    }
-
-    fn a_commit_that_cannot_be_sent_is_reported_and_the_lock_is_free<C: LockTest>(server: &Server) {
-        let key = unique_key("transaction_kill_commit");
-        let table = Table::new(server);
-        let (mut conn, mut observer) = (C::open(server), C::open(server));
-        let result = conn.advisory_lock(&key).transaction(|conn| {
-            conn.batch_execute(&table.insert(1))?;
-            kill(&mut observer, conn.backend_id());
-            Ok::<_, Error>(())
-        });
-        assert!(matches!(result, Err(Error::Database(_))), "{result:?}");
-        assert!(is_broken(&mut conn));
-        wait_until_free(&mut observer, &key);
-        assert_eq!(table.rows(&mut observer), 0);
-    }
-
-    fn a_rollback_that_cannot_be_sent_does_not_hide_the_error<C: LockTest>(server: &Server) {
-        let key = unique_key("transaction_kill_error");
-        let (mut conn, mut observer) = (C::open(server), C::open(server));
-        let result = conn.advisory_lock(&key).transaction(|conn| {
-            kill(&mut observer, conn.backend_id());
-            Err::<(), _>(AppError::Own)
-        });
-        assert!(matches!(result, Err(AppError::Own)), "{result:?}");
-        assert!(is_broken(&mut conn));
-        wait_until_free(&mut observer, &key);
-    }
-
-    fn a_network_failure_in_the_closure_does_not_hide_the_error_either<C: LockTest>(server: &Server) {
-        let key = unique_key("transaction_cut");
-        let table = Table::new(server);
-        let proxy = Proxy::start(server);
-        let (mut conn, mut observer) = (C::open_url(proxy.url()), C::open(server));
-        let result = conn.advisory_lock(&key).transaction(|conn| {
-            conn.batch_execute(&table.insert(1))?;
-            proxy.cut();
-            Err::<(), _>(AppError::Own)
-        });
-        assert!(matches!(result, Err(AppError::Own)), "{result:?}");
-        assert!(is_broken(&mut conn));
-        wait_until_free(&mut observer, &key);
-        assert_eq!(table.rows(&mut observer), 0);
     }
 
     fn a_further_transaction_that_is_left_open_rolls_all_back_and_is_reported<C: LockTest>(server: &Server) {
@@ -465,28 +374,6 @@ on_every_server! {
         assert!(!in_transaction(&mut conn, &mut observer));
     }
 
-    fn polling_asks_again_and_again<C: LockTest>(server: &Server) {
-        let key = unique_key("transaction_poll");
-        let table = Table::new(server);
-        let (mut holder, mut observer) = (C::open(server), C::open(server));
-        let guard = holder.advisory_lock(&key).acquire().expect("the lock is free");
-        let proxy = Proxy::start(server);
-        let mut conn = C::open_url(proxy.url());
-        proxy.reset();
-        let thread = thread::spawn({
-            let (key, insert) = (key.clone(), table.insert(1));
-            move || {
-                let lock = conn.advisory_lock(&key).poll_every(Duration::from_millis(2));
-                lock.transaction(|conn| conn.batch_execute(&insert))
-            }
-        });
-        wait_for("many attempts", || proxy.round_trips() >= 50);
-        guard.release().expect("held");
-        thread.join().expect("no panic").expect("a commit");
-        assert_eq!(table.rows(&mut observer), 1);
-        wait_until_free(&mut observer, &key);
-    }
-
     fn it_works_with_an_owned_connection<C: LockTest>(server: &Server) {
         let key = unique_key("transaction_owned");
         let table = Table::new(server);
@@ -513,6 +400,124 @@ on_every_server! {
             assert_free(&mut observer, &key);
             assert_clean(&mut conn, &mut observer);
         }
+    }
+}
+
+on_every_network_server! {
+    fn a_cancelled_wait_leaves_no_transaction_behind<C: LockTest>(server: &Server) {
+        let key = unique_key("transaction_cancel");
+        let (mut holder, mut observer) = (C::open(server), C::open(server));
+        let holder_id = holder.backend_id();
+        let guard = holder.advisory_lock(&key).acquire().expect("the lock is free");
+        let (id, waiter) = waiting(server, &mut observer, {
+            let (key, server) = (key.clone(), server.clone());
+            move |conn: &mut C| {
+                let result = conn.advisory_lock(&key).transaction(|_| -> Result<(), Error> {
+                    panic!("the lock is held")
+                });
+                assert!(matches!(result, Err(Error::Interrupted { .. })), "{result:?}");
+                assert_clean(conn, &mut C::open(&server));
+            }
+        });
+        observer.cancel(id);
+        waiter.join().expect("the waiter's assertions");
+        assert_held_by(&mut observer, &key, holder_id);
+        guard.release().expect("held");
+        assert_free(&mut observer, &key);
+    }
+
+    fn a_session_killed_while_it_waits_is_an_error_and_holds_nothing<C: LockTest>(server: &Server) {
+        let key = unique_key("transaction_kill_waiter");
+        let (mut holder, mut observer) = (C::open(server), C::open(server));
+        let guard = holder.advisory_lock(&key).acquire().expect("the lock is free");
+        let (id, waiter) = waiting(server, &mut observer, {
+            let key = key.clone();
+            move |conn: &mut C| {
+                let result = conn.advisory_lock(&key).transaction(|_| -> Result<(), Error> {
+                    panic!("the lock is held")
+                });
+                (matches!(result, Err(Error::Database(_))), is_broken(conn))
+            }
+        });
+        observer.kill(id);
+        assert_eq!(waiter.join().expect("no panic"), (true, true));
+        guard.release().expect("held");
+        wait_until_free(&mut observer, &key);
+    }
+
+    fn a_session_that_is_gone_is_an_error<C: LockTest>(server: &Server) {
+        let key = unique_key("transaction_gone");
+        let (mut conn, mut observer) = (C::open(server), C::open(server));
+        let id = conn.backend_id();
+        kill(&mut observer, id);
+        let result = conn.advisory_lock(&key).transaction(|_| -> Result<(), Error> { panic!("it is gone") });
+        assert!(matches!(result, Err(Error::Database(_))), "{result:?}");
+        assert!(is_broken(&mut conn));
+    }
+
+    fn a_commit_that_cannot_be_sent_is_reported_and_the_lock_is_free<C: LockTest>(server: &Server) {
+        let key = unique_key("transaction_kill_commit");
+        let table = Table::new(server);
+        let (mut conn, mut observer) = (C::open(server), C::open(server));
+        let result = conn.advisory_lock(&key).transaction(|conn| {
+            conn.batch_execute(&table.insert(1))?;
+            kill(&mut observer, conn.backend_id());
+            Ok::<_, Error>(())
+        });
+        assert!(matches!(result, Err(Error::Database(_))), "{result:?}");
+        assert!(is_broken(&mut conn));
+        wait_until_free(&mut observer, &key);
+        assert_eq!(table.rows(&mut observer), 0);
+    }
+
+    fn a_rollback_that_cannot_be_sent_does_not_hide_the_error<C: LockTest>(server: &Server) {
+        let key = unique_key("transaction_kill_error");
+        let (mut conn, mut observer) = (C::open(server), C::open(server));
+        let result = conn.advisory_lock(&key).transaction(|conn| {
+            kill(&mut observer, conn.backend_id());
+            Err::<(), _>(AppError::Own)
+        });
+        assert!(matches!(result, Err(AppError::Own)), "{result:?}");
+        assert!(is_broken(&mut conn));
+        wait_until_free(&mut observer, &key);
+    }
+
+    fn a_network_failure_in_the_closure_does_not_hide_the_error_either<C: LockTest>(server: &Server) {
+        let key = unique_key("transaction_cut");
+        let table = Table::new(server);
+        let proxy = Proxy::start(server);
+        let (mut conn, mut observer) = (C::open_url(proxy.url()), C::open(server));
+        let result = conn.advisory_lock(&key).transaction(|conn| {
+            conn.batch_execute(&table.insert(1))?;
+            proxy.cut();
+            Err::<(), _>(AppError::Own)
+        });
+        assert!(matches!(result, Err(AppError::Own)), "{result:?}");
+        assert!(is_broken(&mut conn));
+        wait_until_free(&mut observer, &key);
+        assert_eq!(table.rows(&mut observer), 0);
+    }
+
+    fn polling_asks_again_and_again<C: LockTest>(server: &Server) {
+        let key = unique_key("transaction_poll");
+        let table = Table::new(server);
+        let (mut holder, mut observer) = (C::open(server), C::open(server));
+        let guard = holder.advisory_lock(&key).acquire().expect("the lock is free");
+        let proxy = Proxy::start(server);
+        let mut conn = C::open_url(proxy.url());
+        proxy.reset();
+        let thread = thread::spawn({
+            let (key, insert) = (key.clone(), table.insert(1));
+            move || {
+                let lock = conn.advisory_lock(&key).poll_every(Duration::from_millis(2));
+                lock.transaction(|conn| conn.batch_execute(&insert))
+            }
+        });
+        wait_for("many attempts", || proxy.round_trips() >= 50);
+        guard.release().expect("held");
+        thread.join().expect("no panic").expect("a commit");
+        assert_eq!(table.rows(&mut observer), 1);
+        wait_until_free(&mut observer, &key);
     }
 }
 

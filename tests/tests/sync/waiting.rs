@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use diesel::{PgConnection, connection::SimpleConnection};
 use dlock_diesel::{AdvisoryLockExt, Error};
 use dlock_tests::{
-    Proxy, Server, TestConnection, on_every_server, on_postgres, unique_key, wait_for,
+    Proxy, Server, TestConnection, on_every_network_server, on_every_server, on_postgres,
+    unique_key, wait_for,
 };
 
 use crate::observe::{LockTestConnection, assert_free, assert_held, in_background, on_connection};
@@ -130,6 +131,23 @@ on_every_server! {
         assert_free(&mut observer, &key);
     }
 
+    fn polling_keeps_its_limit<C: LockTestConnection>(server: &Server) {
+        let key = unique_key("poll_limit");
+        let (mut holder, mut conn) = (C::open(server), C::open(server));
+        let _lock = holder.advisory_lock(&key).acquire().expect("a free lock");
+        let limit = Duration::from_millis(150);
+        // The last pause is cut short, also where the interval is longer than the limit.
+        for interval in [Duration::ZERO, Duration::from_millis(40), Duration::from_secs(3_600)] {
+            let started = Instant::now();
+            let result = conn.advisory_lock(&key).timeout(limit).poll_every(interval).acquire();
+            assert!(matches!(result, Err(Error::Timeout { waited, .. }) if waited >= limit), "{result:?}");
+            assert!(started.elapsed() >= limit);
+            assert!(started.elapsed() < Duration::from_secs(10));
+        }
+    }
+}
+
+on_every_network_server! {
     fn polling_asks_again_and_again_and_never_queues<C: LockTestConnection>(server: &Server) {
         let key = unique_key("poll");
         let (mut holder, mut observer) = (C::open(server), C::open(server));
@@ -185,21 +203,6 @@ on_every_server! {
         poller.go_on();
         poller.join();
         assert_free(&mut observer, &key);
-    }
-
-    fn polling_keeps_its_limit<C: LockTestConnection>(server: &Server) {
-        let key = unique_key("poll_limit");
-        let (mut holder, mut conn) = (C::open(server), C::open(server));
-        let _lock = holder.advisory_lock(&key).acquire().expect("a free lock");
-        let limit = Duration::from_millis(150);
-        // The last pause is cut short, also where the interval is longer than the limit.
-        for interval in [Duration::ZERO, Duration::from_millis(40), Duration::from_secs(3_600)] {
-            let started = Instant::now();
-            let result = conn.advisory_lock(&key).timeout(limit).poll_every(interval).acquire();
-            assert!(matches!(result, Err(Error::Timeout { waited, .. }) if waited >= limit), "{result:?}");
-            assert!(started.elapsed() >= limit);
-            assert!(started.elapsed() < Duration::from_secs(10));
-        }
     }
 }
 

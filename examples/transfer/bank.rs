@@ -1,6 +1,7 @@
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use dlock_diesel::LockConnection;
+
+use crate::support::{Connect, MysqlConnection, PgConnection};
 
 diesel::table! {
     dlock_accounts {
@@ -10,7 +11,7 @@ diesel::table! {
 }
 
 /// Five accounts: number 0 is empty, the others have 250 each.
-pub(crate) trait Bank: LockConnection {
+pub(crate) trait Bank: Connect {
     fn open(&mut self) -> QueryResult<()> {
         self.close()?;
         self.batch_execute(

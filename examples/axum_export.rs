@@ -13,14 +13,14 @@ mod support;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    support::exit_code(support::on_database!(serve), 1)
+    support::exit_code(support::on_server_async!(serve), 1)
 }
 
 async fn serve<C: LockConnection + 'static>(url: &str) -> support::Result<ExitCode>
 where
     Manager<C>: ManageConnection<Connection = C, Error = PoolError>,
 {
-    support::connect::<C>(url).await?; // a pool would try for long
+    support::connect_async::<C>(url).await?; // a pool would try for long
     let pool = Pool::builder().build_unchecked(Manager::<C>::new(url));
     let app = Router::new()
         .route("/export/{name}", post(export::<C>))

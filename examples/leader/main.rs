@@ -14,16 +14,16 @@ mod support;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    support::exit_code(support::on_database!(compete), 1)
+    support::exit_code(support::on_server_async!(compete), 1)
 }
 
 async fn compete<C: Killable>(url: &str) -> support::Result<ExitCode> {
     let key = env::args().nth(1).unwrap_or("leader".into());
-    let mut admin = support::connect::<C>(url).await?;
+    let mut admin = support::connect_async::<C>(url).await?;
     let (elected, mut elections) = mpsc::channel(1);
     let mut tasks = Vec::new();
     for number in 1..=3 {
-        let conn = Box::new(support::connect::<C>(url).await?);
+        let conn = Box::new(support::connect_async::<C>(url).await?);
         let lock = AdvisoryLock::new(conn, &key);
         tasks.push(tokio::spawn(lead(lock, number, elected.clone())));
     }

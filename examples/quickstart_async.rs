@@ -13,12 +13,12 @@ const LIMIT: Duration = Duration::from_millis(250);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    support::exit_code(support::on_database!(quickstart), 1)
+    support::exit_code(support::on_server_async!(quickstart), 1)
 }
 
 async fn quickstart<C: LockConnection + 'static>(url: &str) -> support::Result<ExitCode> {
-    let mut first = support::connect::<C>(url).await?;
-    let mut second = support::connect::<C>(url).await?;
+    let mut first = support::connect_async::<C>(url).await?;
+    let mut second = support::connect_async::<C>(url).await?;
     let key = format!("quickstart_async/{}", process::id());
 
     let lock = first.advisory_lock(&key).acquire().await?;
@@ -36,7 +36,7 @@ async fn quickstart<C: LockConnection + 'static>(url: &str) -> support::Result<E
     }
     drop(second); // That wait has left the server's queue.
 
-    let third = support::connect::<C>(url).await?;
+    let third = support::connect_async::<C>(url).await?;
     let waiting = AdvisoryLock::new(Box::new(third), &key).acquire();
     let (acquired, acquires) = oneshot::channel();
     let task = tokio::spawn(async move {

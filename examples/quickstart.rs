@@ -1,21 +1,23 @@
-//! Two connections and a second process want the same lock: `DATABASE_URL=.. cargo run --example quickstart`
+//! Two connections and a second process want the same lock: `cargo run --example quickstart`
 
 use std::io::{self, BufRead, BufReader};
 use std::process::{self, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use dlock_diesel::{AdvisoryLockExt, LockConnection};
+use dlock_diesel::AdvisoryLockExt;
+use support::{Connect, Database};
 
 mod support;
 
 const LIMIT: Duration = Duration::from_millis(250);
 
 fn main() -> ExitCode {
-    support::exit_code(support::on_database!(quickstart), 1)
+    let database = Database::from_env_or_sqlite();
+    support::exit_code(support::on_database!(database, quickstart), 1)
 }
 
-fn quickstart<C: LockConnection>(url: &str) -> support::Result<ExitCode> {
+fn quickstart<C: Connect>(url: &str) -> support::Result<ExitCode> {
     let mut first = support::connect::<C>(url)?;
     // The second process is this program with the key as its argument.
     if let Some(key) = env::args().nth(1) {
@@ -34,26 +36,25 @@ fn quickstart<C: LockConnection>(url: &str) -> support::Result<ExitCode> {
     if second.advisory_lock(&key).try_acquire()?.is_none() {
         println!("2. The second connection asks for it, and does not get it.");
     }
-    let lock_of_second = second.advisory_lock(&key);
-    if let Err(error) = lock_of_second.timeout(LIMIT).acquire() {
+    if let Err(error) = second.advisory_lock(&key).timeout(LIMIT).acquire() {
         println!("3. It waits for {LIMIT:?}, and gives up: {error}.");
     }
     let mut process = Command::new(env::current_exe()?)
         .arg(&key)
+        .env("DATABASE_URL", C::PREFIX.to_owned() + url)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
-    let stdout = process.stdout.take().expect("it is piped");
-    let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+    let mut lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
     let mut says = || lines.next().ok_or("the second process failed");
-    println!("4. A second process {}.", says()?);
+    println!("4. A second process {}.", says()??);
     thread::sleep(Duration::from_millis(500));
     lock.release()?;
     println!("5. The first connection releases it.");
-    println!("6. The second process {}.", says()?);
+    println!("6. The second process {}.", says()??);
     process.kill()?;
     let _lock = first.advisory_lock(&key).acquire()?;
-    println!("7. The second process is killed: the server frees it for the first connection.");
+    println!("7. The second process is killed, which frees it: the first connection acquires it.");
     process.wait()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,24 +1,26 @@
 //! What every copy of an application can do when it starts: each migration is applied by one of them.
 //!
-//! `DATABASE_URL=.. cargo run -p dlock-diesel --features migrations --example migrate_once`
+//! `DATABASE_URL=.. cargo run --example migrate_once`
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
-use dlock_diesel::{AdvisoryLockExt, Error, LockConnection};
+use dlock_diesel::{AdvisoryLockExt, Error};
+use support::{Connect, Database};
 
 mod support;
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../dlock-diesel/examples/migrations");
 
 fn main() -> ExitCode {
-    support::exit_code(support::on_database!(migrate), 1)
+    let database = Database::from_env();
+    support::exit_code(support::on_database!(database, migrate), 1)
 }
 
 fn migrate<C>(url: &str) -> support::Result<ExitCode>
 where
-    C: LockConnection + MigrationHarness<C::Backend>,
+    C: Connect + MigrationHarness<C::Backend>,
 {
     let mut conn = support::connect::<C>(url)?;
     let lock = conn

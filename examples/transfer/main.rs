@@ -12,7 +12,10 @@ mod bank;
 mod support;
 
 fn main() -> ExitCode {
-    support::exit_code(support::on_database!(transfer), 1)
+    support::exit_code(
+        support::on_server!(support::Database::from_env(), transfer),
+        1,
+    )
 }
 
 fn transfer<C: Bank>(url: &str) -> support::Result<ExitCode> {

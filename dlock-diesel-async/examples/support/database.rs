@@ -1,1 +1,0 @@
-../../../dlock-diesel/examples/support/database.rs

@@ -1,0 +1,102 @@
+//! Locks for SQLite, which has none: they are this process's, and those of the operating system.
+
+#[cfg(unix)]
+mod file;
+#[cfg(not(unix))]
+#[path = "sqlite/no_file.rs"]
+mod file;
+mod functions;
+mod lock;
+mod os;
+mod others;
+#[cfg(feature = "r2d2")]
+mod r2d2;
+mod session;
+mod table;
+mod trouble;
+
+use diesel::sqlite::SqliteConnection;
+
+#[cfg(feature = "r2d2")]
+pub use self::r2d2::EnableAdvisoryLocks;
+pub(crate) use table::{forget, give_up, is_open, is_waiting};
+pub(crate) use trouble::explain;
+
+use crate::Error;
+use trouble::Trouble;
+
+/// Makes SQLite connections ready for locks.
+///
+/// SQLite has no locks of its own, so a connection has to be told once, right after it was opened. Without it, the first
+/// lock fails with [`Error::Unsupported`], which names this line.
+///
+/// # Examples
+///
+/// ```
+/// use diesel::prelude::*;
+/// use dlock_diesel::{AdvisoryLockExt, SqliteLocksExt};
+///
+/// let mut conn = SqliteConnection::establish(":memory:")?;
+/// conn.enable_advisory_locks()?;
+/// let lock = conn.advisory_lock("report").acquire()?;
+/// lock.release()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+#[cfg_attr(
+    feature = "r2d2",
+    doc = "For a pool of r2d2 there is [`EnableAdvisoryLocks`]."
+)]
+#[cfg_attr(
+    not(feature = "r2d2"),
+    doc = "For a pool of r2d2 there is the feature `r2d2`."
+)]
+///
+/// # What appears beside the database
+///
+/// One empty file, `NAME-dlock` for the database `NAME`, when the first lock is asked for: its bytes are locked, by the
+/// operating system, without being there. It stays; it may be deleted when no process has the database open. The
+/// database itself is not touched, and neither are SQLite's own locks: a lock is held across transactions, while other
+/// connections write.
+///
+/// # Whom it keeps apart
+///
+/// All connections to the same file, in all processes of one host. Who waits for a connection of the same process is
+/// woken, first come, first served. Between processes there is no queue: who waits asks again, after a fiftieth of the
+/// time that it has waited, at least 0.5 and at most 10 milliseconds; and a process that has had its turn leaves the lock
+/// to others that wait.
+///
+/// A crash, SIGKILL or the end of a process frees its locks at once.
+///
+/// Databases in memory, and temporary ones, are no files: all of a process share one set of locks.
+///
+/// # Where it does not work
+///
+/// [`Error::Unsupported`] says so, when the first lock is asked for:
+///
+/// - in a folder that this user may not write to, unless the file `NAME-dlock` is there and may be written to;
+/// - on a network file system, where SQLite itself must not be used;
+/// - with databases in files, on systems other than Linux (64 bit), Android and macOS.
+///
+/// Deadlocks are found among the connections of one process, and where two processes hold a lock shared and both wait to
+/// hold it alone. A circle of several locks and several processes is not: set a
+/// [`timeout`](crate::AdvisoryLock::timeout). A database that has two names (hard links) has two sets of locks. On macOS
+/// the locks of a process end if it opens and closes `NAME-dlock` by itself.
+pub trait SqliteLocksExt {
+    /// Makes this connection ready for locks. Once is enough, and once more does nothing.
+    ///
+    /// # Examples
+    ///
+    /// See [`SqliteLocksExt`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Database`] if the connection cannot be asked, or its file is gone.
+    fn enable_advisory_locks(&mut self) -> Result<(), Error>;
+}
+
+impl SqliteLocksExt for SqliteConnection {
+    fn enable_advisory_locks(&mut self) -> Result<(), Error> {
+        Ok(functions::enable(self)?)
+    }
+}

@@ -1,0 +1,122 @@
+//! The SQL functions that the core's statements call.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Binary, Text};
+use dlock_core::{Mode, Sqlite};
+
+use super::Trouble;
+use super::session::{Acquired, Session};
+use super::trouble::Reply;
+
+#[allow(missing_docs, unreachable_pub, reason = "made by Diesel")]
+mod sql {
+    use diesel::sql_types::BigInt;
+
+    #[diesel::declare_sql_function]
+    extern "SQL" {
+        fn dlock_acquire(key: BigInt, exclusive: BigInt, millis: BigInt, request: BigInt)
+        -> BigInt;
+        fn dlock_release(key: BigInt, request: BigInt) -> BigInt;
+        fn dlock_is_held(key: BigInt, request: BigInt) -> BigInt;
+        fn dlock_holders(key: BigInt) -> Text;
+        fn dlock_release_all() -> BigInt;
+        fn dlock_session() -> BigInt;
+    }
+}
+
+/// A row of `PRAGMA database_list`.
+#[derive(QueryableByName)]
+struct Listed {
+    #[diesel(sql_type = Text)]
+    name: String,
+    /// A path, which need not be UTF-8. Empty for databases that are no files.
+    #[diesel(sql_type = Binary)]
+    file: Vec<u8>,
+}
+
+/// Adds the functions, unless they are there: to add them again would free what the connection holds.
+pub(super) fn enable(conn: &mut SqliteConnection) -> QueryResult<()> {
+    if conn.batch_execute("SELECT dlock_session()").is_ok() {
+        return Ok(());
+    }
+    let listed: Vec<Listed> = diesel::sql_query("PRAGMA database_list").load(conn)?;
+    let main = listed.into_iter().find(|database| database.name == "main");
+    let path = main.map(|main| main.file).filter(|file| !file.is_empty());
+    let session = Session::new(path.map(to_path))?;
+    add(conn, &Arc::new(session))
+}
+
+#[cfg(unix)]
+fn to_path(bytes: Vec<u8>) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    std::ffi::OsString::from_vec(bytes).into()
+}
+
+#[cfg(not(unix))]
+fn to_path(bytes: Vec<u8>) -> PathBuf {
+    String::from_utf8_lossy(&bytes).into_owned().into()
+}
+
+/// SQLite drops the functions, and with them the session, when the connection is closed.
+fn add(conn: &mut SqliteConnection, session: &Arc<Session>) -> QueryResult<()> {
+    let of = || Arc::clone(session);
+
+    let session = of();
+    let acquire = move |key: i64, exclusive: i64, millis: i64, request: i64| {
+        let mode = if exclusive == 1 {
+            Mode::Exclusive
+        } else {
+            Mode::Shared
+        };
+        let limit = u64::try_from(millis).ok().map(Duration::from_millis);
+        let acquired = number(key).and_then(|key| session.acquire(key, mode, limit, request));
+        Reply(acquired.map(|acquired| match acquired {
+            Acquired::Granted => Sqlite::GRANTED,
+            Acquired::Busy => Sqlite::BUSY,
+            Acquired::GivenUp => Sqlite::GIVEN_UP,
+        }))
+    };
+    sql::dlock_acquire_utils::register_nondeterministic_impl(conn, acquire)?;
+
+    let session = of();
+    let release = move |key: i64, request: i64| {
+        truth(number(key).and_then(|key| session.release(key, request)))
+    };
+    sql::dlock_release_utils::register_nondeterministic_impl(conn, release)?;
+
+    let session = of();
+    let is_held = move |key: i64, request: i64| {
+        truth(number(key).and_then(|key| session.is_held(key, request)))
+    };
+    sql::dlock_is_held_utils::register_nondeterministic_impl(conn, is_held)?;
+
+    let session = of();
+    let holders = move |key: i64| {
+        let holders = number(key).and_then(|key| session.holders(key));
+        Reply(holders.map(|holders| Sqlite::write_holders(&holders)))
+    };
+    sql::dlock_holders_utils::register_nondeterministic_impl(conn, holders)?;
+
+    let session = of();
+    let release_all = move || session.release_all();
+    sql::dlock_release_all_utils::register_nondeterministic_impl(conn, release_all)?;
+
+    // The last one, which says that all are there.
+    let session = of();
+    sql::dlock_session_utils::register_nondeterministic_impl(conn, move || session.id())
+}
+
+fn truth(is_true: Result<bool, Trouble>) -> Reply<i64> {
+    Reply(is_true.map(i64::from))
+}
+
+/// Statements of others may call the functions, too.
+fn number(key: i64) -> Result<u64, Trouble> {
+    let number = u64::try_from(key).ok().filter(|number| *number < 1 << 61);
+    number.ok_or_else(|| Trouble::other(format!("{key} is no lock: locks are numbers below 2^61")))
+}

@@ -1,0 +1,142 @@
+//! One lock, as the connections of this process share it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar};
+use std::time::{Duration, Instant, SystemTime};
+
+use dlock_core::Mode;
+
+use super::Trouble;
+use super::file::{Byte, LockFile, LockedByte};
+
+/// How long this process passes a lock on among its own connections while another process waits for it.
+pub(super) const TURN: Duration = Duration::from_millis(20);
+
+/// How long it then leaves the lock to others: longer than they pause.
+pub(super) const YIELD: Duration = Duration::from_millis(15);
+
+#[derive(Debug, Default)]
+pub(super) struct Lock {
+    pub(super) holds: Vec<Hold>,
+    pub(super) queue: VecDeque<Waiter>,
+    /// Held as long as there are holds, and between two of them.
+    pub(super) byte: Option<LockedByte>,
+    pub(super) byte_since: Option<Instant>,
+    pub(super) waiting: Option<LockedByte>,
+    pub(super) upgrading: Option<LockedByte>,
+}
+
+#[derive(Debug)]
+pub(super) struct Hold {
+    pub(super) session: i64,
+    pub(super) mode: Mode,
+    pub(super) request: i64,
+    pub(super) since: SystemTime,
+}
+
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) session: i64,
+    pub(super) mode: Mode,
+    pub(super) request: i64,
+    pub(super) since: SystemTime,
+    pub(super) wake: Arc<Condvar>,
+}
+
+pub(super) fn conflict(one: Mode, other: Mode) -> bool {
+    one == Mode::Exclusive || other == Mode::Exclusive
+}
+
+impl Lock {
+    pub(super) fn is_held_by(&self, session: i64) -> bool {
+        self.holds.iter().any(|hold| hold.session == session)
+    }
+
+    /// The sessions of this process that a waiter waits for: those that hold the lock, and, unless it holds the lock
+    /// already, those before it in the queue.
+    pub(super) fn blockers(&self, index: usize) -> impl Iterator<Item = i64> {
+        let waiter = &self.queue[index];
+        let again = self.is_held_by(waiter.session);
+        let holders = self
+            .holds
+            .iter()
+            .filter(|hold| hold.session != waiter.session && conflict(hold.mode, waiter.mode))
+            .map(|hold| hold.session);
+        let before = self
+            .queue
+            .range(..index)
+            .filter(move |other| !again && conflict(other.mode, waiter.mode))
+            .map(|other| other.session);
+        holders.chain(before)
+    }
+
+    pub(super) fn may_go(&self, index: usize) -> bool {
+        self.blockers(index).next().is_none()
+    }
+
+    /// Wakes all for whom the way is free in this process.
+    pub(super) fn wake(&self) {
+        for (index, waiter) in self.queue.iter().enumerate() {
+            if self.may_go(index) {
+                waiter.wake.notify_one();
+            }
+        }
+    }
+
+    /// Makes this process the lock's holder in that mode, unless another one is in the way.
+    pub(super) fn take_byte(
+        &mut self,
+        file: &mut LockFile,
+        key: u64,
+        mode: Mode,
+        again: bool,
+        yielded: &mut HashMap<u64, Instant>,
+    ) -> Result<bool, Trouble> {
+        if let Some(byte) = &mut self.byte {
+            if !byte.counts(file) {
+                if !self.holds.is_empty() {
+                    return Err(Trouble::other(
+                        "the lock file was deleted or replaced while the lock was held: let nothing but dlock touch it",
+                    ));
+                }
+                self.byte = None;
+            }
+        }
+        if let Some(byte) = &mut self.byte {
+            let suffices = byte.mode() == Mode::Exclusive || mode == Mode::Shared;
+            let tired = || {
+                self.byte_since.is_none_or(|since| since.elapsed() > TURN)
+                    && file.elsewhere(key, Byte::Waiting).is_some()
+            };
+            if !again && !self.holds.is_empty() && tired() {
+                // One more reader, and the lock would never be free for the writers of other processes.
+                return Ok(false);
+            }
+            if suffices {
+                if mode == Mode::Shared && self.holds.is_empty() {
+                    byte.share();
+                }
+                return Ok(true);
+            }
+            if byte.make_exclusive()? {
+                return Ok(true);
+            }
+            if self.holds.is_empty() {
+                self.byte = None;
+            }
+            return Ok(false);
+        }
+        if let Some(until) = yielded.get(&key) {
+            if Instant::now() < *until && file.look(key, Byte::Waiting)?.is_some() {
+                return Ok(false);
+            }
+            yielded.remove(&key);
+        }
+        self.byte = file.lock(key, Byte::Held, mode)?;
+        if self.byte.is_none() {
+            return Ok(false);
+        }
+        self.byte_since = Some(Instant::now());
+        Ok(true)
+    }
+}

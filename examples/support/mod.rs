@@ -1,0 +1,212 @@
+//! What the examples share: which database `DATABASE_URL` names, and messages that say what to do.
+#![allow(
+    dead_code,
+    unused_macros,
+    unused_imports,
+    reason = "no example needs all of it"
+)]
+
+use std::env;
+use std::error::Error;
+use std::ops::Range;
+use std::path::Path;
+use std::process::ExitCode;
+
+use diesel::prelude::*;
+use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
+use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection};
+use dlock_diesel::{LockConnection, SqliteLocksExt};
+use tempfile::TempDir;
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// As `diesel::PgConnection`, without libpq.
+pub(crate) type PgConnection = AsyncConnectionWrapper<AsyncPgConnection>;
+/// As `diesel::MysqlConnection`, without libmysqlclient.
+pub(crate) type MysqlConnection = AsyncConnectionWrapper<AsyncMysqlConnection>;
+
+/// Calls a function that is generic over the connection, with the type for the database and its URL.
+macro_rules! on_database {
+    ($database:expr, $function:ident $(, $argument:expr)*) => {
+        $database.and_then(|database| match &database {
+            $crate::support::Database::Postgres(url) => {
+                $function::<$crate::support::PgConnection>(url $(, $argument)*)
+            }
+            $crate::support::Database::Mysql(url) => {
+                $function::<$crate::support::MysqlConnection>(url $(, $argument)*)
+            }
+            $crate::support::Database::Sqlite(url, _) => {
+                $function::<diesel::SqliteConnection>(url $(, $argument)*)
+            }
+        })
+    };
+}
+pub(crate) use on_database;
+
+/// As `on_database`, for PostgreSQL and MySQL alone.
+macro_rules! on_server {
+    ($database:expr, $function:ident) => {
+        $database.and_then(|database| match &database {
+            $crate::support::Database::Postgres(url) => {
+                $function::<$crate::support::PgConnection>(url)
+            }
+            $crate::support::Database::Mysql(url) => {
+                $function::<$crate::support::MysqlConnection>(url)
+            }
+            $crate::support::Database::Sqlite(..) => Err(
+                "this example is for servers: SQLite lets one transaction write at a time".into(),
+            ),
+        })
+    };
+}
+pub(crate) use on_server;
+
+/// As `on_server`, for async functions and connections.
+macro_rules! on_server_async {
+    ($function:ident) => {
+        match $crate::support::Database::from_env() {
+            Ok($crate::support::Database::Postgres(url)) => {
+                $function::<diesel_async::AsyncPgConnection>(&url).await
+            }
+            Ok($crate::support::Database::Mysql(url)) => {
+                $function::<diesel_async::AsyncMysqlConnection>(&url).await
+            }
+            Ok($crate::support::Database::Sqlite(..)) => Err("this example is for servers".into()),
+            Err(error) => Err(error),
+        }
+    };
+}
+pub(crate) use on_server_async;
+
+/// What `main` ends with: an error becomes a message.
+pub(crate) fn exit_code(result: Result<ExitCode>, on_error: u8) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        on_error.into()
+    })
+}
+
+/// A connection that can be locked, once it is set up.
+pub(crate) trait Connect: LockConnection {
+    /// What makes `DATABASE_URL` of what connects.
+    const PREFIX: &str = "";
+
+    fn set_up(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Connect for PgConnection {}
+impl Connect for MysqlConnection {}
+
+impl Connect for SqliteConnection {
+    const PREFIX: &str = "sqlite:";
+
+    fn set_up(&mut self) -> Result<()> {
+        // SQLite has no locks, so dlock brings them: once for each connection.
+        Ok(self.enable_advisory_locks()?)
+    }
+}
+
+pub(crate) fn connect<C: Connect>(url: &str) -> Result<C> {
+    let mut conn = C::establish(url).map_err(|error| cannot_connect(url, &error))?;
+    conn.set_up()?;
+    Ok(conn)
+}
+
+pub(crate) async fn connect_async<C: AsyncConnection>(url: &str) -> Result<C> {
+    let conn = C::establish(url).await;
+    Ok(conn.map_err(|error| cannot_connect(url, &error))?)
+}
+
+fn cannot_connect(url: &str, error: &dyn Error) -> String {
+    let shown = without_password(url);
+    let mut error = error.to_string().replace(url, &shown);
+    if let Some(password) = password(url).map(|range| &url[range]) {
+        if !shown.contains(password) {
+            error = error.replace(password, "***");
+        }
+    }
+    format!("cannot connect to {shown}: {}\n{REMEDY}", error.trim_end())
+}
+
+pub(crate) const REMEDY: &str = "\
+Set DATABASE_URL to postgres://USER:PASSWORD@HOST:PORT/DATABASE, or mysql:// and so on, of a server that runs,
+or to sqlite:PATH. If you have no server: docker compose -f docker/compose.yml up -d --wait
+starts PostgreSQL at postgres://test:test@127.0.0.1:15432/test,
+MySQL at mysql://test:test@127.0.0.1:13306/test and MariaDB at mysql://test:test@127.0.0.1:13307/test.";
+
+pub(crate) enum Database {
+    Postgres(String),
+    Mysql(String),
+    /// The path, and the folder to delete at the end.
+    Sqlite(String, Option<TempDir>),
+}
+
+impl Database {
+    /// The database that `DATABASE_URL` names.
+    pub(crate) fn from_env() -> Result<Self> {
+        let url = env::var("DATABASE_URL")
+            .map_err(|error| format!("DATABASE_URL: {error}.\n{REMEDY}"))?;
+        match url.split_once(':') {
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(url)),
+            Some(("mysql", _)) => Ok(Self::Mysql(url)),
+            Some(("mariadb", rest)) => Ok(Self::Mysql(format!("mysql:{rest}"))),
+            Some(("sqlite", path)) => Ok(Self::Sqlite(path.into(), None)),
+            _ => {
+                let shown = without_password(&url);
+                Err(
+                    format!("DATABASE_URL={shown} is no database of a known kind.\n{REMEDY}")
+                        .into(),
+                )
+            }
+        }
+    }
+
+    /// This file, which SQLite makes if need be.
+    pub(crate) fn sqlite(path: &Path) -> Result<Self> {
+        let path = path.to_str().ok_or("the file's path is no UTF-8")?;
+        if path.is_empty() || path.starts_with([':']) {
+            return Err(format!("{path:?} is no file").into());
+        }
+        // Not `file:`, which SQLite reads as a URI.
+        Ok(Self::Sqlite(path.into(), None))
+    }
+
+    /// Without `DATABASE_URL`, SQLite in a temporary file.
+    pub(crate) fn from_env_or_sqlite() -> Result<Self> {
+        if env::var_os("DATABASE_URL").is_some() {
+            return Self::from_env();
+        }
+        let folder = TempDir::new()?;
+        let path = folder.path().join("example.db");
+        println!("There is no DATABASE_URL, so this is SQLite, in a temporary file.");
+        Ok(Self::Sqlite(path.to_string_lossy().into(), Some(folder)))
+    }
+}
+
+fn without_password(url: &str) -> String {
+    let mut url = url.to_owned();
+    if let Some(range) = password(&url) {
+        url.replace_range(range, "***");
+    }
+    url
+}
+
+/// Where the password is: `scheme://user:HERE@host`, or `password=HERE` among the parameters.
+fn password(url: &str) -> Option<Range<usize>> {
+    let user = url.find("://").map_or(0, |at| at + 3);
+    let before_host = || {
+        let end = user + url[user..].rfind('@')?;
+        let start = user + url[user..end].find(':')? + 1;
+        Some(start..end)
+    };
+    let parameter = || {
+        let start = url.find("password=")? + "password=".len();
+        let length = url[start..].find(['&', ' ']).unwrap_or(url.len() - start);
+        Some(start..start + length)
+    };
+    before_host()
+        .or_else(parameter)
+        .filter(|range| !range.is_empty())
+}

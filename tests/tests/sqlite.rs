@@ -1,0 +1,1387 @@
+//! What holds for SQLite alone. The tests of `sync/` run on it as well. No server is needed here.
+
+use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::r2d2::{ConnectionManager, Pool};
+use dlock_diesel::{
+    AdvisoryLock, AdvisoryLockExt, EnableAdvisoryLocks, Error, LockKey, Mode, SqliteLocksExt,
+};
+use dlock_tests::{Process, TestConnection, dlock_child, is_locked_on_disk, wait_for};
+use tempfile::TempDir;
+
+const SHORT: Duration = Duration::from_millis(30);
+const LONG: Duration = Duration::from_secs(60);
+
+/// A folder with a database.
+struct Database {
+    folder: TempDir,
+    path: PathBuf,
+}
+
+impl Database {
+    fn new() -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let path = folder.path().join("app.db");
+        let mut conn =
+            SqliteConnection::establish(path.to_str().expect("UTF-8")).expect("a database");
+        conn.batch_execute("CREATE TABLE t (n INTEGER NOT NULL)")
+            .expect("a table");
+        Self { folder, path }
+    }
+
+    fn url(&self) -> &str {
+        self.path.to_str().expect("UTF-8")
+    }
+
+    fn open(&self) -> SqliteConnection {
+        SqliteConnection::open_url(self.url())
+    }
+
+    /// The lock file.
+    fn lock_file(&self) -> PathBuf {
+        self.folder.path().join("app.db-dlock")
+    }
+
+    /// What is in the folder, and how long it is.
+    fn listing(&self) -> BTreeSet<(String, u64)> {
+        let entries = fs::read_dir(self.folder.path()).expect("a folder");
+        entries
+            .map(|entry| {
+                let entry = entry.expect("an entry");
+                let name = entry.file_name().into_string().expect("UTF-8");
+                (name, entry.metadata().expect("a file").len())
+            })
+            .collect()
+    }
+
+    /// A process that says when it holds the lock.
+    fn holder(&self, role: &str, key: &str) -> Process {
+        let mut process =
+            Process::spawn_without_servers(dlock_child!("--url", self.url(), role, key));
+        let line = process.line();
+        assert!(line.starts_with("connected "), "{line}");
+        process
+    }
+
+    #[track_caller]
+    fn is_locked(&self, key: &str) -> bool {
+        let number = LockKey::from(key).to_sqlite().expect("a valid key");
+        is_locked_on_disk(self.url(), number)
+    }
+}
+
+#[track_caller]
+fn assert_free(conn: &mut SqliteConnection, key: &str) {
+    let lock = conn.advisory_lock(key).try_acquire().expect("a try");
+    lock.unwrap_or_else(|| panic!("{key} is not free"))
+        .release()
+        .expect("a release");
+}
+
+#[track_caller]
+fn assert_taken(conn: &mut SqliteConnection, key: &str) {
+    let lock = conn.advisory_lock(key).try_acquire().expect("a try");
+    assert!(lock.is_none(), "{key} is free");
+}
+
+// What a connection needs.
+
+#[test]
+fn a_connection_that_was_not_enabled_says_which_line_is_missing() {
+    let database = Database::new();
+    let mut conn = SqliteConnection::establish(database.url()).expect("a connection");
+    let mut errors = vec![
+        conn.advisory_lock("a").acquire().map(drop),
+        conn.advisory_lock("a").try_acquire().map(drop),
+        conn.advisory_lock("a").timeout(SHORT).acquire().map(drop),
+        conn.advisory_lock("a").run(|_| Ok(())),
+        conn.advisory_lock("a").transaction(|_| Ok(())),
+    ];
+    for error in errors.drain(..) {
+        let error = error.expect_err("no locks");
+        assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+        assert!(
+            error.to_string().contains("conn.enable_advisory_locks()"),
+            "{error}"
+        );
+    }
+    let error = conn.advisory_lock("a").holders().expect_err("no locks");
+    assert!(
+        error.to_string().contains("conn.enable_advisory_locks()"),
+        "{error}"
+    );
+    // The connection is as good as before.
+    conn.enable_advisory_locks().expect("SQLite");
+    assert_free(&mut conn, "a");
+}
+
+#[test]
+fn enabling_twice_keeps_what_is_held() {
+    let database = Database::new();
+    let (mut conn, mut other) = (database.open(), database.open());
+    let mut lock = conn.advisory_lock("a").acquire().expect("a free lock");
+    for _ in 0..3 {
+        lock.enable_advisory_locks().expect("SQLite");
+        assert_taken(&mut other, "a");
+        assert!(lock.is_held().expect("an answer"));
+    }
+    lock.release().expect("a release");
+    assert_free(&mut other, "a");
+}
+
+#[test]
+fn a_lock_takes_no_lock_of_sqlite() {
+    let database = Database::new();
+    let (mut conn, mut writer) = (database.open(), database.open());
+    conn.batch_execute("PRAGMA busy_timeout = 0")
+        .expect("a pragma");
+    writer
+        .batch_execute("BEGIN EXCLUSIVE")
+        .expect("nobody else is there");
+    assert!(
+        conn.batch_execute("SELECT * FROM t").is_err(),
+        "the database is locked"
+    );
+    let mut lock = conn
+        .advisory_lock("a")
+        .timeout(LONG)
+        .acquire()
+        .expect("a free lock");
+    assert!(lock.is_held().expect("an answer"));
+    assert_eq!(lock.holders().expect("an answer").len(), 1);
+    lock.release().expect("a release");
+    writer.batch_execute("ROLLBACK").expect("a rollback");
+}
+
+#[test]
+fn a_pool_enables_each_connection() {
+    let database = Database::new();
+    let pool = Pool::builder()
+        .max_size(3)
+        .connection_customizer(Box::new(EnableAdvisoryLocks))
+        .build(ConnectionManager::<SqliteConnection>::new(database.url()))
+        .expect("a pool");
+    let lock = AdvisoryLock::new(pool.get().expect("a connection"), "a")
+        .acquire()
+        .expect("a free lock");
+    let mut second = pool.get().expect("a connection");
+    assert!(
+        second
+            .advisory_lock("a")
+            .try_acquire()
+            .expect("a try")
+            .is_none()
+    );
+    drop(lock);
+    let lock = AdvisoryLock::new(second, "a").try_acquire().expect("a try");
+    assert!(lock.is_some());
+}
+
+// To whom a lock belongs.
+
+#[test]
+fn a_leaked_guard_is_freed_with_its_connection() {
+    let database = Database::new();
+    let (mut conn, mut other) = (database.open(), database.open());
+    std::mem::forget(conn.advisory_lock("a").acquire().expect("a free lock"));
+    std::mem::forget(
+        conn.advisory_lock("b")
+            .shared()
+            .acquire()
+            .expect("a free lock"),
+    );
+    assert_taken(&mut other, "a");
+    assert!(database.is_locked("a") && database.is_locked("b"));
+    assert_eq!(conn.number("SELECT 1"), Some(1));
+    drop(conn);
+    assert!(!database.is_locked("a") && !database.is_locked("b"));
+    assert_free(&mut other, "a");
+    assert_free(&mut other, "b");
+}
+
+#[test]
+fn a_connection_that_is_closed_wakes_who_waits() {
+    let database = Database::new();
+    let mut conn = database.open();
+    std::mem::forget(conn.advisory_lock("a").acquire().expect("a free lock"));
+    let mut waiter = database.open();
+    let id = waiter.backend_id();
+    let thread = thread::spawn(move || {
+        let lock = waiter.advisory_lock("a").timeout(LONG).acquire();
+        (Instant::now(), lock.map(drop))
+    });
+    let mut other = database.open();
+    wait_for("the waiter", || other.is_waiting(id));
+    let closed = Instant::now();
+    drop(conn);
+    let (granted, lock) = thread.join().expect("no panic");
+    lock.expect("the lock");
+    assert!(
+        granted - closed < Duration::from_millis(500),
+        "{:?}",
+        granted - closed
+    );
+}
+
+#[test]
+fn paths_that_differ_are_one_database() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let _lock = conn.advisory_lock("a").acquire().expect("a free lock");
+    let link = database.folder.path().join("link.db");
+    std::os::unix::fs::symlink(&database.path, &link).expect("a link");
+    let folder = database.folder.path().display();
+    for url in [
+        format!("{folder}/./app.db"),
+        format!("file:{folder}/app.db"),
+        format!("sqlite://{folder}/app.db"),
+        format!("{folder}/link.db"),
+    ] {
+        let mut other = SqliteConnection::open_url(&url);
+        assert_taken(&mut other, "a");
+        // Towards other processes, too.
+        let file = url.ends_with("link.db") && folder_has(&database, "link.db-dlock");
+        assert!(!file, "{url} has a lock file of its own");
+    }
+}
+
+fn folder_has(database: &Database, name: &str) -> bool {
+    database.listing().iter().any(|(entry, _)| entry == name)
+}
+
+#[test]
+fn another_database_has_locks_of_its_own() {
+    let (database, another) = (Database::new(), Database::new());
+    let (mut conn, mut other) = (database.open(), another.open());
+    let _lock = conn.advisory_lock("a").acquire().expect("a free lock");
+    assert_free(&mut other, "a");
+}
+
+// Readers and writers.
+
+/// Takes the lock in a thread, on a connection of its own, once it is granted says so, and keeps it until it is told.
+fn in_thread(
+    database: &Database,
+    key: &'static str,
+    mode: Mode,
+) -> (i64, Receiver<()>, Sender<()>) {
+    let mut conn = database.open();
+    let id = conn.backend_id();
+    let (say, said) = channel();
+    let (tell, told) = channel::<()>();
+    thread::spawn(move || {
+        let lock = conn.advisory_lock(key);
+        let lock = match mode {
+            Mode::Exclusive => lock,
+            Mode::Shared => lock.shared(),
+        };
+        let lock = lock.acquire();
+        let _ = say.send(());
+        let _ = told.recv_timeout(LONG);
+        drop(lock);
+    });
+    (id, said, tell)
+}
+
+fn wait_until_waiting(id: i64) {
+    wait_for("a waiter", || dlock_diesel::glue::sqlite::is_waiting(id));
+}
+
+#[test]
+fn a_writer_is_not_overtaken_by_readers_that_come_later() {
+    let database = Database::new();
+    let (mut conn, mut other) = (database.open(), database.open());
+    let reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let (writer, writes, end_writing) = in_thread(&database, "a", Mode::Exclusive);
+    wait_until_waiting(writer);
+    assert!(
+        other
+            .advisory_lock("a")
+            .shared()
+            .try_acquire()
+            .expect("a try")
+            .is_none()
+    );
+    let readers = [(); 2].map(|()| {
+        let reader = in_thread(&database, "a", Mode::Shared);
+        wait_until_waiting(reader.0);
+        reader
+    });
+    drop(reading);
+    writes.recv_timeout(LONG).expect("its turn");
+    assert!(
+        readers
+            .iter()
+            .all(|(_, reads, _)| reads.try_recv().is_err())
+    );
+    drop(end_writing);
+    for (_, reads, _) in &readers {
+        reads.recv_timeout(LONG).expect("both at once");
+    }
+}
+
+#[test]
+fn who_holds_a_lock_gets_it_again_before_those_who_wait() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let mut reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let (writer, writes, _end) = in_thread(&database, "a", Mode::Exclusive);
+    wait_until_waiting(writer);
+    for _ in 0..2 {
+        let again = reading
+            .advisory_lock("a")
+            .shared()
+            .try_acquire()
+            .expect("a try");
+        drop(again.expect("it is its own"));
+        let alone = reading.advisory_lock("a").try_acquire().expect("a try");
+        drop(alone.expect("nobody else reads"));
+    }
+    assert!(writes.try_recv().is_err());
+    drop(reading);
+    writes.recv_timeout(LONG).expect("its turn");
+}
+
+#[test]
+fn shared_and_exclusive_holds_of_a_connection_are_released_each_on_its_own() {
+    let database = Database::new();
+    let (mut conn, mut other) = (database.open(), database.open());
+    let mut reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let mut writing = reading
+        .advisory_lock("a")
+        .acquire()
+        .expect("nobody else reads");
+    let inner = writing
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("its own");
+    let mut is_shared = || {
+        other
+            .advisory_lock("a")
+            .shared()
+            .try_acquire()
+            .expect("a try")
+            .is_some()
+    };
+    assert!(!is_shared());
+    drop(inner);
+    assert!(!is_shared());
+    writing.release().expect("a release");
+    assert!(is_shared());
+    assert!(reading.is_held().expect("an answer"));
+    reading.release().expect("a release");
+    assert_free(&mut other, "a");
+}
+
+#[test]
+fn two_connections_that_both_upgrade_a_shared_lock_are_a_deadlock() {
+    let database = Database::new();
+    let (mut one, mut two) = (database.open(), database.open());
+    let id = one.backend_id();
+    let mut reading = two
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let thread = thread::spawn(move || {
+        let mut reading = one.advisory_lock("a").shared().acquire().expect("shared");
+        reading.advisory_lock("a").timeout(LONG).acquire().map(drop)
+    });
+    wait_until_waiting(id);
+    let error = reading
+        .advisory_lock("a")
+        .timeout(LONG)
+        .acquire()
+        .map(drop)
+        .expect_err("a deadlock");
+    assert!(matches!(error, Error::Deadlock { .. }), "{error:?}");
+    assert!(reading.is_held().expect("an answer"));
+    drop(reading);
+    thread.join().expect("no panic").expect("the lock");
+}
+
+#[test]
+fn readers_that_relieve_each_other_do_not_starve_a_writer_of_another_process() {
+    let database = Database::new();
+    let url = database.url().to_owned();
+    let reader =
+        move || AdvisoryLock::new(Box::new(SqliteConnection::open_url(&url)), "a").shared();
+    let end = Arc::new(AtomicBool::new(false));
+    let mut held = reader().acquire().expect("a free lock");
+    let readers = thread::spawn({
+        let end = Arc::clone(&end);
+        move || {
+            let mut refused = 0;
+            while !end.load(Ordering::Relaxed) {
+                // The next one comes before this one goes, if it may.
+                match reader()
+                    .timeout(Duration::from_millis(20))
+                    .try_acquire()
+                    .expect("a try")
+                {
+                    Some(next) => held = next,
+                    None => {
+                        refused += 1;
+                        drop(held);
+                        held = reader().acquire().expect("the lock");
+                    }
+                }
+            }
+            refused
+        }
+    });
+    for _ in 0..3 {
+        let mut writer = database.holder("hold", "a");
+        writer.expect_line("acquired");
+        writer.send("");
+        writer.expect_line("released");
+    }
+    end.store(true, Ordering::Relaxed);
+    assert!(readers.join().expect("no panic") > 0);
+}
+
+#[test]
+fn a_connection_that_takes_a_lock_again_and_again_leaves_it_to_other_processes() {
+    let database = Database::new();
+    let counters = TempDir::new().expect("a temporary folder");
+    fs::write(counters.path().join("0"), "0").expect("a file");
+    let folder = counters.path().to_str().expect("UTF-8");
+    let mut process = Process::spawn_without_servers(dlock_child!(
+        "--url",
+        database.url(),
+        "count-in-files",
+        folder,
+        "--files",
+        "1",
+        "--millis",
+        "2000"
+    ));
+    assert!(process.line().starts_with("connected "));
+    let mut conn = database.open();
+    let number = LockKey::from("0").to_sqlite().expect("a valid key");
+    // In one statement: the lock is free for a moment only.
+    let again = format!(
+        "SELECT CASE WHEN dlock_release({number}, -1) >= 0 THEN dlock_acquire({number}, 1, -1, -1) END"
+    );
+    let begin = Instant::now();
+    process.send("");
+    let mut own = 0;
+    while begin.elapsed() < Duration::from_millis(1_900) {
+        assert_eq!(conn.number(&again), Some(1));
+        thread::sleep(Duration::from_millis(5));
+        own += 1;
+    }
+    drop(conn);
+    let line = process.line();
+    let others: u64 = line
+        .strip_prefix("counted ")
+        .expect("a count")
+        .parse()
+        .expect("a number");
+    println!("in 2 s, each for 5 ms: {own} times here, {others} times in the other process");
+    assert!(others >= 60 && own >= 30, "{own}, {others}");
+}
+
+#[test]
+fn guards_whose_connections_were_swapped_release_nothing() {
+    let database = Database::new();
+    let (mut one, mut two, mut other) = (database.open(), database.open(), database.open());
+    let mut a = one.advisory_lock("a").acquire().expect("a free lock");
+    let mut b = two.advisory_lock("b").acquire().expect("a free lock");
+    std::mem::swap(&mut *a, &mut *b);
+    assert!(!a.is_held().expect("an answer"));
+    assert!(matches!(a.release(), Err(Error::NotHeld { .. })));
+    assert!(matches!(b.release(), Err(Error::NotHeld { .. })));
+    assert_taken(&mut other, "a");
+    assert_taken(&mut other, "b");
+    drop((one, two));
+    assert_free(&mut other, "a");
+    assert_free(&mut other, "b");
+}
+
+// Databases that are no files.
+
+#[test]
+fn databases_in_memory_share_the_locks_of_the_process() {
+    let urls = [
+        ":memory:",
+        "file:dlock_shared?mode=memory&cache=shared",
+        "file:/dlock_vfs?vfs=memdb",
+        "",
+    ];
+    for (url, key) in urls
+        .iter()
+        .zip(["memory a", "memory b", "memory c", "memory d"])
+    {
+        let (mut conn, mut other) = (
+            SqliteConnection::open_url(url),
+            SqliteConnection::open_url(url),
+        );
+        let lock = conn.advisory_lock(key).acquire().expect("a free lock");
+        assert_taken(&mut other, key);
+        let mut elsewhere = SqliteConnection::open_url(":memory:");
+        assert_taken(&mut elsewhere, key);
+        drop(lock);
+        assert_free(&mut other, key);
+        let lock = conn
+            .advisory_lock(key)
+            .shared()
+            .acquire()
+            .expect("a free lock");
+        let shared = other
+            .advisory_lock(key)
+            .shared()
+            .try_acquire()
+            .expect("a try");
+        assert!(shared.is_some());
+        drop((lock, shared));
+        std::mem::forget(conn.advisory_lock(key).acquire().expect("a free lock"));
+        drop(conn);
+        assert_free(&mut other, key);
+    }
+}
+
+// What it leaves alone.
+
+#[test]
+fn others_write_while_a_lock_is_held_across_transactions() {
+    let database = Database::new();
+    let mut holder = database.open();
+    let mut lock = holder.advisory_lock("a").acquire().expect("a free lock");
+    let mut writer = database.open();
+    writer
+        .batch_execute("PRAGMA busy_timeout = 0")
+        .expect("a pragma");
+    for n in 0..10 {
+        lock.transaction(|conn| conn.batch_execute("INSERT INTO t VALUES (1)"))
+            .expect("a write");
+        writer
+            .transaction(|conn| conn.batch_execute("INSERT INTO t VALUES (2)"))
+            .expect("a write of somebody else");
+        writer
+            .batch_execute("VACUUM")
+            .expect("nobody has the database locked");
+        assert_eq!(lock.number("SELECT COUNT(*) FROM t"), Some(2 * n + 2));
+        assert!(lock.is_held().expect("an answer"));
+    }
+    assert_taken(&mut writer, "a");
+}
+
+#[test]
+fn others_write_while_a_lock_is_waited_for() {
+    let database = Database::new();
+    let mut holder = database.open();
+    let lock = holder.advisory_lock("a").acquire().expect("a free lock");
+    let mut waiter = database.open();
+    let id = waiter.backend_id();
+    let waiting = thread::spawn(move || waiter.advisory_lock("a").acquire().map(drop));
+    let mut writer = database.open();
+    wait_for("the waiter", || writer.is_waiting(id));
+    writer
+        .batch_execute("PRAGMA busy_timeout = 0")
+        .expect("a pragma");
+    for _ in 0..10 {
+        // It needs all locks of SQLite, and that nobody reads.
+        writer
+            .batch_execute("BEGIN EXCLUSIVE; INSERT INTO t VALUES (2); COMMIT; VACUUM")
+            .expect("a write");
+    }
+    drop(lock);
+    waiting.join().expect("no panic").expect("the lock");
+}
+
+#[test]
+fn the_database_is_not_touched() {
+    let database = Database::new();
+    let before = fs::read(&database.path).expect("the database");
+    let modified = |path: &Path| {
+        fs::metadata(path)
+            .and_then(|metadata| metadata.modified())
+            .expect("a file")
+    };
+    let modified_before = modified(&database.path);
+    let (mut conn, mut other) = (database.open(), database.open());
+    for key in ["a", "b"] {
+        let lock = conn.advisory_lock(key).acquire().expect("a free lock");
+        assert_taken(&mut other, key);
+        drop(lock);
+    }
+    assert_eq!(fs::read(&database.path).expect("the database"), before);
+    assert_eq!(modified(&database.path), modified_before);
+}
+
+#[test]
+fn one_empty_file_is_all_that_ten_thousand_keys_leave() {
+    let database = Database::new();
+    let before = database.listing();
+    let mut conn = database.open();
+    assert_eq!(
+        database.listing(),
+        before,
+        "nothing appears before the first lock"
+    );
+    for n in 0..10_000 {
+        conn.advisory_lock(format!("key {n}"))
+            .run(|_| Ok::<_, Error>(()))
+            .expect("a free lock");
+    }
+    // Held at once.
+    for n in 0..1_000 {
+        std::mem::forget(conn.advisory_lock(n).acquire().expect("a free lock"));
+    }
+    let mut expected = before;
+    expected.insert(("app.db-dlock".into(), 0));
+    assert_eq!(database.listing(), expected);
+    drop(conn);
+    assert_eq!(database.listing(), expected);
+}
+
+#[test]
+fn the_lock_file_is_for_those_who_may_use_the_database() {
+    let database = Database::new();
+    fs::set_permissions(&database.path, Permissions::from_mode(0o660)).expect("permissions");
+    assert_free(&mut database.open(), "a");
+    let mode = fs::metadata(database.lock_file())
+        .expect("the lock file")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o660);
+}
+
+// Processes.
+
+#[test]
+fn a_lock_of_another_process_excludes_and_is_freed_by_its_release() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let mut process = database.holder("hold", "a");
+    process.expect_line("acquired");
+    assert_taken(&mut conn, "a");
+    let error = conn
+        .advisory_lock("a")
+        .timeout(SHORT)
+        .acquire()
+        .map(drop)
+        .expect_err("taken");
+    assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+    assert_taken(&mut conn, "a");
+    let is_shared = conn
+        .advisory_lock("a")
+        .shared()
+        .try_acquire()
+        .expect("a try")
+        .is_some();
+    assert!(!is_shared);
+    process.send("");
+    process.expect_line("released");
+    assert_free(&mut conn, "a");
+}
+
+#[test]
+fn readers_of_two_processes_share_and_exclude_writers() {
+    let database = Database::new();
+    let mut process = database.holder("hold-shared", "a");
+    process.expect_line("acquired");
+    let (mut conn, mut other) = (database.open(), database.open());
+    let reader = conn
+        .advisory_lock("a")
+        .shared()
+        .try_acquire()
+        .expect("a try")
+        .expect("shared");
+    assert_taken(&mut other, "a");
+    process.send("");
+    process.expect_line("released");
+    assert_taken(&mut other, "a");
+    drop(reader);
+    assert_free(&mut other, "a");
+}
+
+#[test]
+fn a_downgrade_lets_readers_of_other_processes_in_and_no_writers() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let mut reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let writing = reading
+        .advisory_lock("a")
+        .acquire()
+        .expect("nobody else reads");
+    let mut reader = database.holder("hold-shared", "a");
+    assert!(reader.is_silent_for(Duration::from_millis(300)));
+    drop(writing);
+    reader.expect_line("acquired");
+    let mut writer = database.holder("hold", "a");
+    reader.send("");
+    reader.expect_line("released");
+    assert!(writer.is_silent_for(Duration::from_millis(300)));
+    assert!(reading.is_held().expect("an answer"));
+    drop(reading);
+    writer.expect_line("acquired");
+}
+
+#[test]
+fn sigkill_frees_what_a_process_holds_at_once() {
+    let database = Database::new();
+    let mut conn = database.open();
+    for role in ["hold", "hold-shared"] {
+        let mut process = database.holder(role, "a");
+        process.expect_line("acquired");
+        assert!(database.is_locked("a"));
+        assert_taken(&mut conn, "a");
+        process.kill9();
+        // It has been waited for: the kernel has closed its files.
+        assert!(!database.is_locked("a"));
+        assert_free(&mut conn, "a");
+    }
+}
+
+#[test]
+fn sigkill_of_a_holder_hands_the_lock_to_a_waiter() {
+    let database = Database::new();
+    let mut process = database.holder("hold", "a");
+    process.expect_line("acquired");
+    let mut waiter = database.holder("hold", "a");
+    let mut conn = database.open();
+    assert!(waiter.is_silent_for(Duration::from_millis(200)));
+    process.kill9();
+    waiter.expect_line("acquired");
+    assert_taken(&mut conn, "a");
+    // A waiter that is killed leaves nothing behind.
+    let mut killed = database.holder("hold", "a");
+    assert!(killed.is_silent_for(Duration::from_millis(50)));
+    killed.kill9();
+    waiter.send("");
+    waiter.expect_line("released");
+    assert_free(&mut conn, "a");
+}
+
+#[test]
+fn a_program_that_a_holder_starts_does_not_keep_the_lock() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let lock = conn.advisory_lock("a").acquire().expect("a free lock");
+    let mut sleeping = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .expect("a program");
+    let files = fs::read_dir(format!("/proc/{}/fd", sleeping.id())).expect("its files");
+    let names: Vec<_> = files
+        .flatten()
+        .filter_map(|file| fs::read_link(file.path()).ok())
+        .collect();
+    assert!(!names.contains(&database.lock_file()), "{names:?}");
+    drop(lock);
+    let mut process = database.holder("hold", "a");
+    process.expect_line("acquired");
+    sleeping.kill().expect("it runs");
+    sleeping.wait().expect("it ends");
+}
+
+#[test]
+fn opening_and_closing_the_lock_file_in_the_same_process_frees_nothing() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let mut lock = conn.advisory_lock("a").acquire().expect("a free lock");
+    drop(fs::File::open(database.lock_file()).expect("the lock file"));
+    let mut process = database.holder("hold", "a");
+    assert!(process.is_silent_for(Duration::from_millis(200)));
+    assert!(lock.is_held().expect("an answer"));
+    drop(lock);
+    process.expect_line("acquired");
+}
+
+#[test]
+fn two_processes_that_both_upgrade_a_shared_lock_are_a_deadlock() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let mut reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let mut process = database.holder("upgrade", "a");
+    process.expect_line("shared");
+    process.send("");
+    process.expect_line("upgrading");
+    wait_for("the other process to wait", || {
+        reading.is_waiting(process.id().into())
+    });
+    thread::sleep(Duration::from_millis(50));
+    // A try is no deadlock, nor is what comes back in time.
+    assert!(
+        reading
+            .advisory_lock("a")
+            .try_acquire()
+            .expect("a try")
+            .is_none()
+    );
+    let error = reading
+        .advisory_lock("a")
+        .timeout(LONG)
+        .acquire()
+        .map(drop)
+        .expect_err("a deadlock");
+    assert!(matches!(error, Error::Deadlock { .. }), "{error:?}");
+    assert!(reading.is_held().expect("an answer"));
+    drop(reading);
+    process.expect_line("acquired");
+}
+
+#[test]
+fn connections_of_one_process_that_wait_for_each_other_are_a_deadlock_over_databases_too() {
+    let (one, two) = (Database::new(), Database::new());
+    let (mut first, mut second) = (one.open(), two.open());
+    let (mut first_in_two, mut second_in_one) = (two.open(), one.open());
+    let _a = first.advisory_lock("a").acquire().expect("a free lock");
+    let _b = second.advisory_lock("b").acquire().expect("a free lock");
+    // Two connections more, so no circle: whether a thread has two is not known.
+    let error = first_in_two
+        .advisory_lock("b")
+        .timeout(SHORT)
+        .acquire()
+        .map(drop);
+    assert!(matches!(error, Err(Error::Timeout { .. })), "{error:?}");
+    let error = second_in_one
+        .advisory_lock("a")
+        .timeout(SHORT)
+        .acquire()
+        .map(drop);
+    assert!(matches!(error, Err(Error::Timeout { .. })), "{error:?}");
+}
+
+#[test]
+fn sixteen_processes_on_four_keys_count_exactly_for_ten_seconds() {
+    const PROCESSES: usize = 16;
+    const FILES: usize = 4;
+    let database = Database::new();
+    let counters = TempDir::new().expect("a temporary folder");
+    for file in 0..FILES {
+        fs::write(counters.path().join(file.to_string()), "0").expect("a file");
+    }
+    let folder = counters.path().to_str().expect("UTF-8");
+    let mut processes: Vec<Process> = (0..PROCESSES)
+        .map(|_| {
+            let mut process = Process::spawn_without_servers(dlock_child!(
+                "--url",
+                database.url(),
+                "count-in-files",
+                folder,
+                "--files",
+                FILES.to_string(),
+                "--millis",
+                "10000"
+            ));
+            assert!(process.line().starts_with("connected "));
+            process
+        })
+        .collect();
+    for process in &mut processes {
+        process.send("");
+    }
+    let mut counted = [0u64; FILES];
+    let mut least = u64::MAX;
+    for process in &mut processes {
+        let line = process.line();
+        let counts = line.strip_prefix("counted ").expect("counts");
+        let counts: Vec<u64> = counts
+            .split(' ')
+            .map(|count| count.parse().expect("a number"))
+            .collect();
+        least = least.min(counts.iter().sum());
+        for (sum, count) in counted.iter_mut().zip(counts) {
+            *sum += count;
+        }
+    }
+    for (file, counted) in counted.iter().enumerate() {
+        let number = fs::read_to_string(counters.path().join(file.to_string())).expect("the file");
+        assert_eq!(number, counted.to_string(), "file {file}");
+        assert!(*counted > 100, "file {file}: {counted}");
+    }
+    println!(
+        "{counted:?} increments in 10 s by {PROCESSES} processes, of which none did less than {least}"
+    );
+    assert!(least > 0, "a process starved");
+}
+
+#[test]
+fn threads_and_processes_share_a_key_fairly_enough() {
+    const THREADS: usize = 4;
+    let database = Database::new();
+    let counters = TempDir::new().expect("a temporary folder");
+    fs::write(counters.path().join("0"), "0").expect("a file");
+    let folder = counters.path().to_str().expect("UTF-8");
+    let mut processes: Vec<Process> = (0..2)
+        .map(|_| {
+            let mut process = Process::spawn_without_servers(dlock_child!(
+                "--url",
+                database.url(),
+                "count-in-files",
+                folder,
+                "--files",
+                "1",
+                "--millis",
+                "3000"
+            ));
+            assert!(process.line().starts_with("connected "));
+            process
+        })
+        .collect();
+    for process in &mut processes {
+        process.send("");
+    }
+    let begin = Instant::now();
+    let path = counters.path().join("0");
+    let threads: Vec<_> = (0..THREADS)
+        .map(|_| {
+            let (mut conn, path) = (database.open(), path.clone());
+            thread::spawn(move || {
+                let mut count = 0u64;
+                while begin.elapsed() < Duration::from_secs(3) {
+                    let lock = conn.advisory_lock("0").acquire().expect("the lock");
+                    let number: u64 = fs::read_to_string(&path)
+                        .expect("the file")
+                        .parse()
+                        .expect("a number");
+                    fs::write(&path, (number + 1).to_string()).expect("the file");
+                    drop(lock);
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    let by_threads: Vec<u64> = threads
+        .into_iter()
+        .map(|thread| thread.join().expect("no panic"))
+        .collect();
+    let by_processes: Vec<u64> = processes
+        .iter_mut()
+        .map(|process| {
+            let line = process.line();
+            line.strip_prefix("counted ")
+                .expect("a count")
+                .parse()
+                .expect("a number")
+        })
+        .collect();
+    println!(
+        "in 3 s: {by_threads:?} by the threads of a process, {by_processes:?} by two other processes"
+    );
+    let all: u64 = by_threads.iter().chain(&by_processes).sum();
+    assert_eq!(
+        fs::read_to_string(&path).expect("the file"),
+        all.to_string()
+    );
+    // Without turns, who has it takes it again before the others ask.
+    assert!(
+        by_processes.iter().all(|count| *count >= 20),
+        "{by_processes:?}"
+    );
+    assert!(
+        by_threads.iter().all(|count| *count >= 20),
+        "{by_threads:?}"
+    );
+}
+
+// How soon.
+
+fn nanos() -> i128 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.expect("after 1970").as_nanos() as i128
+}
+
+fn show(what: &str, mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    let median = times[times.len() / 2];
+    println!(
+        "{what}: median {median:?}, 9 of 10 within {:?}, at most {:?}, of {}",
+        times[times.len() * 9 / 10],
+        times[times.len() - 1],
+        times.len()
+    );
+    median
+}
+
+#[test]
+fn within_a_process_who_waits_is_woken() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let times = (0..100).map(|_| {
+        let lock = conn.advisory_lock("a").acquire().expect("a free lock");
+        let mut waiter = database.open();
+        let id = waiter.backend_id();
+        let thread = thread::spawn(move || {
+            let lock = waiter.advisory_lock("a").acquire().expect("the lock");
+            let granted = Instant::now();
+            drop(lock);
+            granted
+        });
+        wait_for("the waiter", || dlock_diesel::glue::sqlite::is_waiting(id));
+        // Long enough that a poll would have become a slow one.
+        thread::sleep(Duration::from_millis(20));
+        let released = Instant::now();
+        drop(lock);
+        thread.join().expect("no panic") - released
+    });
+    let median = show("hand-over within a process", times.collect());
+    assert!(median < Duration::from_millis(1), "{median:?}");
+}
+
+#[test]
+fn who_waits_for_another_process_is_in_nobodys_way() {
+    let database = Database::new();
+    let mut process = database.holder("hold", "a");
+    process.expect_line("acquired");
+    let waiters = [(); 3].map(|()| {
+        let waiter = in_thread(&database, "a", Mode::Shared);
+        wait_until_waiting(waiter.0);
+        waiter
+    });
+    // They ask seldom by now.
+    thread::sleep(Duration::from_millis(300));
+    let mut conn = database.open();
+    let begin = Instant::now();
+    for _ in 0..200 {
+        conn.advisory_lock("b")
+            .run(|_| Ok::<_, Error>(()))
+            .expect("a free lock");
+    }
+    let each = begin.elapsed() / 200;
+    println!("a free lock is taken and released in {each:?}");
+    assert!(each < Duration::from_millis(3), "{each:?}");
+    process.send("");
+    for (_, granted, _) in &waiters {
+        granted.recv_timeout(LONG).expect("the lock");
+    }
+}
+
+#[test]
+fn between_processes_it_takes_milliseconds() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let mut process = database.holder("stamp", "a");
+    for waited in [1, 20, 100, 600] {
+        let times = (0..(20_000 / (waited + 100)).min(100)).map(|_| {
+            assert!(process.line().starts_with("acquired "));
+            process.send("");
+            assert!(process.line().starts_with("released "));
+            let lock = conn
+                .advisory_lock("a")
+                .timeout(LONG)
+                .acquire()
+                .expect("the lock");
+            process.send("");
+            wait_for("the other process to wait", || {
+                let path = database.url();
+                let number = LockKey::from("a").to_sqlite().expect("a valid key");
+                dlock_tests::is_awaited_on_disk(path, number)
+            });
+            thread::sleep(Duration::from_millis(waited));
+            let released = nanos();
+            drop(lock);
+            let line = process.line();
+            let acquired: i128 = line
+                .strip_prefix("acquired ")
+                .expect("a time")
+                .parse()
+                .expect("a number");
+            process.send("");
+            assert!(process.line().starts_with("released "));
+            process.send("");
+            Duration::from_nanos((acquired - released).try_into().unwrap_or_default())
+        });
+        let median = show(
+            &format!("hand-over between processes after {waited} ms"),
+            times.collect(),
+        );
+        assert!(median < Duration::from_millis(50), "{median:?}");
+    }
+}
+
+// Who has it.
+
+#[test]
+fn holders_and_a_timeout_name_the_processes() {
+    let database = Database::new();
+    let (mut conn, mut here) = (database.open(), database.open());
+    let mut process = database.holder("hold", "a");
+    process.expect_line("acquired");
+    let holders = conn.advisory_lock("a").holders().expect("an answer");
+    let [holder] = &holders[..] else {
+        panic!("{holders:?}");
+    };
+    assert_eq!(holder.backend_id, i64::from(process.id()));
+    assert_eq!(holder.application_name.as_deref(), Some("dlock-child"));
+    assert_eq!((holder.mode, holder.granted), (Mode::Exclusive, true));
+    let error = conn
+        .advisory_lock("a")
+        .timeout(SHORT)
+        .acquire()
+        .map(drop)
+        .expect_err("taken");
+    let named = format!("held by {} (dlock-child)", process.id());
+    assert!(error.to_string().contains(&named), "{error}");
+
+    // And of this process.
+    process.send("");
+    process.expect_line("released");
+    let before = SystemTime::now();
+    let lock = here
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let holders = conn.advisory_lock("a").holders().expect("an answer");
+    let [holder] = &holders[..] else {
+        panic!("{holders:?}");
+    };
+    assert_eq!(holder.backend_id, i64::from(std::process::id()));
+    assert_eq!((holder.mode, holder.granted), (Mode::Shared, true));
+    let since = holder.since.expect("a time");
+    assert!(
+        since >= before - Duration::from_millis(1) && since <= SystemTime::now(),
+        "{since:?}"
+    );
+
+    let waiting = database.holder("hold", "a");
+    wait_for("the other process to wait", || {
+        conn.is_waiting(waiting.id().into())
+    });
+    let holders = conn.advisory_lock("a").holders().expect("an answer");
+    let told: Vec<_> = holders
+        .iter()
+        .map(|holder| (holder.backend_id, holder.granted))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (i64::from(std::process::id()), true),
+            (i64::from(waiting.id()), false)
+        ]
+    );
+    drop(lock);
+}
+
+// What goes wrong.
+
+#[test]
+fn a_folder_that_may_not_be_written_to_is_told() {
+    let database = Database::new();
+    let path = database.folder.path();
+    let mut process = dlock_child!("--url", database.url(), "fail", "a");
+    if nix::unistd::geteuid().is_root() {
+        use std::os::unix::process::CommandExt;
+        // Root may write everywhere.
+        process.uid(65534).gid(65534);
+        fs::set_permissions(&database.path, Permissions::from_mode(0o666)).expect("permissions");
+    }
+    fs::set_permissions(path, Permissions::from_mode(0o555)).expect("permissions");
+    let mut process = Process::spawn_without_servers(process);
+    assert!(process.line().starts_with("connected "));
+    let line = process.line();
+    fs::set_permissions(path, Permissions::from_mode(0o755)).expect("permissions");
+    assert!(line.starts_with("Unsupported: "), "{line}");
+    assert!(
+        line.contains("app.db-dlock") && line.contains("make the folder writable"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_lock_file_that_is_there_serves_in_a_folder_that_may_not_be_written_to() {
+    let database = Database::new();
+    fs::write(database.lock_file(), "").expect("a file");
+    let mut process = dlock_child!("--url", database.url(), "hold", "a");
+    if nix::unistd::geteuid().is_root() {
+        use std::os::unix::process::CommandExt;
+        process.uid(65534).gid(65534);
+    }
+    for file in [&database.path, &database.lock_file()] {
+        fs::set_permissions(file, Permissions::from_mode(0o666)).expect("permissions");
+    }
+    fs::set_permissions(database.folder.path(), Permissions::from_mode(0o555))
+        .expect("permissions");
+    let mut process = Process::spawn_without_servers(process);
+    assert!(process.line().starts_with("connected "));
+    process.expect_line("acquired");
+    assert!(database.is_locked("a"));
+    fs::set_permissions(database.folder.path(), Permissions::from_mode(0o755))
+        .expect("permissions");
+}
+
+#[test]
+fn a_folder_that_is_gone_is_told() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let moved = database.folder.path().with_extension("moved");
+    fs::rename(database.folder.path(), &moved).expect("a new name");
+    let error = conn
+        .advisory_lock("a")
+        .acquire()
+        .map(drop)
+        .expect_err("no folder");
+    fs::rename(&moved, database.folder.path()).expect("the old name");
+    assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+    assert!(
+        error.to_string().contains("app.db") && error.to_string().contains("open it anew"),
+        "{error}"
+    );
+    // Back again.
+    assert_free(&mut conn, "a");
+}
+
+#[test]
+fn a_database_that_was_replaced_is_told() {
+    let database = Database::new();
+    let mut conn = database.open();
+    assert_free(&mut conn, "a");
+    fs::rename(&database.path, database.folder.path().join("old.db")).expect("a new name");
+    fs::write(&database.path, "").expect("another file");
+    let error = conn
+        .advisory_lock("a")
+        .acquire()
+        .map(drop)
+        .expect_err("another file");
+    assert!(error.to_string().contains("open it anew"), "{error}");
+    assert_free(&mut database.open(), "a");
+}
+
+#[test]
+fn a_lock_file_that_is_deleted_between_two_locks_is_made_again() {
+    let database = Database::new();
+    let mut conn = database.open();
+    assert_free(&mut conn, "a");
+    fs::remove_file(database.lock_file()).expect("the lock file");
+    let lock = conn.advisory_lock("a").acquire().expect("a free lock");
+    let mut process = database.holder("hold", "a");
+    assert!(process.is_silent_for(Duration::from_millis(200)));
+    drop(lock);
+    process.expect_line("acquired");
+}
+
+#[test]
+fn a_lock_whose_file_was_deleted_counts_as_lost() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let mut lock = conn.advisory_lock("a").acquire().expect("a free lock");
+    fs::remove_file(database.lock_file()).expect("the lock file");
+    assert!(!lock.is_held().expect("an answer"));
+    let mut other = database.open();
+    let error = other.advisory_lock("a").shared().try_acquire().map(drop);
+    assert!(error.is_ok(), "who holds it here is in the way: {error:?}");
+    assert!(matches!(lock.release(), Err(Error::NotHeld { .. })));
+    assert_free(&mut other, "a");
+}
+
+#[test]
+fn a_waiter_goes_with_a_lock_file_that_is_replaced() {
+    let database = Database::new();
+    let mut process = database.holder("hold", "a");
+    process.expect_line("acquired");
+    let mut waiter = database.open();
+    let id = waiter.backend_id();
+    let waiting =
+        thread::spawn(move || waiter.advisory_lock("a").timeout(LONG).acquire().map(drop));
+    wait_for("the waiter", || dlock_diesel::glue::sqlite::is_waiting(id));
+    fs::remove_file(database.lock_file()).expect("the lock file");
+    // The holder's lock is one that nobody sees any more.
+    waiting.join().expect("no panic").expect("the lock");
+}
+
+#[test]
+fn what_is_no_plain_file_is_no_lock_file() {
+    let database = Database::new();
+    let mut conn = database.open();
+    fs::create_dir(database.lock_file()).expect("a folder");
+    let error = conn
+        .advisory_lock("a")
+        .acquire()
+        .map(drop)
+        .expect_err("a folder");
+    assert!(error.to_string().contains("app.db-dlock"), "{error}");
+    fs::remove_dir(database.lock_file()).expect("a folder");
+    std::os::unix::fs::symlink("/dev/null", database.lock_file()).expect("a link");
+    let error = conn
+        .advisory_lock("a")
+        .acquire()
+        .map(drop)
+        .expect_err("a link");
+    assert!(error.to_string().contains("app.db-dlock"), "{error}");
+    fs::remove_file(database.lock_file()).expect("a link");
+    assert_free(&mut conn, "a");
+}
+
+// Transactions.
+
+#[test]
+fn holders_of_different_locks_that_read_and_then_write_wait_for_each_other() {
+    let database = Database::new();
+    database
+        .open()
+        .batch_execute("PRAGMA journal_mode = WAL; INSERT INTO t VALUES (0)")
+        .expect("a row");
+    let threads: Vec<_> = (0..4)
+        .map(|n| {
+            let mut conn = database.open();
+            thread::spawn(move || {
+                for _ in 0..50 {
+                    conn.advisory_lock(n).transaction(|conn| {
+                        let next = conn.number("SELECT n FROM t").expect("a row") + 1;
+                        conn.batch_execute(&format!("UPDATE t SET n = {next}"))
+                    })?;
+                }
+                QueryResult::Ok(())
+            })
+        })
+        .collect();
+    for thread in threads {
+        // With a plain BEGIN: "database is locked".
+        thread.join().expect("no panic").expect("50 transactions");
+    }
+    assert_eq!(database.open().number("SELECT n FROM t"), Some(200));
+}
+
+#[test]
+fn readers_in_transactions_run_at_once() {
+    let database = Database::new();
+    let (mut one, mut two) = (database.open(), database.open());
+    two.batch_execute("PRAGMA busy_timeout = 0")
+        .expect("a pragma");
+    one.advisory_lock("a")
+        .shared()
+        .transaction(|conn| {
+            assert_eq!(conn.number("SELECT COUNT(*) FROM t"), Some(0));
+            two.advisory_lock("a").shared().transaction(|conn| {
+                assert_eq!(conn.number("SELECT COUNT(*) FROM t"), Some(0));
+                Ok::<_, Error>(())
+            })
+        })
+        .expect("two readers");
+}
