@@ -1335,6 +1335,17 @@ fn what_is_no_plain_file_is_no_lock_file() {
         .expect_err("a link");
     assert!(error.to_string().contains("app.db-dlock"), "{error}");
     fs::remove_file(database.lock_file()).expect("a link");
+    // Nor is what a link names, of which nobody would know.
+    let elsewhere = database.folder.path().join("elsewhere");
+    fs::write(&elsewhere, "").expect("a file");
+    std::os::unix::fs::symlink(&elsewhere, database.lock_file()).expect("a link");
+    let error = conn
+        .advisory_lock("a")
+        .acquire()
+        .map(drop)
+        .expect_err("a link");
+    assert!(error.to_string().starts_with("cannot open "), "{error}");
+    fs::remove_file(database.lock_file()).expect("a link");
     assert_free(&mut conn, "a");
 }
 

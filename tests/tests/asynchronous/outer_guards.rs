@@ -318,6 +318,7 @@ fn a_wait_that_is_dropped_outside_of_the_runtime_is_cancelled() {
         match server.kind {
             Kind::Postgres => wait_and_drop::<AsyncPgConnection>(server, &runtime, &key, cancelled),
             Kind::Mysql => wait_and_drop::<AsyncMysqlConnection>(server, &runtime, &key, cancelled),
+            Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         }
         shown.recv_timeout(PATIENCE).expect("it is cancelled");
     }

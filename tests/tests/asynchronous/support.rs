@@ -20,7 +20,7 @@ pub(crate) trait LockTest:
     /// Frees every lock of this session, behind the back of its guards.
     const RELEASE_ALL: &str = match Self::KIND {
         Kind::Postgres => "SELECT pg_advisory_unlock_all()",
-        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
+        Kind::Sqlite => panic!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => "DO RELEASE_ALL_LOCKS()",
     };
 }
