@@ -173,6 +173,7 @@ enum Request {
     Batch(String),
     Record(MigrationVersion<'static>),
     Commit,
+    RollBack,
 }
 
 /// Only what was [applied](Request::Applied) is more than a success.
@@ -195,6 +196,7 @@ where
             Table::Insert(version).execute(conn).await?;
         }
         Request::Commit => C::TransactionManager::commit_transaction(conn).await?,
+        Request::RollBack => C::TransactionManager::rollback_transaction(conn).await?,
     }
     Ok(Vec::new())
 }
@@ -248,6 +250,18 @@ impl Remote {
     }
 }
 
+impl Remote {
+    fn run_and_record<DB: Backend>(
+        &mut self,
+        migration: &dyn Migration<DB>,
+    ) -> Result<MigrationVersion<'static>> {
+        migration.run(self)?;
+        let version = migration.name().version().as_owned();
+        self.ask(Request::Record(version.as_owned()))?;
+        Ok(version)
+    }
+}
+
 impl SimpleConnection for Remote {
     fn batch_execute(&mut self, query: &str) -> QueryResult<()> {
         self.ask(Request::Batch(query.to_owned())).map(drop)
@@ -265,22 +279,23 @@ impl<DB: Backend> BoxableConnection<DB> for Remote {
 }
 
 impl<DB: Backend> MigrationHarness<DB> for Remote {
-    /// What it has begun when it fails is rolled back with the release.
     fn run_migration(
         &mut self,
         migration: &dyn Migration<DB>,
     ) -> Result<MigrationVersion<'static>> {
-        let version = || migration.name().version().as_owned();
-        let in_transaction = migration.metadata().run_in_transaction();
-        if in_transaction {
-            self.ask(Request::Begin)?;
+        if !migration.metadata().run_in_transaction() {
+            return self.run_and_record(migration);
         }
-        migration.run(self)?;
-        self.ask(Request::Record(version()))?;
-        if in_transaction {
+        self.ask(Request::Begin)?;
+        let result = self.run_and_record(migration).and_then(|version| {
             self.ask(Request::Commit)?;
+            Ok(version)
+        });
+        if result.is_err() {
+            // Its own error is not hidden by one of the rollback, with which the connection is broken.
+            let _ = self.ask(Request::RollBack);
         }
-        Ok(version())
+        result
     }
 
     fn revert_migration(&mut self, _: &dyn Migration<DB>) -> Result<MigrationVersion<'static>> {
