@@ -61,21 +61,21 @@ async fn drop_in_flight(proxy: &Proxy, future: impl Future) {
     assert!(!done, "it waits for an answer");
 }
 
-/// Whether the server is at the hand-over.
+/// Becomes true when the future is dropped that waits for the hand-over: the next message comes before its answer.
 fn watch_hand_over(conn: &mut AsyncPgConnection) -> Arc<AtomicBool> {
-    let handing_over = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&handing_over);
+    let dropped = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&dropped);
+    let mut handing_over = false;
     conn.set_instrumentation(move |event: InstrumentationEvent<'_>| match event {
         InstrumentationEvent::StartQuery { query, .. } => {
-            let hands_over = query
-                .to_string()
-                .starts_with("BEGIN; SELECT pg_advisory_xact_lock");
-            seen.store(hands_over, Ordering::SeqCst);
+            seen.fetch_or(handing_over, Ordering::SeqCst);
+            let query = query.to_string();
+            handing_over = query.starts_with("BEGIN; SELECT pg_advisory_xact_lock");
         }
-        InstrumentationEvent::FinishQuery { .. } => seen.store(false, Ordering::SeqCst),
+        InstrumentationEvent::FinishQuery { .. } => handing_over = false,
         _ => {}
     });
-    handing_over
+    dropped
 }
 
 on_every_server_async! {
@@ -294,11 +294,11 @@ on_postgres_async! {
                 let mut conn = AsyncPgConnection::open(server).await;
                 let id = conn.backend_id().await;
                 conn.execute_sql("SET default_transaction_isolation = 'repeatable read'").await;
-                let handing_over = watch_hand_over(&mut conn);
+                let dropped = watch_hand_over(&mut conn);
                 let mut guard = conn.advisory_lock(&outer).acquire().await.expect("a free lock");
                 let transaction = guard.advisory_lock(&inner).transaction(async |_| Ok::<_, Error>(()));
                 let done = within_polls(transaction, polls).await.is_some();
-                hand_overs += u32::from(AtomicBool::load(&handing_over, Ordering::SeqCst));
+                hand_overs += u32::from(AtomicBool::load(&dropped, Ordering::SeqCst));
                 timed(FREE_IN_STEP, "the inner lock", || holders(&mut observer, &inner).is_empty());
                 assert_held_by(&mut observer, &outer, id);
                 if done {
