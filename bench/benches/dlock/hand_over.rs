@@ -196,6 +196,18 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
         ],
         &rows,
     );
+    section.if_missed(
+        "PostgreSQL",
+        "PostgreSQL: the wait is a block, so that a grant at the very moment of a timeout or a cancel leaves no lock \
+         behind and an error tells its SQLSTATE. After the grant the server still has to leave the block, its \
+         subtransaction and the settings of the wait, which raw has not.",
+    );
+    section.if_missed(
+        "sync: hand-over, limit",
+        "MySQL and MariaDB, sync, with a limit: on MySQL, milliseconds can only stand in the text of the statement, which \
+         thus is a new one each time and is not kept. The driver tells the server so with a message of its own, after the \
+         grant and before it returns. Raw that is not kept prepared either takes as long.",
+    );
     plot::bars(
         &bench.pictures.join("hand-over.svg"),
         "from release here to acquire there (each line is ten times the one before)",

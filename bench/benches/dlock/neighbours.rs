@@ -136,10 +136,10 @@ fn row(
 pub(crate) fn run(bench: &mut Bench, python: &Result<Python, String>) -> Section {
     let mut section = Section::new("7. Neighbours");
     section.paragraph(
-        "They take turns with dlock on the same server: sqlx's `PgAdvisoryLock` with dlock-diesel-async, and \
-         sqlalchemy-dlock, with psycopg2 and PyMySQL, with dlock-diesel. Python measures itself, so that nothing but its \
-         own calls counts. A free lock is acquired and released, as in section 1; a lock is handed over as in section 3, \
-         with a limit where they have one.",
+        "They take turns with dlock on the same server: sqlx's `PgAdvisoryLock` with both crates, and sqlalchemy-dlock, with \
+         psycopg2 and PyMySQL, with dlock-diesel. Python measures itself, so that nothing but its own calls counts. A free \
+         lock is acquired and released, as in section 1; a lock is handed over as in section 3, with a limit where they \
+         have one. The rows of raw are section 1's raw statements on Diesel's connections, to tell a driver from a lock.",
     );
     let mut rows = Vec::new();
     for server in bench.of_kind(Kind::Postgres) {
@@ -177,44 +177,68 @@ fn against_sqlx(
     rows: &mut Vec<Vec<String>>,
 ) {
     let key = unique_key("bench/sqlx");
-    let name = |what| slug(&format!("7 {} sqlx {what}", server.name));
+    let name = |what: String| slug(&format!("7 {} sqlx {what}", server.name));
     let pace = bench.pace(Duration::ZERO);
 
-    let mut ours = Api::Async.open(server, &key);
-    let mut theirs = Sqlx::open(server, &key);
-    let outcome = bench.duels.fight(
-        &name("free"),
-        pace,
-        &mut || pair(&mut *ours, How::DLOCK),
-        &mut || pair(&mut theirs, How::RawWait),
-    );
-    row(section, rows, server, FREE, "sqlx", &outcome);
+    for api in Api::BOTH {
+        let session = RefCell::new(api.open(server, &key));
+        let mut theirs = Sqlx::open(server, &key);
+        let outcome = bench.duels.fight(
+            &name(format!("free {api}")),
+            pace,
+            &mut || pair(&mut **session.borrow_mut(), How::DLOCK),
+            &mut || pair(&mut theirs, How::RawWait),
+        );
+        row(
+            section,
+            rows,
+            server,
+            &format!("{FREE}, {api}"),
+            "sqlx",
+            &outcome,
+        );
+        let outcome = bench.duels.fight(
+            &name(format!("raw {api}")),
+            pace,
+            &mut || pair(&mut **session.borrow_mut(), How::RawTry),
+            &mut || pair(&mut theirs, How::RawWait),
+        );
+        rows.push(without_bar(
+            server,
+            &format!("raw in place of dlock, {api}"),
+            &outcome,
+        ));
 
-    let mut ours = HandOver::new(
-        server,
-        Api::Async.open(server, &key),
-        Api::Async.open(server, &key),
-    );
-    let mut theirs = HandOver::new(
-        server,
-        Box::new(Sqlx::open(server, &key)),
-        Box::new(Sqlx::open(server, &key)),
-    );
-    let outcome = bench.duels.fight(
-        &name("hand-over"),
-        pace,
-        &mut || ours.pass(How::DLOCK, How::DLOCK).0,
-        &mut || theirs.pass(How::RawWait, How::RawWait).0,
-    );
-    rows.push(vec![
+        let mut ours = HandOver::new(server, api.open(server, &key), api.open(server, &key));
+        let mut theirs = HandOver::new(
+            server,
+            Box::new(Sqlx::open(server, &key)),
+            Box::new(Sqlx::open(server, &key)),
+        );
+        let outcome = bench.duels.fight(
+            &name(format!("hand-over {api}")),
+            pace,
+            &mut || ours.pass(How::DLOCK, How::DLOCK).0,
+            &mut || theirs.pass(How::RawWait, How::RawWait).0,
+        );
+        rows.push(without_bar(
+            server,
+            &format!("hand-over, no limit, {api}"),
+            &outcome,
+        ));
+    }
+}
+
+fn without_bar(server: &Server, what: &str, outcome: &Outcome) -> Vec<String> {
+    vec![
         server.name.clone(),
-        "hand-over, no limit".into(),
+        what.to_owned(),
         "sqlx".into(),
         spread(&outcome.ours),
         spread(&outcome.theirs),
         ratio(&outcome.ratio),
         String::new(),
-    ]);
+    ]
 }
 
 fn against_python(

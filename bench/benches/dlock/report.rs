@@ -79,6 +79,17 @@ impl Section {
         self.bar(what, measured < 1.0, measured, "faster".into(), "×")
     }
 
+    /// Says why a bar is missed, if one is of those whose name contains `what`.
+    pub(crate) fn if_missed(&mut self, what: &str, why: &str) {
+        if self
+            .bars
+            .iter()
+            .any(|bar| !bar.met && bar.what.contains(what))
+        {
+            self.paragraph(why);
+        }
+    }
+
     fn bar(&mut self, what: String, met: bool, measured: f64, limit: String, unit: &str) -> String {
         let verdict = format!("{limit}: {}", if met { "met" } else { "**missed**" });
         self.bars.push(Bar {

@@ -39,23 +39,29 @@ pub(super) const RECAP: &str = "SET SESSION max_statement_time = @dlock_max_stat
 /// fractions. A negative timeout would wait for ever on MySQL and not at all on MariaDB, so waits without a limit are
 /// the longest that both take.
 ///
-/// The statement is not kept: MySQL reports a wait that failed after it has begun to answer, and MariaDB's Connector/C
-/// (3.3) then hangs for ever when the same statement is executed again.
+/// The lock stands in a derived table, for that is computed before the answer begins. MySQL reports a plain `SELECT
+/// GET_LOCK(..)` that failed after it has begun to answer, and MariaDB's Connector/C (3.3) then hangs for ever when the
+/// same prepared statement is executed again.
 pub(super) fn wait(key: &str, millis: Option<u32>) -> Statement {
     let Some(millis) = millis else {
-        return Statement::uncached(vec![
-            "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ GET_LOCK(CONVERT(".into(),
-            name(key),
-            " USING utf8mb4), 1000000000)".into(),
-        ]);
+        return call(
+            "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ granted FROM (SELECT DISTINCT GET_LOCK(CONVERT(",
+            key,
+            " USING utf8mb4), 1000000000) AS granted) AS wait",
+        );
     };
     let (seconds, rest) = (millis / 1000, millis % 1000);
     let longer = seconds + 10;
     Statement::uncached(vec![
-        format!("SELECT /*+ MAX_EXECUTION_TIME({millis}) */ GET_LOCK(CONVERT(").into(),
+        format!(
+            "SELECT /*+ MAX_EXECUTION_TIME({millis}) */ granted FROM (SELECT DISTINCT GET_LOCK(CONVERT("
+        )
+        .into(),
         name(key),
-        format!(" USING utf8mb4), IF(VERSION() LIKE '%MariaDB%', {seconds}.{rest:03}, {longer}))")
-            .into(),
+        format!(
+            " USING utf8mb4), IF(VERSION() LIKE '%MariaDB%', {seconds}.{rest:03}, {longer})) AS granted) AS wait"
+        )
+        .into(),
     ])
 }
 
