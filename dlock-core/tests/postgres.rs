@@ -196,7 +196,7 @@ impl<M: Machine> Fenced<M> {
             ),
             "; DO $dlock$ BEGIN BEGIN PERFORM ",
             &limits(millis),
-            ", pg_advisory_xact_lock('42'::bigint), pg_advisory_lock('42'::bigint);",
+            ", pg_advisory_xact_lock('42'::bigint), pg_sleep(0), pg_advisory_lock('42'::bigint);",
             "RAISE EXCEPTION USING ERRCODE = 'DL000'",
             "WHEN SQLSTATE 'DL000' THEN NULL",
             AFTER_WAIT,
@@ -340,7 +340,7 @@ impl<M: Machine> Asks for Script<M> {
             WATCH_CLIENT,
             "; DO $dlock$ BEGIN PERFORM ",
             &limits(millis),
-            ", pg_advisory_xact_lock('42'::bigint), pg_advisory_lock('42'::bigint);",
+            ", pg_advisory_xact_lock('42'::bigint), pg_sleep(0), pg_advisory_lock('42'::bigint);",
             "EXCEPTION WHEN query_canceled OR OTHERS THEN",
             "CONSTRAINT = SQLSTATE",
         ])

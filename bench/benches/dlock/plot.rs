@@ -89,7 +89,7 @@ pub(crate) fn bars(file: &Path, title: &str, bars: &[Bar], scale: Scale) {
     const WIDTH: i32 = 860;
     const LEFT: i32 = 210;
     const RIGHT: i32 = WIDTH - 90;
-    const TOP: i32 = 46;
+    const TOP: i32 = 58;
     const ROW: i32 = 18;
     const GAP: i32 = 12;
 
@@ -120,21 +120,21 @@ pub(crate) fn bars(file: &Path, title: &str, bars: &[Bar], scale: Scale) {
             .expect(DRAWN);
     };
     area.fill(&WHITE).expect(DRAWN);
-    text(title, 10, 12, 17, &BLACK);
+    text(title, 10, 10, 20, &BLACK);
     if scale == Scale::Logarithmic {
         for power in (start.ceil() as i32)..=(most.log10().floor() as i32) {
             let x = x(10f64.powi(power));
             let line = PathElement::new([(x, TOP - 6), (x, height - 8)], RGBColor(210, 210, 210));
             area.draw(&line).expect(DRAWN);
             let label = report::time(Duration::from_secs_f64(10f64.powi(power) / 1e6));
-            text(&label, x - 20, TOP - 18, 11, &RGBColor(110, 110, 110));
+            text(&label, x - 20, TOP - 20, 14, &RGBColor(110, 110, 110));
         }
     }
     let mut y = TOP;
     for (index, bar) in bars.iter().enumerate() {
         if index == 0 || bars[index - 1].group != bar.group {
             y += if index == 0 { 0 } else { GAP };
-            text(&bar.group, 10, y + 3, 13, &BLACK);
+            text(&bar.group, 10, y + 2, 16, &BLACK);
         }
         let name = names.iter().position(|name| *name == bar.name);
         let colour = COLOURS[name.unwrap_or_default() % COLOURS.len()];
@@ -148,7 +148,7 @@ pub(crate) fn bars(file: &Path, title: &str, bars: &[Bar], scale: Scale) {
         } else {
             (end + 5, &BLACK)
         };
-        text(&label, x, y + 3, 12, colour);
+        text(&label, x, y + 3, 15, colour);
         y += ROW;
     }
     area.present().expect("the picture can be written");
@@ -166,7 +166,7 @@ pub(crate) fn lines(file: &Path, title: &str, x_title: &str, axis: Axis, lines: 
         return;
     }
     let mut chart = ChartBuilder::on(&area)
-        .caption(title, (FONT, 17))
+        .caption(title, (FONT, 20))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(60)
@@ -181,6 +181,7 @@ pub(crate) fn lines(file: &Path, title: &str, x_title: &str, axis: Axis, lines: 
         .light_line_style(WHITE)
         .x_labels(steps)
         .x_label_formatter(&|place| axis.label(*place))
+        .label_style((FONT, 14))
         .x_desc(x_title)
         .draw()
         .expect(DRAWN);
@@ -205,7 +206,7 @@ pub(crate) fn lines(file: &Path, title: &str, x_title: &str, axis: Axis, lines: 
     chart
         .configure_series_labels()
         .background_style(WHITE.mix(0.85))
-        .label_font((FONT, 12))
+        .label_font((FONT, 14))
         .draw()
         .expect(DRAWN);
     area.present().expect("the picture can be written");

@@ -39,9 +39,9 @@ pub(super) const RECAP: &str = "SET SESSION max_statement_time = @dlock_max_stat
 /// fractions. A negative timeout would wait for ever on MySQL and not at all on MariaDB, so waits without a limit are
 /// the longest that both take.
 ///
-/// The lock stands in a derived table, for that is computed before the answer begins. MySQL reports a plain `SELECT
-/// GET_LOCK(..)` that failed after it has begun to answer, and MariaDB's Connector/C (3.3) then hangs for ever when the
-/// same prepared statement is executed again.
+/// MySQL reports a `SELECT GET_LOCK(..)` that failed after it has begun to answer, and MariaDB's Connector/C (3.3) then
+/// hangs for ever when the same prepared statement is executed again. So a wait with a limit is not kept, whose text is
+/// new each time anyway; and without one the lock stands in a derived table, which is computed before the answer begins.
 pub(super) fn wait(key: &str, millis: Option<u32>) -> Statement {
     let Some(millis) = millis else {
         return call(
@@ -53,15 +53,10 @@ pub(super) fn wait(key: &str, millis: Option<u32>) -> Statement {
     let (seconds, rest) = (millis / 1000, millis % 1000);
     let longer = seconds + 10;
     Statement::uncached(vec![
-        format!(
-            "SELECT /*+ MAX_EXECUTION_TIME({millis}) */ granted FROM (SELECT DISTINCT GET_LOCK(CONVERT("
-        )
-        .into(),
+        format!("SELECT /*+ MAX_EXECUTION_TIME({millis}) */ GET_LOCK(CONVERT(").into(),
         name(key),
-        format!(
-            " USING utf8mb4), IF(VERSION() LIKE '%MariaDB%', {seconds}.{rest:03}, {longer})) AS granted) AS wait"
-        )
-        .into(),
+        format!(" USING utf8mb4), IF(VERSION() LIKE '%MariaDB%', {seconds}.{rest:03}, {longer}))")
+            .into(),
     ])
 }
 

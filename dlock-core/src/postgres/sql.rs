@@ -201,9 +201,12 @@ pub(super) fn wait_for_transaction(
 }
 
 /// One statement, so that nothing is left to be planned after the grant; its columns are computed in their order.
+///
+/// `pg_sleep(0)` does nothing but look whether the statement is to be ended. A limit that has passed just as the lock was
+/// granted is noticed there, and not only after the session has the lock, too (3 times in 5,000 when aimed at; 18).
 fn wait_and_keep(key: PostgresKey, mode: Mode, millis: Option<u32>) -> String {
     format!(
-        "PERFORM {}, {}, {};",
+        "PERFORM {}, {}, pg_sleep(0), {};",
         limit(millis),
         lock_text(key, mode, Scope::Transaction),
         lock_text(key, mode, Scope::Session)
