@@ -174,11 +174,11 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
                     bar,
                 ]);
                 if first {
-                    bars.push(Bar::new(&group, "dlock", outcome.ours.median));
+                    bars.push(Bar::time(&group, "dlock", outcome.ours.median));
                     first = false;
                 }
                 if ours == How::DLOCK {
-                    bars.push(Bar::new(&group, &other, outcome.theirs.median));
+                    bars.push(Bar::time(&group, &other, outcome.theirs.median));
                 }
             }
         }

@@ -12,15 +12,26 @@ use crate::report;
 pub(crate) struct Bar {
     group: String,
     name: String,
-    time: Duration,
+    value: f64,
+    label: String,
 }
 
 impl Bar {
-    pub(crate) fn new(group: &str, name: &str, time: Duration) -> Self {
+    pub(crate) fn time(group: &str, name: &str, time: Duration) -> Self {
         Self {
             group: group.to_owned(),
             name: name.to_owned(),
-            time,
+            value: time.as_secs_f64() * 1e6,
+            label: report::time(time),
+        }
+    }
+
+    pub(crate) fn ratio(group: &str, name: &str, ratio: f64) -> Self {
+        Self {
+            group: group.to_owned(),
+            name: name.to_owned(),
+            value: ratio,
+            label: format!("{ratio:.2}"),
         }
     }
 }
@@ -29,7 +40,7 @@ impl Bar {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scale {
     Linear,
-    /// Each line of the grid is ten times the one before.
+    /// For times: each line of the grid is ten times the one before.
     Logarithmic,
 }
 
@@ -84,7 +95,7 @@ const COLOURS: [RGBColor; 7] = [
 const FONT: &str = "sans-serif";
 const DRAWN: &str = "a picture in memory can be drawn";
 
-/// Draws bars, each with its time.
+/// Draws bars, each with its value.
 pub(crate) fn bars(file: &Path, title: &str, bars: &[Bar], scale: Scale) {
     const WIDTH: i32 = 860;
     const LEFT: i32 = 210;
@@ -102,9 +113,11 @@ pub(crate) fn bars(file: &Path, title: &str, bars: &[Bar], scale: Scale) {
         groups += i32::from(index == 0 || bars[index - 1].group != bar.group);
     }
     let height = TOP + bars.len() as i32 * ROW + groups * GAP + 10;
-    let micros = |bar: &Bar| bar.time.as_secs_f64() * 1e6;
-    let most = bars.iter().map(micros).fold(1.0, f64::max);
-    let least = bars.iter().map(micros).fold(most, f64::min);
+    let most = bars
+        .iter()
+        .map(|bar| bar.value)
+        .fold(f64::EPSILON, f64::max);
+    let least = bars.iter().map(|bar| bar.value).fold(most, f64::min);
     // A logarithmic bar begins a bit below the shortest.
     let start = (least / 2.0).log10();
     let length = |value: f64| match scale {
@@ -138,10 +151,10 @@ pub(crate) fn bars(file: &Path, title: &str, bars: &[Bar], scale: Scale) {
         }
         let name = names.iter().position(|name| *name == bar.name);
         let colour = COLOURS[name.unwrap_or_default() % COLOURS.len()];
-        let end = x(micros(bar));
+        let end = x(bar.value);
         let rectangle = Rectangle::new([(LEFT, y + 2), (end, y + ROW - 2)], colour.filled());
         area.draw(&rectangle).expect(DRAWN);
-        let label = format!("{} {}", report::time(bar.time), bar.name);
+        let label = format!("{} {}", bar.label, bar.name);
         // Behind the bar, or in it where there is no room.
         let (x, colour) = if end > RIGHT - 120 {
             (LEFT + 6, &WHITE)
@@ -156,7 +169,9 @@ pub(crate) fn bars(file: &Path, title: &str, bars: &[Bar], scale: Scale) {
 
 /// Draws lines; those of "raw" are dashed, in the colour of the one before.
 pub(crate) fn lines(file: &Path, title: &str, x_title: &str, axis: Axis, lines: &[Line]) {
-    let area = SVGBackend::new(file, (860, 460)).into_drawing_area();
+    const RIGHT: i32 = 700;
+
+    let area = SVGBackend::new(file, (940, 460)).into_drawing_area();
     area.fill(&WHITE).expect(DRAWN);
     let points = || lines.iter().flat_map(|line| &line.points);
     let right = points().map(|(x, _)| axis.place(*x)).fold(0.0, f64::max);
@@ -168,6 +183,7 @@ pub(crate) fn lines(file: &Path, title: &str, x_title: &str, axis: Axis, lines: 
     let mut chart = ChartBuilder::on(&area)
         .caption(title, (FONT, 20))
         .margin(12)
+        .margin_right(940 - RIGHT)
         .x_label_area_size(40)
         .y_label_area_size(60)
         .build_cartesian_2d(left..right, 0.0..top)
@@ -181,13 +197,17 @@ pub(crate) fn lines(file: &Path, title: &str, x_title: &str, axis: Axis, lines: 
         .light_line_style(WHITE)
         .x_labels(steps)
         .x_label_formatter(&|place| axis.label(*place))
+        .y_label_formatter(&|value| match top {
+            ..20.0 => format!("{value:.1}"),
+            _ => format!("{value:.0}"),
+        })
         .label_style((FONT, 14))
         .x_desc(x_title)
         .draw()
         .expect(DRAWN);
     let mut colours = COLOURS.iter().cycle();
     let mut colour = BLACK;
-    for line in lines {
+    for (index, line) in lines.iter().enumerate() {
         let places = line.points.iter().map(|(x, y)| (axis.place(*x), *y));
         let dashed = line.name.ends_with(", raw");
         let drawn = if dashed {
@@ -197,17 +217,18 @@ pub(crate) fn lines(file: &Path, title: &str, x_title: &str, axis: Axis, lines: 
             colour = *colours.next().expect("BUG: colours come again");
             chart.draw_series(LineSeries::new(places, colour.stroke_width(2)))
         };
-        let key = colour.stroke_width(if dashed { 1 } else { 3 });
-        drawn
-            .expect(DRAWN)
-            .label(line.name.as_str())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], key));
+        drawn.expect(DRAWN);
+        // Beside the chart, where no line is.
+        let y = 60 + index as i32 * 20;
+        let key = colour.stroke_width(if dashed { 1 } else { 4 });
+        area.draw(&PathElement::new([(RIGHT + 12, y), (RIGHT + 30, y)], key))
+            .expect(DRAWN);
+        let text = Text::new(
+            line.name.clone(),
+            (RIGHT + 36, y - 7),
+            (FONT, 15).into_font(),
+        );
+        area.draw(&text).expect(DRAWN);
     }
-    chart
-        .configure_series_labels()
-        .background_style(WHITE.mix(0.85))
-        .label_font((FONT, 14))
-        .draw()
-        .expect(DRAWN);
     area.present().expect("the picture can be written");
 }
