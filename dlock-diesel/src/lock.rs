@@ -224,7 +224,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// 1 if the lock is free (once prepared). If it is taken, 2, and with a limit 3 on MySQL and MariaDB (6 more where
+    /// 1 if the lock is free (once prepared). If it is taken, 2 on PostgreSQL and 3 on MySQL and MariaDB (6 more where
     /// MariaDB's `max_statement_time` is set). After a timeout, 1 more on PostgreSQL and 1 or 2 more on MySQL and MariaDB,
     /// which ask who has the lock; on MySQL 5 more, which ask what became of the wait. Polling: 1 for each time (3 where
     /// [`transaction`](Self::transaction) polls on PostgreSQL).

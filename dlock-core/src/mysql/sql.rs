@@ -39,16 +39,15 @@ pub(super) const RECAP: &str = "SET SESSION max_statement_time = @dlock_max_stat
 /// fractions. A negative timeout would wait for ever on MySQL and not at all on MariaDB, so waits without a limit are
 /// the longest that both take.
 ///
-/// MySQL reports a `SELECT GET_LOCK(..)` that failed after it has begun to answer, and MariaDB's Connector/C (3.3) then
-/// hangs for ever when the same prepared statement is executed again. So a wait with a limit is not kept, whose text is
-/// new each time anyway; and without one the lock stands in a derived table, which is computed before the answer begins.
+/// The statement is not kept: MySQL reports a wait that failed after it has begun to answer, and MariaDB's Connector/C
+/// (3.3) then hangs for ever when the same statement is executed again.
 pub(super) fn wait(key: &str, millis: Option<u32>) -> Statement {
     let Some(millis) = millis else {
-        return call(
-            "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ granted FROM (SELECT DISTINCT GET_LOCK(CONVERT(",
-            key,
-            " USING utf8mb4), 1000000000) AS granted) AS wait",
-        );
+        return Statement::uncached(vec![
+            "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ GET_LOCK(CONVERT(".into(),
+            name(key),
+            " USING utf8mb4), 1000000000)".into(),
+        ]);
     };
     let (seconds, rest) = (millis / 1000, millis % 1000);
     let longer = seconds + 10;
