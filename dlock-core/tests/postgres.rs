@@ -28,7 +28,7 @@ const HAND_OVER: &str =
     "BEGIN; SELECT pg_advisory_xact_lock('42'::bigint), pg_advisory_unlock('42'::bigint)";
 
 /// Before and after every wait in a transaction.
-const BEFORE_WAIT: &str = "SELECT \
+const BEFORE_WAIT: &str = "PERFORM \
     set_config('dlock.check_interval', current_setting('client_connection_check_interval'), true), \
     set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
     set_config('statement_timeout', '0', true)";
@@ -37,9 +37,9 @@ const AFTER_WAIT: &str = "PERFORM \
     set_config('statement_timeout', current_setting('dlock.statement_timeout'), true)";
 
 /// Before every wait.
-const WATCH_CLIENT: &str = "DO $dlock$ BEGIN \
+const WATCH_CLIENT: &str = "BEGIN \
     PERFORM set_config('client_connection_check_interval', '200ms', true); \
-    EXCEPTION WHEN OTHERS THEN NULL; END $dlock$";
+    EXCEPTION WHEN OTHERS THEN NULL; END; END $dlock$";
 
 /// Before asking again where a wait ended early.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -52,6 +52,15 @@ const NEITHER: [Answer; 5] = [
     Answer::Value(Some(2)),
     Answer::Value(Some(-1)),
 ];
+
+/// How a wait is limited; 0 milliseconds are no limit.
+fn limits(millis: u32) -> String {
+    match millis {
+        0 => "current_setting('lock_timeout', true) <> '0' THEN set_config('lock_timeout', '0', true) END"
+            .to_owned(),
+        _ => format!("set_config('lock_timeout', '{millis}', true)"),
+    }
+}
 
 fn limit(limit: Duration) -> Wait {
     Wait {
@@ -181,11 +190,13 @@ impl<M: Machine> Fenced<M> {
     #[track_caller]
     fn waits_in_open_transaction(self, millis: u32) -> Self {
         let script = self.script.batch_with(&[
-            &format!("SAVEPOINT {}; {BEFORE_WAIT}; {WATCH_CLIENT}", self.fence),
-            "; DO $dlock$ BEGIN BEGIN ",
-            &format!("PERFORM set_config('lock_timeout', '{millis}', true);"),
-            "PERFORM pg_advisory_xact_lock('42'::bigint);",
-            "PERFORM pg_advisory_lock('42'::bigint);",
+            &format!(
+                "SAVEPOINT {}; DO $dlock$ BEGIN {BEFORE_WAIT}; {WATCH_CLIENT}",
+                self.fence
+            ),
+            "; DO $dlock$ BEGIN BEGIN PERFORM ",
+            &limits(millis),
+            ", pg_advisory_xact_lock('42'::bigint), pg_sleep(0), pg_advisory_lock('42'::bigint);",
             "RAISE EXCEPTION USING ERRCODE = 'DL000'",
             "WHEN SQLSTATE 'DL000' THEN NULL",
             AFTER_WAIT,
@@ -197,12 +208,14 @@ impl<M: Machine> Fenced<M> {
     #[track_caller]
     fn waits_for_transaction(self, millis: u32) -> Self {
         let script = self.script.batch_with(&[
-            &format!("SAVEPOINT {}; {BEFORE_WAIT}; {WATCH_CLIENT}", self.fence),
+            &format!(
+                "SAVEPOINT {}; DO $dlock$ BEGIN {BEFORE_WAIT}; {WATCH_CLIENT}",
+                self.fence
+            ),
             "; DO $dlock$ BEGIN ",
             "before text := current_setting('lock_timeout')",
-            &format!("PERFORM set_config('lock_timeout', '{millis}', true);"),
-            "PERFORM pg_advisory_xact_lock('42'::bigint);",
-            "set_config('lock_timeout', before, true)",
+            &limits(millis),
+            ", pg_advisory_xact_lock('42'::bigint), set_config('lock_timeout', before, true);",
             AFTER_WAIT,
             "CONSTRAINT = SQLSTATE",
             &format!("; RELEASE SAVEPOINT {}", self.fence),
@@ -321,14 +334,13 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn waits(self, millis: u32) -> Self {
         self.batch_with(&[
-            "SELECT CASE WHEN now() <> statement_timestamp() ",
-            WATCH_CLIENT,
-            "; SELECT set_config('statement_timeout', '0', true)",
+            "DO $dlock$ BEGIN PERFORM CASE WHEN now() <> statement_timestamp() ",
+            "set_config('statement_timeout', '0', true)",
             "set_config('transaction_timeout', '0', true)",
-            "; DO $dlock$ BEGIN ",
-            &format!("PERFORM set_config('lock_timeout', '{millis}', true);"),
-            "PERFORM pg_advisory_xact_lock('42'::bigint);",
-            "PERFORM pg_advisory_lock('42'::bigint);",
+            WATCH_CLIENT,
+            "; DO $dlock$ BEGIN PERFORM ",
+            &limits(millis),
+            ", pg_advisory_xact_lock('42'::bigint), pg_sleep(0), pg_advisory_lock('42'::bigint);",
             "EXCEPTION WHEN query_canceled OR OTHERS THEN",
             "CONSTRAINT = SQLSTATE",
         ])
@@ -337,16 +349,18 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn begins(self) -> Self {
         self.batch_with(&[
-            "BEGIN; SELECT CASE WHEN now() <> statement_timestamp() ",
-            "WHEN current_setting('transaction_isolation') = 'read committed' ",
-            "AND pg_try_advisory_xact_lock('42'::bigint) ",
+            "BEGIN; ",
+            "SELECT (CASE WHEN CURRENT_TIMESTAMP = statement_timestamp() ",
+            "1 / (current_setting('transaction_isolation') = 'read committed' ",
+            "AND pg_try_advisory_xact_lock('42'::bigint))::int ELSE -1 END)",
+            "::information_schema.cardinal_number",
         ])
     }
 
     #[track_caller]
     fn begins_waiting(self, millis: u32) -> Self {
         self.batch_with(&[
-            "ROLLBACK; BEGIN; ",
+            "ROLLBACK; BEGIN; DO $dlock$ BEGIN ",
             "set_config('transaction_timeout', '0', true)",
             BEFORE_WAIT,
             WATCH_CLIENT,
@@ -354,9 +368,8 @@ impl<M: Machine> Asks for Script<M> {
             "current_setting('transaction_isolation') <> 'read committed'",
             "ERRCODE = 'DL001'",
             "before text := current_setting('lock_timeout')",
-            &format!("PERFORM set_config('lock_timeout', '{millis}', true);"),
-            "PERFORM pg_advisory_xact_lock('42'::bigint);",
-            "set_config('lock_timeout', before, true)",
+            &limits(millis),
+            ", pg_advisory_xact_lock('42'::bigint), set_config('lock_timeout', before, true);",
             AFTER_WAIT,
             "CONSTRAINT = SQLSTATE",
         ])

@@ -80,7 +80,9 @@ impl Sent {
                     mark: number("true) = '").unwrap(),
                 }
             }
-            _ if starts("SELECT CASE WHEN now() <> statement_timestamp() ") => Sent::Wait,
+            _ if starts("DO $dlock$ BEGIN PERFORM CASE WHEN now() <> statement_timestamp() ") => {
+                Sent::Wait
+            }
             _ if starts("RELEASE SAVEPOINT dlock_")
                 && text.contains("; SELECT set_config('dlock.unlocked', ") =>
             {
@@ -90,7 +92,7 @@ impl Sent {
                 Sent::WaitForTransaction
             }
             _ if starts("SAVEPOINT dlock_") => Sent::WaitInOpenTransaction,
-            _ if starts("BEGIN; SELECT CASE") => Sent::Begin,
+            _ if starts("BEGIN; /* dlock: ") => Sent::Begin,
             _ if starts("BEGIN; SELECT pg_advisory_xact_lock") => Sent::HandOver,
             _ if starts("ROLLBACK; BEGIN; ") => Sent::BeginWaiting,
             _ if starts("ROLLBACK TO SAVEPOINT ") && text.contains("; DO ") => Sent::ReleaseAborted,

@@ -1,0 +1,289 @@
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use dlock_tests::{Kind, Server, unique_key};
+
+use crate::duel::Outcome;
+use crate::hand_over::HandOver;
+use crate::report::{Section, ratio, spread};
+use crate::session::{Api, How, Sqlx};
+use crate::uncontended::pair;
+use crate::{Bench, slug};
+
+/// A Python with sqlalchemy-dlock.
+pub(crate) struct Python {
+    program: PathBuf,
+    versions: String,
+}
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/neighbours.py");
+
+impl Python {
+    /// Makes a virtual environment, or says why there is none.
+    pub(crate) fn install(folder: &Path) -> Result<Self, String> {
+        let folder = folder.join("python");
+        let program = folder.join("bin/python");
+        if !program.exists() {
+            output_of(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        }
+        let packages = ["sqlalchemy-dlock", "psycopg2-binary", "pymysql[rsa]"];
+        output_of(
+            Command::new(&program)
+                .args(["-m", "pip", "install", "--quiet"])
+                .args(packages),
+        )?;
+        let versions = output_of(Command::new(&program).arg(SCRIPT))?;
+        Ok(Self {
+            program,
+            versions: versions.trim().to_owned(),
+        })
+    }
+
+    pub(crate) fn versions(&self) -> &str {
+        &self.versions
+    }
+
+    /// sqlalchemy-dlock on connections to `server`.
+    fn connect(&self, server: &Server) -> Neighbour {
+        let mut child = Command::new(&self.program)
+            .args([SCRIPT, &server.url, &unique_key("bench/python")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the Python that has just been tried starts");
+        Neighbour {
+            stdin: child.stdin.take(),
+            stdout: BufReader::new(child.stdout.take().expect("BUG: it is piped")),
+            child,
+        }
+    }
+}
+
+fn output_of(command: &mut Command) -> Result<String, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let name = Path::new(&name)
+        .file_name()
+        .map(PathBuf::from)
+        .unwrap_or_default();
+    let output = command
+        .output()
+        .map_err(|error| format!("{}: {error}", name.display()))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let last = text.trim().lines().next_back().unwrap_or_default();
+    Err(format!("{}: {last}", name.display()))
+}
+
+/// A process that measures one turn when it is asked to.
+struct Neighbour {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Neighbour {
+    fn measure(&mut self, what: &str) -> Duration {
+        let stdin = self.stdin.as_mut().expect("BUG: it is piped");
+        writeln!(stdin, "{what}").expect("the neighbour listens");
+        let mut line = String::new();
+        self.stdout
+            .read_line(&mut line)
+            .expect("the neighbour answers");
+        Duration::from_nanos(
+            line.trim()
+                .parse()
+                .expect("the neighbour answers with a number"),
+        )
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        // It ends when its standard input does.
+        self.stdin = None;
+        let _ = self.child.wait();
+    }
+}
+
+fn row(
+    section: &mut Section,
+    rows: &mut Vec<Vec<String>>,
+    server: &Server,
+    what: &str,
+    neighbour: &str,
+    outcome: &Outcome,
+) {
+    let bar = section.faster(
+        format!("{}: {what}, against {neighbour}", server.name),
+        outcome.ratio.median,
+    );
+    rows.push(vec![
+        server.name.clone(),
+        what.to_owned(),
+        neighbour.to_owned(),
+        spread(&outcome.ours),
+        spread(&outcome.theirs),
+        ratio(&outcome.ratio),
+        bar,
+    ]);
+}
+
+pub(crate) fn run(bench: &mut Bench, python: &Result<Python, String>) -> Section {
+    let mut section = Section::new("7. Neighbours");
+    section.paragraph(
+        "They take turns with dlock on the same server: sqlx's `PgAdvisoryLock` with both crates, and sqlalchemy-dlock, with \
+         psycopg2 and PyMySQL, with dlock-diesel. Python measures itself, so that nothing but its own calls counts. A free \
+         lock is acquired and released, as in section 1; a lock is handed over as in section 3, with a limit where they \
+         have one. The rows of raw are section 1's raw statements on Diesel's connections, to tell a driver from a lock.",
+    );
+    let mut rows = Vec::new();
+    for server in bench.of_kind(Kind::Postgres) {
+        against_sqlx(bench, server, &mut section, &mut rows);
+    }
+    match python {
+        Ok(python) => {
+            for server in bench.servers.clone() {
+                against_python(bench, server, python, &mut section, &mut rows);
+            }
+        }
+        Err(error) => section.paragraph(&format!("sqlalchemy-dlock is not measured: {error}.")),
+    }
+    section.table(
+        &[
+            "server",
+            "what",
+            "against",
+            "dlock",
+            "the other",
+            "ratio",
+            "bar",
+        ],
+        &rows,
+    );
+    section
+}
+
+const FREE: &str = "free lock";
+
+fn against_sqlx(
+    bench: &mut Bench,
+    server: &'static Server,
+    section: &mut Section,
+    rows: &mut Vec<Vec<String>>,
+) {
+    let key = unique_key("bench/sqlx");
+    let name = |what: String| slug(&format!("7 {} sqlx {what}", server.name));
+    let pace = bench.pace(Duration::ZERO);
+
+    for api in Api::BOTH {
+        let session = RefCell::new(api.open(server, &key));
+        let mut theirs = Sqlx::open(server, &key);
+        let outcome = bench.duels.fight(
+            &name(format!("free {api}")),
+            pace,
+            &mut || pair(&mut **session.borrow_mut(), How::DLOCK),
+            &mut || pair(&mut theirs, How::RawWait),
+        );
+        row(
+            section,
+            rows,
+            server,
+            &format!("{FREE}, {api}"),
+            "sqlx",
+            &outcome,
+        );
+        let outcome = bench.duels.fight(
+            &name(format!("raw {api}")),
+            pace,
+            &mut || pair(&mut **session.borrow_mut(), How::RawTry),
+            &mut || pair(&mut theirs, How::RawWait),
+        );
+        rows.push(without_bar(
+            server,
+            &format!("raw in place of dlock, {api}"),
+            &outcome,
+        ));
+
+        let mut ours = HandOver::new(server, api.open(server, &key), api.open(server, &key));
+        let mut theirs = HandOver::new(
+            server,
+            Box::new(Sqlx::open(server, &key)),
+            Box::new(Sqlx::open(server, &key)),
+        );
+        let outcome = bench.duels.fight(
+            &name(format!("hand-over {api}")),
+            pace,
+            &mut || ours.pass(How::DLOCK, How::DLOCK).0,
+            &mut || theirs.pass(How::RawWait, How::RawWait).0,
+        );
+        rows.push(without_bar(
+            server,
+            &format!("hand-over, no limit, {api}"),
+            &outcome,
+        ));
+    }
+}
+
+fn without_bar(server: &Server, what: &str, outcome: &Outcome) -> Vec<String> {
+    vec![
+        server.name.clone(),
+        what.to_owned(),
+        "sqlx".into(),
+        spread(&outcome.ours),
+        spread(&outcome.theirs),
+        ratio(&outcome.ratio),
+        String::new(),
+    ]
+}
+
+fn against_python(
+    bench: &mut Bench,
+    server: &'static Server,
+    python: &Python,
+    section: &mut Section,
+    rows: &mut Vec<Vec<String>>,
+) {
+    let key = unique_key("bench/python");
+    let name = |what| slug(&format!("7 {} python {what}", server.name));
+    let neighbour = RefCell::new(python.connect(server));
+
+    let mut ours = Api::Sync.open(server, &key);
+    let outcome = bench.duels.fight(
+        &name("free"),
+        bench.pace(Duration::ZERO),
+        &mut || pair(&mut *ours, How::DLOCK),
+        &mut || neighbour.borrow_mut().measure("free"),
+    );
+    row(section, rows, server, FREE, "sqlalchemy-dlock", &outcome);
+
+    let mut ours = HandOver::new(
+        server,
+        Api::Sync.open(server, &key),
+        Api::Sync.open(server, &key),
+    );
+    // On PostgreSQL it polls each second.
+    let turn = match server.kind {
+        Kind::Postgres => Duration::from_secs(1),
+        Kind::Sqlite => unreachable!("BUG: SQLite is no server to measure"),
+        Kind::Mysql => Duration::ZERO,
+    };
+    let outcome = bench.duels.fight(
+        &name("hand-over"),
+        bench.pace(turn),
+        &mut || ours.pass(How::DLOCK, How::LIMITED).0,
+        &mut || neighbour.borrow_mut().measure("hand-over"),
+    );
+    row(
+        section,
+        rows,
+        server,
+        "hand-over, limit of 60 s",
+        "sqlalchemy-dlock",
+        &outcome,
+    );
+}
