@@ -34,9 +34,9 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
                 let turns = match (bench.quick, limit.as_millis()) {
                     (true, ..1000) => 5,
                     (true, _) => 1,
-                    (false, ..100) => 500,
-                    (false, 100..1000) => 100,
-                    (false, _) => 25,
+                    (false, ..100) => 50 * bench.seconds,
+                    (false, 100..1000) => 10 * bench.seconds,
+                    (false, _) => (5 * bench.seconds).div_ceil(2),
                 };
                 for ask_who in [true, false] {
                     let key = unique_key("bench/limit");

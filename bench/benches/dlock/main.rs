@@ -38,6 +38,9 @@ struct Arguments {
     /// Few samples: to see that it works, not for numbers
     #[arg(long)]
     quick: bool,
+    /// How long each comparison takes turns. Less is less exact
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
     /// Only servers whose product and version contain this
     #[arg(long, default_value = "")]
     server: String,
@@ -55,6 +58,7 @@ struct Arguments {
 /// What all sections share.
 struct Bench {
     quick: bool,
+    seconds: u32,
     servers: Vec<&'static Server>,
     duels: Duels,
     pictures: PathBuf,
@@ -73,7 +77,7 @@ impl Bench {
             (false, true) => Pace {
                 samples: 100,
                 warm_up: ms(1000),
-                measure: ms(10_000),
+                measure: Duration::from_secs(self.seconds.into()),
             },
             (false, false) => Pace {
                 samples: 20,
@@ -123,6 +127,7 @@ fn main() {
 
     let mut bench = Bench {
         quick: arguments.quick,
+        seconds: arguments.seconds,
         servers: servers()
             .iter()
             .filter(|server| server.name.contains(&arguments.server))

@@ -32,15 +32,16 @@ use crate::support::*;
 
 /// Until another connection has the lock, where the connection that was dropped on is still open. What frees the lock
 /// has been sent by then, so this is the slowness of a busy machine and not of the protocol.
-pub(super) const FREE_IN_STEP: Duration = Duration::from_secs(1);
+pub(super) const FREE_IN_STEP: Duration = Duration::from_secs(3);
 
 /// Until another connection has the lock, or the place in the queue is empty, once the connection is closed. PostgreSQL
-/// looks after its waiting client each 200 ms, as it is asked to; MySQL and MariaDB each second.
+/// looks after its waiting client each 200 ms, as it is asked to; MySQL and MariaDB each second. The rest is for a
+/// busy machine.
 pub(super) fn free_once_closed(kind: Kind) -> Duration {
     match kind {
-        Kind::Postgres => Duration::from_secs(1),
+        Kind::Postgres => Duration::from_secs(2),
         Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
-        Kind::Mysql => Duration::from_secs(2),
+        Kind::Mysql => Duration::from_secs(3),
     }
 }
 
