@@ -44,8 +44,15 @@ impl Sqlite {
     pub const DEADLOCK: &'static str = "dlock_deadlock";
 
     /// The request that the statement is for: it is to be given up if nobody reads the answer.
+    ///
+    /// If the statement fails, whoever sent it gives the request up by that number, too.
     pub fn request(statement: &Statement) -> Option<i64> {
         sql::request(statement)
+    }
+
+    /// Whether the statement releases its request, rather than to ask for it.
+    pub fn is_release(statement: &Statement) -> bool {
+        sql::is_release(statement)
     }
 
     /// The answer to [`holders`](Dialect::holders): each holder behind the number of its session, which tells the

@@ -142,10 +142,20 @@ fn errors_that_were_told_leave_nothing() {
     after(GIVEN_UP).ends(clean(Reason::Interrupted));
 }
 
+/// Whoever sent the statement has given the request up by its number.
 #[test]
-fn after_any_other_error_what_may_be_held_is_given_back() {
+fn after_any_other_error_nothing_is_left() {
+    for answer in [ERROR, error("another")] {
+        acquire(key(), Wait::default())
+            .answer(answer)
+            .ends(clean(Reason::Database));
+    }
+}
+
+#[test]
+fn after_a_strange_answer_what_may_be_held_is_given_back() {
     let key = key();
-    for answer in [ERROR, NULL, value(7), error("another")] {
+    for answer in [NULL, value(7)] {
         let failed = || {
             acquire(key, Wait::default())
                 .answer(answer.clone())
@@ -299,12 +309,8 @@ impl Witness for Acquiring {
         };
         if statement.text().contains("dlock_acquire") {
             self.asked = true;
-            let told = [Sqlite::DEADLOCK, Sqlite::UNSUPPORTED];
-            self.may_hold = match answer {
-                Answer::Value(Some(0 | -1)) => false,
-                Answer::Error(Some(constraint)) => !told.contains(&constraint.as_str()),
-                _ => true,
-            };
+            // After an error, whoever sent it has given the request up by its number.
+            self.may_hold = !matches!(answer, Answer::Value(Some(0 | -1)) | Answer::Error(_));
         } else if matches!(answer, Answer::Value(Some(0 | 1))) {
             self.may_hold = false;
         }

@@ -12,7 +12,7 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_async::sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper};
 use diesel_async::{AsyncConnection, RunQueryDsl, TransactionManager};
 use dlock_core::{Holder, SqliteKey, Statement};
-use dlock_diesel::glue::sqlite::{explain, forget, give_up};
+use dlock_diesel::glue::sqlite::{Asked, explain, forget, give_up};
 use dlock_diesel::glue::{CoreQuery, Value};
 
 use crate::backend::{AsyncFunc, AsyncLockBackend, BoxFuture, LockConnection};
@@ -202,11 +202,9 @@ impl AsyncLockBackend for Sqlite {
     where
         C: AsyncConnection<Backend = Self>,
     {
-        let request = dlock_core::Sqlite::request(&statement);
+        let asked = Asked::new(&statement);
         let query = CoreQuery::<Value>::new(statement);
-        Running::new(query.get_result(conn), request)
-            .await
-            .map_err(explain)
+        asked.settle(Running::new(query.get_result(conn), asked.request()).await)
     }
 
     async fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>

@@ -175,7 +175,7 @@ mod sqlite {
     use diesel::sql_types;
     use diesel::sqlite::Sqlite;
 
-    use crate::sqlite::explain;
+    use crate::sqlite::{Asked, explain};
 
     impl sealed::Sealed for Sqlite {}
     impl SharedLocks for Sqlite {}
@@ -187,8 +187,8 @@ mod sqlite {
         where
             C: LoadConnection<Backend = Self>,
         {
-            let query = CoreQuery::<Value>::new(statement);
-            query.get_result(conn).map_err(explain)
+            let asked = Asked::new(&statement);
+            asked.settle(CoreQuery::<Value>::new(statement).get_result(conn))
         }
 
         fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>

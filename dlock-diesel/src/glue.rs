@@ -104,9 +104,11 @@ pub fn not_in_transaction(key: &LockKey) -> Error {
 pub mod sqlite {
     use diesel::result::Error as DieselError;
 
+    pub use crate::sqlite::Asked;
+
     /// Frees the request's hold, or its place in the queue, also if it has not come there yet.
-    pub fn give_up(request: i64) {
-        crate::sqlite::give_up(request);
+    pub fn give_up(request: i64) -> bool {
+        crate::sqlite::give_up(request)
     }
 
     /// The request that was given up will not come any more.

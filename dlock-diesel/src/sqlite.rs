@@ -22,8 +22,48 @@ pub use self::r2d2::EnableAdvisoryLocks;
 pub(crate) use table::{forget, give_up, is_open, is_waiting};
 pub(crate) use trouble::explain;
 
+use diesel::QueryResult;
+use dlock_core::{Sqlite, Statement};
+
 use crate::Error;
 use trouble::Trouble;
+
+/// What a statement of the core asks for, for when it fails.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    request: Option<i64>,
+    releases: bool,
+}
+
+impl Asked {
+    /// Before it is sent.
+    pub fn new(statement: &Statement) -> Self {
+        Self {
+            request: Sqlite::request(statement),
+            releases: Sqlite::is_release(statement),
+        }
+    }
+
+    /// The request's number.
+    pub fn request(self) -> Option<i64> {
+        self.request
+    }
+
+    /// A request that failed is given up by its number, for which the connection is not needed: SQLite may refuse to
+    /// prepare another statement while others write.
+    pub fn settle(self, answer: QueryResult<Option<i64>>) -> QueryResult<Option<i64>> {
+        answer.or_else(|error| {
+            if let Some(request) = self.request {
+                let was_there = give_up(request);
+                forget(request);
+                if was_there && self.releases {
+                    return Ok(Some(1));
+                }
+            }
+            Err(explain(error))
+        })
+    }
+}
 
 /// Makes SQLite connections ready for locks.
 ///
@@ -57,7 +97,8 @@ use trouble::Trouble;
 /// One empty file, `NAME-dlock` for the database `NAME`, when the first lock is asked for: its bytes are locked, by the
 /// operating system, without being there. It stays; it may be deleted when no process has the database open. The
 /// database itself is not touched, and neither are SQLite's own locks: a lock is held across transactions, while other
-/// connections write.
+/// connections write. Only the schema is read, by SQLite, once, when a connection is made ready; while others write that
+/// may have to wait, for up to 5 seconds, unless the connection has a `busy_timeout` of its own.
 ///
 /// # Whom it keeps apart
 ///
@@ -66,7 +107,13 @@ use trouble::Trouble;
 /// time that it has waited, at least 0.5 and at most 10 milliseconds; and a process that has had its turn leaves the lock
 /// to others that wait.
 ///
-/// A crash, SIGKILL or the end of a process frees its locks at once.
+/// A crash, SIGKILL or the end of a process frees its locks at once; but a child that was forked and runs no other program
+/// keeps the locks of a parent that ends, until it ends too or opens a connection of its own and makes it ready. (A child's
+/// copies of guards free nothing.)
+///
+/// Readers of three or more processes that never all let go keep a writer waiting: between processes there are turns,
+/// not a queue. Just after its turn a process may be told for 15 milliseconds that a lock is taken for which another one
+/// only waits.
 ///
 /// Databases in memory, and temporary ones, are no files: all of a process share one set of locks.
 ///

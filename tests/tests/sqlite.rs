@@ -423,6 +423,32 @@ fn two_connections_that_both_upgrade_a_shared_lock_are_a_deadlock() {
     thread.join().expect("no panic").expect("the lock");
 }
 
+/// SQLite reads the schema with a connection's first statement, for which it needs a lock of its own.
+#[test]
+fn a_connection_is_made_ready_while_others_write_and_then_needs_nothing_of_the_database() {
+    let database = Database::new();
+    let mut writer = database.open();
+    writer.execute_sql("BEGIN EXCLUSIVE");
+    let mut conn = SqliteConnection::establish(database.url()).expect("a connection");
+    let begin = Instant::now();
+    let mut conn = thread::scope(|scope| {
+        let ready = scope.spawn(move || {
+            conn.enable_advisory_locks().expect("the writer ends");
+            conn
+        });
+        thread::sleep(5 * SHORT);
+        writer.execute_sql("COMMIT");
+        ready.join().expect("no panic")
+    });
+    assert!(begin.elapsed() >= 5 * SHORT);
+    writer.execute_sql("BEGIN EXCLUSIVE");
+    for _ in 0..3 {
+        let lock = conn.advisory_lock("a").acquire().expect("a free lock");
+        lock.release().expect("a release");
+    }
+    writer.execute_sql("COMMIT");
+}
+
 #[test]
 fn readers_that_relieve_each_other_do_not_starve_a_writer_of_another_process() {
     let database = Database::new();

@@ -29,7 +29,7 @@ pub struct SqliteAcquire {
 enum State {
     Ask,
     Sleep,
-    /// It failed, maybe just after the grant: giving back what there is.
+    /// A strange answer: giving back what there is.
     GiveBack,
 }
 
@@ -84,6 +84,8 @@ impl Machine for SqliteAcquire {
             (State::Ask, Answer::Error(Some(constraint))) if constraint == Sqlite::DEADLOCK => {
                 Reason::Deadlock.clean().into()
             }
+            // Whatever was granted has been given up by its number.
+            (State::Ask, Answer::Error(_)) => Reason::Database.clean().into(),
             (State::Ask, _) => {
                 self.state = State::GiveBack;
                 Step::Query(sql::release(self.key))

@@ -46,6 +46,11 @@ pub(super) fn request(statement: &Statement) -> Option<i64> {
     }
 }
 
+/// Whether it is [`release`].
+pub(super) fn is_release(statement: &Statement) -> bool {
+    statement.pieces.first() == Some(&RELEASE.into())
+}
+
 /// 1; 0 where this session has no hold under this number.
 pub(super) fn release(key: SqliteKey) -> Statement {
     hold(RELEASE, key)

@@ -8,6 +8,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::Arc;
 
 use dlock_core::Mode;
@@ -51,6 +52,14 @@ pub(super) struct LockFile {
 struct Open {
     file: File,
     id: FileId,
+    /// A child that is forked shares the open file, and so the locks: they are not its own to change.
+    process: u32,
+}
+
+impl Open {
+    fn is_own(&self) -> bool {
+        self.process == process::id()
+    }
 }
 
 /// Which of the bytes of a lock.
@@ -75,8 +84,10 @@ pub(super) struct LockedByte {
 
 impl Drop for LockedByte {
     fn drop(&mut self) {
-        // It fails for no file that could be locked.
-        let _ = os::set(&self.open.file, self.at, None);
+        if self.open.is_own() {
+            // It fails for no file that could be locked.
+            let _ = os::set(&self.open.file, self.at, None);
+        }
     }
 }
 
@@ -93,6 +104,7 @@ impl LockedByte {
     /// Lets readers in. If that fails, they stay out.
     pub(super) fn share(&mut self) {
         if self.mode == Mode::Exclusive
+            && self.open.is_own()
             && matches!(
                 os::set(&self.open.file, self.at, Some(Mode::Shared)),
                 Ok(true)
@@ -104,7 +116,8 @@ impl LockedByte {
 
     /// `false`, and shared as before, if another process shares it.
     pub(super) fn make_exclusive(&mut self) -> Result<bool, Trouble> {
-        let alone = os::set(&self.open.file, self.at, Some(Mode::Exclusive)).map_err(failed)?;
+        let alone = self.open.is_own()
+            && os::set(&self.open.file, self.at, Some(Mode::Exclusive)).map_err(failed)?;
         if alone {
             self.mode = Mode::Exclusive;
         }
@@ -204,7 +217,8 @@ impl LockFile {
             )));
         }
         let id = metadata.into();
-        let open = Arc::new(Open { file, id });
+        let process = process::id();
+        let open = Arc::new(Open { file, id, process });
         self.open = Some(Arc::clone(&open));
         Ok(open)
     }
@@ -287,6 +301,11 @@ fn network_name(magic: u32) -> Option<&'static str> {
         0x5346_414f | 0x6b41_4653 => "AFS",
         0x7375_7245 => "Coda",
         0x0102_1997 => "9P",
+        0x00c3_6400 => "Ceph",
+        0x0bd0_0bd0 => "Lustre",
+        0x4750_4653 => "GPFS",
+        0x1983_0326 => "BeeGFS",
+        0x2003_0528 => "OrangeFS",
         _ => return None,
     })
 }

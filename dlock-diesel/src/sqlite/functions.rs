@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -11,7 +12,7 @@ use dlock_core::{Mode, Sqlite};
 
 use super::Trouble;
 use super::session::{Acquired, Session};
-use super::trouble::Reply;
+use super::trouble::{self, Reply};
 
 #[allow(missing_docs, unreachable_pub, reason = "made by Diesel")]
 mod sql {
@@ -39,11 +40,27 @@ struct Listed {
     file: Vec<u8>,
 }
 
+/// For how long a connection that is made ready asks again while others write.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Adds the functions, unless they are there: to add them again would free what the connection holds.
 pub(super) fn enable(conn: &mut SqliteConnection) -> QueryResult<()> {
-    if conn.batch_execute("SELECT dlock_session()").is_ok() {
-        return Ok(());
+    let begin = Instant::now();
+    // To prepare it SQLite reads the schema, if this is the connection's first statement. Once that is loaded, the
+    // statements to come need nothing of the database.
+    while let Err(error) = conn.batch_execute("SELECT dlock_session()") {
+        if trouble::is_not_enabled(&error) {
+            return add_all(conn);
+        }
+        if begin.elapsed() > PATIENCE {
+            return Err(error);
+        }
+        thread::sleep(Duration::from_millis(2));
     }
+    Ok(())
+}
+
+fn add_all(conn: &mut SqliteConnection) -> QueryResult<()> {
     let listed: Vec<Listed> = diesel::sql_query("PRAGMA database_list").load(conn)?;
     let main = listed.into_iter().find(|database| database.name == "main");
     let path = main.map(|main| main.file).filter(|file| !file.is_empty());

@@ -47,6 +47,8 @@ impl Session {
             }
         };
         let mut table = table();
+        // After a fork: closes the copies of the parent's files, which would keep its locks when it ends.
+        table.forget_other_processes(process);
         let entry = table.databases.entry(database).or_insert_with(|| Database {
             file,
             ..Database::default()
@@ -135,6 +137,9 @@ impl Session {
     }
 
     pub(super) fn release_all(&self) -> i64 {
+        if self.refuse_forked().is_err() {
+            return 0;
+        }
         table().release_all(self)
     }
 
@@ -146,13 +151,14 @@ impl Session {
     /// Who holds the lock and who waits for it, holders first, behind their sessions.
     pub(super) fn holders(&self, key: u64) -> Result<Vec<(i64, Holder)>, Trouble> {
         self.refuse_forked()?;
-        table().holders((self.database, key))
+        // To find out about other processes takes a while, in which the table is free for others.
+        let found = table().holders((self.database, key))?;
+        Ok(found.complete())
     }
 
     /// SQLite's connections do not survive a fork either.
     fn refuse_forked(&self) -> Result<(), Trouble> {
-        let (DatabaseId::Memory { process } | DatabaseId::File { process, .. }) = self.database;
-        if process == process::id() {
+        if self.database.process() == process::id() {
             return Ok(());
         }
         Err(Trouble::other(

@@ -4,6 +4,8 @@
 //! those that wait here, the first asks for it again and again, for the kernel's own waits cannot be cancelled.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::process;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -50,6 +52,67 @@ pub(super) enum DatabaseId {
     File { process: u32, file: FileId },
 }
 
+impl DatabaseId {
+    pub(super) fn process(self) -> u32 {
+        match self {
+            Self::Memory { process } | Self::File { process, .. } => process,
+        }
+    }
+}
+
+/// Who holds a lock and who waits for it, with what is known of other processes so far.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    holders: Vec<(i64, Holder)>,
+    waiters: Vec<(i64, Holder)>,
+    held: Option<(Mode, Elsewhere)>,
+    awaited: Option<Elsewhere>,
+}
+
+/// A byte that other processes have locked.
+#[derive(Debug)]
+struct Elsewhere {
+    place: Option<(PathBuf, u64, u64)>,
+    process: Option<i64>,
+}
+
+impl Elsewhere {
+    fn new(file: &LockFile, key: u64, byte: Byte, process: Option<i64>) -> Self {
+        let place = file.place(key, byte);
+        Self {
+            place: place.map(|(path, inode, at)| (path.to_owned(), inode, at)),
+            process,
+        }
+    }
+
+    fn find(&self) -> impl Iterator<Item = others::Other> + use<> {
+        let place = self.place.as_ref();
+        let place = place.map(|(path, inode, at)| (path.as_path(), *inode, *at));
+        others::find(place, self.process).into_iter()
+    }
+}
+
+impl Found {
+    /// Asks the operating system for the others.
+    pub(super) fn complete(self) -> Vec<(i64, Holder)> {
+        let mut all = self.holders;
+        if let Some((mode, elsewhere)) = self.held {
+            let holder = |other: others::Other| (other.id, others::holder(other, mode, true, None));
+            all.extend(elsewhere.find().map(holder));
+        }
+        all.extend(self.waiters);
+        if let Some(elsewhere) = self.awaited {
+            // In which mode they do not say.
+            let waiter = |other: others::Other| {
+                let holder = others::holder(other, Mode::Exclusive, false, None);
+                (holder.backend_id, holder)
+            };
+            all.extend(elsewhere.find().map(waiter));
+        }
+        all
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Database {
     pub(super) sessions: HashSet<i64>,
@@ -59,12 +122,14 @@ pub(super) struct Database {
     pub(super) yielded: HashMap<u64, Instant>,
 }
 
-/// Frees the request's hold, or its place in the queue, also if it has not come there yet.
-pub(crate) fn give_up(request: i64) {
+/// Frees the request's hold, or its place in the queue, also if it has not come there yet: then `false`.
+pub(crate) fn give_up(request: i64) -> bool {
     let mut table = table();
-    if !table.remove(request) {
+    let was_there = table.remove(request);
+    if !was_there {
         table.given_up.insert(request);
     }
+    was_there
 }
 
 /// The request that was given up will not come any more.
@@ -153,7 +218,9 @@ impl Table {
                 ));
             }
         }
-        if lock.waiting.is_none() {
+        // Not where a reader stands back although this process holds the lock: readers of two processes that did so would
+        // each take the other for a writer.
+        if lock.waiting.is_none() && (lock.byte.is_none() || lock.is_held_by(session)) {
             lock.waiting = file.lock(key, Byte::Waiting, Mode::Shared)?;
         }
         Ok(())
@@ -164,6 +231,9 @@ impl Table {
         let Some((database, key)) = self.requests.remove(&request) else {
             return false;
         };
+        if database.process() != process::id() {
+            return false; // the parent's, before a fork
+        }
         let Some(Database {
             file,
             locks,
@@ -279,43 +349,38 @@ impl Table {
         false
     }
 
-    pub(super) fn holders(
-        &mut self,
-        (database, key): Place,
-    ) -> Result<Vec<(i64, Holder)>, Trouble> {
+    pub(super) fn holders(&mut self, (database, key): Place) -> Result<Found, Trouble> {
+        let mut found = Found::default();
         let Some(database) = self.databases.get_mut(&database) else {
-            return Ok(Vec::new());
+            return Ok(found);
         };
         let here =
             |mode, granted, since| others::holder(others::this(), mode, granted, Some(since));
-        let mut holders = Vec::new();
-        let mut waiters = Vec::new();
         if let Some(lock) = database.locks.get(&key) {
             for hold in &lock.holds {
-                holders.push((hold.session, here(hold.mode, true, hold.since)));
+                let holder = here(hold.mode, true, hold.since);
+                found.holders.push((hold.session, holder));
             }
             for waiter in &lock.queue {
-                waiters.push((waiter.session, here(waiter.mode, false, waiter.since)));
+                let holder = here(waiter.mode, false, waiter.since);
+                found.waiters.push((waiter.session, holder));
             }
         }
         if let Some(file) = &mut database.file {
-            if let Some((mode, id)) = file.look(key, Byte::Held)? {
-                let found = others::find(file.place(key, Byte::Held), id);
-                let holder =
-                    |other: others::Other| (other.id, others::holder(other, mode, true, None));
-                holders.extend(found.into_iter().map(holder));
+            if let Some((mode, process)) = file.look(key, Byte::Held)? {
+                let elsewhere = Elsewhere::new(file, key, Byte::Held, process);
+                found.held = Some((mode, elsewhere));
             }
-            if let Some((_, id)) = file.elsewhere(key, Byte::Waiting) {
-                let found = others::find(file.place(key, Byte::Waiting), id);
-                // In which mode they do not say.
-                let waiter = |other: others::Other| {
-                    let holder = others::holder(other, Mode::Exclusive, false, None);
-                    (holder.backend_id, holder)
-                };
-                waiters.extend(found.into_iter().map(waiter));
+            if let Some((_, process)) = file.elsewhere(key, Byte::Waiting) {
+                found.awaited = Some(Elsewhere::new(file, key, Byte::Waiting, process));
             }
         }
-        holders.extend(waiters);
-        Ok(holders)
+        Ok(found)
+    }
+
+    /// Drops what a fork has copied.
+    pub(super) fn forget_other_processes(&mut self, process: u32) {
+        self.databases.retain(|id, _| id.process() == process);
+        self.requests.retain(|_, (id, _)| id.process() == process);
     }
 }

@@ -84,6 +84,16 @@ impl DatabaseErrorInformation for Trouble {
 const NOT_ENABLED: &str = "this connection cannot take locks yet: call `conn.enable_advisory_locks()` on it once, right \
     after it was opened (in a pool: for each connection, where the pool lets new ones be set up)";
 
+/// Whether dlock's functions are missing.
+pub(super) fn is_not_enabled(error: &DieselError) -> bool {
+    match error {
+        DieselError::DatabaseError(_, info) => {
+            info.message().starts_with("no such function: dlock_")
+        }
+        _ => false,
+    }
+}
+
 /// The error of a statement of the core in words that help, and with its constraint.
 ///
 /// SQLite has one error code for all that is wrong with a statement, and never translates its messages.
@@ -92,7 +102,7 @@ pub(crate) fn explain(error: DieselError) -> DieselError {
         return error;
     };
     let message = info.message();
-    if message.starts_with("no such function: dlock_") {
+    if is_not_enabled(&error) {
         return Trouble::unsupported(NOT_ENABLED).into();
     }
     for constraint in [Sqlite::UNSUPPORTED, Sqlite::DEADLOCK] {
