@@ -42,6 +42,7 @@ use crate::{Error, drive, session};
 ///   your own when you drop it.
 /// - SQLite: the lock is free at once, also without a runtime. A transaction that was begun under the lock and is still
 ///   open is rolled back first, which blocks the thread for as long as that takes; then the connection counts as broken.
+///   (Without a runtime it cannot be rolled back, and the lock is free when the connection is closed.)
 ///
 /// "Reads" and "closed" take until the server is through with what it was doing: if a query was dropped, that is when the
 /// query ends. On a runtime of one thread, PostgreSQL's message is not sent, and a connection not closed, before somebody
