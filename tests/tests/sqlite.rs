@@ -881,7 +881,7 @@ fn two_processes_that_both_upgrade_a_shared_lock_are_a_deadlock() {
 }
 
 #[test]
-fn connections_of_one_process_that_wait_for_each_other_are_a_deadlock_over_databases_too() {
+fn a_thread_that_waits_for_itself_on_other_connections_ends_with_its_limit() {
     let (one, two) = (Database::new(), Database::new());
     let (mut first, mut second) = (one.open(), two.open());
     let (mut first_in_two, mut second_in_one) = (two.open(), one.open());
