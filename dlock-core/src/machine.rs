@@ -53,6 +53,15 @@ pub struct Abandoned {
     pub waiting: bool,
 }
 
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+impl Abandoned {
+    /// A message that finds nothing to do the second time. For a cancel that comes too late for a wait hits what is sent
+    /// behind it, once.
+    pub(crate) fn twice(message: String) -> Vec<Cow<'static, str>> {
+        vec![message.clone().into(), message.into()]
+    }
+}
+
 /// What the caller of a [`Machine`] does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {

@@ -44,6 +44,15 @@ impl Wait {
         self.limit.map(|limit| limit.saturating_sub(elapsed))
     }
 
+    /// How long to wait in the queue where there was no try: one millisecond, the shortest wait, is one.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn untried(&self, elapsed: Duration) -> Option<u32> {
+        match self.after_busy(elapsed) {
+            AfterBusy::Queue(millis) => millis,
+            AfterBusy::GiveUp | AfterBusy::Sleep(_) => Some(1),
+        }
+    }
+
     /// What to do after the server said that the lock is taken.
     #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     pub(crate) fn after_busy(&self, elapsed: Duration) -> AfterBusy {

@@ -247,15 +247,12 @@ impl Machine for MysqlAcquire {
 }
 
 impl MysqlAcquire {
-    /// Messages that release what a wait may have left, and find nothing the second time. For a cancel that comes too
-    /// late for the wait hits what is sent behind it, once.
-    ///
-    /// None where an outer guard may hold the lock, too: then it is free when the connection is closed.
+    /// Messages that release what a wait may have left; none where an outer guard may hold the lock, too: then it is free
+    /// when the connection is closed.
     fn reclaim_unread(&self) -> Vec<Cow<'static, str>> {
         if !self.not_held_before {
             return Vec::new();
         }
-        let message = sql::reclaim_unread(&self.key);
-        vec![message.clone().into(), message.into()]
+        Abandoned::twice(sql::reclaim_unread(&self.key))
     }
 }

@@ -116,7 +116,9 @@ impl PostgresAcquire {
                 self.state = State::Before;
                 return Step::Query(sql::is_held(self.key, self.mode));
             }
-            return self.enqueue_in_transaction(elapsed);
+            // A failing statement would abort the transaction, so all is done behind a savepoint, in one message: the try
+            // and the wait are one.
+            return self.enqueue_untried(elapsed);
         }
         self.state = State::Try;
         Step::Query(match self.mark {
@@ -132,19 +134,10 @@ impl PostgresAcquire {
         self.mark.is_some() && self.fence.is_some() && !self.not_held_before
     }
 
-    /// A failing statement would abort the transaction, so all is done behind a savepoint, in one message: the try and
-    /// the wait are one.
-    fn enqueue_in_transaction(&mut self, elapsed: Duration) -> Step {
-        let millis = self.millis(elapsed);
+    /// Waits where there was no try.
+    fn enqueue_untried(&mut self, elapsed: Duration) -> Step {
+        let millis = self.wait.untried(elapsed);
         self.enqueue(millis)
-    }
-
-    /// How long to wait in the queue where there was no try: one millisecond, the shortest wait, is one.
-    fn millis(&self, elapsed: Duration) -> Option<u32> {
-        match self.wait.after_busy(elapsed) {
-            AfterBusy::Queue(millis) => millis,
-            AfterBusy::GiveUp | AfterBusy::Sleep(_) => Some(1),
-        }
     }
 
     fn enqueue(&mut self, millis: Option<u32>) -> Step {
@@ -178,8 +171,7 @@ impl PostgresAcquire {
         Step::Sleep(interval)
     }
 
-    /// Messages that release what a wait may have left, and find nothing the second time. For a cancel that comes too
-    /// late for the wait hits what is sent behind it, once.
+    /// Messages that release what a wait may have left.
     fn reclaim_unread(&self) -> Vec<Cow<'static, str>> {
         let reclaim = sql::reclaim(self.key, self.mode).inlined();
         let message = match (self.fence, self.state) {
@@ -189,7 +181,7 @@ impl PostgresAcquire {
             // The savepoint has gone already.
             (Some(_), _) => reclaim,
         };
-        vec![message.clone().into(), message.into()]
+        Abandoned::twice(message)
     }
 
     fn settle(&mut self, code: Code, elapsed: Duration) -> Step {
@@ -231,7 +223,7 @@ impl Machine for PostgresAcquire {
         match (self.state, answer) {
             (State::Before, Answer::Value(Some(held @ (0 | 1)))) => {
                 self.not_held_before = held == 0;
-                self.enqueue_in_transaction(elapsed)
+                self.enqueue_untried(elapsed)
             }
             // The transaction had been aborted, and nothing was asked for.
             (State::Before, _) => Reason::Database.clean().into(),
@@ -254,8 +246,7 @@ impl Machine for PostgresAcquire {
             (State::Check, Answer::Value(Some(0))) => {
                 // Once more, in the form that tells what is wrong.
                 self.not_held_before = true;
-                let millis = self.millis(elapsed);
-                self.enqueue(millis)
+                self.enqueue_untried(elapsed)
             }
             // By this try or by an outer guard: nobody can know.
             (State::Check, _) => Reason::Database.broken().into(),

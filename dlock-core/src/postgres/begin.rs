@@ -66,10 +66,7 @@ impl PostgresBegin {
 
     /// After [`State::Begin`]: the lock is taken, or it is something else, of which a wait tells more.
     fn enqueue(&mut self, elapsed: Duration) -> Step {
-        let millis = match self.wait.after_busy(elapsed) {
-            AfterBusy::Queue(millis) => millis,
-            AfterBusy::GiveUp | AfterBusy::Sleep(_) => Some(1),
-        };
+        let millis = self.wait.untried(elapsed);
         self.state = State::Wait;
         Step::Batch(sql::begin_waiting(self.key, self.mode, millis).into())
     }
@@ -155,19 +152,14 @@ impl Machine for PostgresBegin {
     fn abandon(&self) -> Abandoned {
         match self.state {
             State::Sleep => Abandoned::default(),
-            // Also broken where a transaction that Diesel does not know of may have been rolled back.
-            State::Begin | State::Wait | State::RollBack(_) => Abandoned {
+            // Begin: it may be a transaction that Diesel does not know of that is rolled back. Hand-over: if the
+            // transaction has the lock, it is free now; if the session kept it, when the connection is closed.
+            State::Begin | State::Wait | State::RollBack(_) | State::HandOver => Abandoned {
                 messages: vec!["ROLLBACK".into()],
                 broken: !matches!(self.state, State::RollBack(_)),
                 waiting: matches!(self.state, State::Wait),
             },
             State::Session => self.session.abandon(),
-            // If the transaction has it, it is free now; if the session kept it, when the connection is closed.
-            State::HandOver => Abandoned {
-                messages: vec!["ROLLBACK".into()],
-                broken: true,
-                waiting: false,
-            },
         }
     }
 }

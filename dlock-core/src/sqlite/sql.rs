@@ -1,5 +1,5 @@
 //! The SQL text of dlock's own functions. No statement names a table, so that none takes a lock or a snapshot of the
-//! database, however long it waits.
+//! database, however long it waits, once SQLite has read the schema.
 
 use super::SqliteKey;
 use crate::{Mode, Piece, Statement};
