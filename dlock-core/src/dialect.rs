@@ -47,8 +47,9 @@ pub trait Dialect {
         Self::acquire(key, mode, wait, fence)
     }
 
-    /// As [`release`](Self::release), and so that the lock is released too if nobody reads the answer, wherever one message
-    /// can do that.
+    /// As [`release`](Self::release) after [`acquire_abandonable`](Self::acquire_abandonable), and so that the lock is
+    /// released too if nobody reads the answer, wherever one message can do that: the statement is the one of the try, which
+    /// the driver has prepared.
     fn release_abandonable(key: &Self::Key, mode: Mode, fence: Option<Fence>) -> Self::Release {
         Self::release(key, mode, fence)
     }

@@ -198,7 +198,7 @@ impl LockKey {
         if self.namespaces.is_empty() {
             match &self.leaf {
                 Leaf::Bytes(bytes) if is_verbatim(bytes) => {
-                    return Ok(bytes.iter().copied().map(char::from).collect());
+                    return Ok(String::from_utf8_lossy(bytes).into_owned());
                 }
                 #[cfg(feature = "sqlalchemy-dlock")]
                 Leaf::SqlalchemyDlock(key) => {

@@ -46,8 +46,17 @@ impl Dialect for Mysql {
         MysqlRelease::new(key.clone())
     }
 
-    fn release_abandonable(key: &String, _mode: Mode, _fence: Option<Fence>) -> MysqlRelease {
-        MysqlRelease::abandonable(key.clone())
+    fn acquire_abandonable(
+        key: &String,
+        mode: Mode,
+        wait: Wait,
+        fence: Option<Fence>,
+    ) -> MysqlAcquire {
+        Self::acquire(key, mode, wait, fence).abandonable()
+    }
+
+    fn release_abandonable(key: &String, mode: Mode, fence: Option<Fence>) -> MysqlRelease {
+        Self::release(key, mode, fence).abandonable()
     }
 
     fn release_unread(key: &String, _mode: Mode, transaction: OpenTransaction) -> Option<String> {

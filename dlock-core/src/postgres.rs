@@ -5,6 +5,8 @@ mod begin;
 mod release;
 mod sql;
 
+use std::num::NonZeroI64;
+
 pub use acquire::PostgresAcquire;
 pub use begin::PostgresBegin;
 pub use release::PostgresRelease;
@@ -31,11 +33,12 @@ pub struct Postgres;
 
 /// A number that no other request of this process has: a session remembers the last request that was granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark(i64);
+struct Mark(NonZeroI64);
 
 impl Mark {
     fn new() -> Self {
-        Self(fence::unique() as i64)
+        // Zero is one of them.
+        NonZeroI64::new(fence::unique() as i64).map_or_else(Self::new, Self)
     }
 }
 

@@ -191,8 +191,14 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the server releases the lock all the same, and the connection counts as broken. Only the
-    /// lock of a transaction that an error has aborted may be held until the connection is closed.
+    /// If the future is dropped, the server releases the lock all the same, and the connection counts as broken. Held
+    /// until the connection is closed may only be
+    ///
+    /// - the lock of a transaction that an error has aborted, or one that was acquired inside a transaction and is
+    ///   released after it (PostgreSQL);
+    /// - any lock where prepared statements are not kept
+    ///   ([`CacheSize::Disabled`](diesel::connection::CacheSize::Disabled)) or those that are kept were forgotten while it
+    ///   was held: else the release is the statement that acquired it, and goes out in one message.
     ///
     /// # Round trips
     ///

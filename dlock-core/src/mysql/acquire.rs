@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use super::sql;
+use super::sql::{self, Ask};
 use crate::wait::AfterBusy;
 use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step, Wait};
 
@@ -29,6 +29,8 @@ pub struct MysqlAcquire {
     uncapped: bool,
     /// The statement that failed was a wait, and not a try.
     waited: bool,
+    /// It may be [abandoned](Machine::abandon), and so may the release that follows.
+    abandonable: bool,
     state: State,
 }
 
@@ -95,13 +97,23 @@ impl MysqlAcquire {
             not_held_before: false,
             uncapped: false,
             waited: false,
+            abandonable: false,
             state: State::Try,
         }
     }
 
+    pub(super) fn abandonable(mut self) -> Self {
+        self.abandonable = true;
+        self
+    }
+
     fn ask(&mut self) -> Step {
         self.state = State::Try;
-        Step::Query(sql::try_lock(&self.key))
+        Step::Query(if self.abandonable {
+            sql::try_or_release(Ask::Try, &self.key)
+        } else {
+            sql::try_lock(&self.key)
+        })
     }
 
     fn busy(&mut self, capped: bool, elapsed: Duration) -> Step {

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::sql;
+use super::sql::{self, Ask};
 use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step};
 
 /// Releases one hold of a named lock.
@@ -18,63 +18,38 @@ use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step};
 #[derive(Debug)]
 pub struct MysqlRelease {
     key: String,
-    state: State,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum State {
-    Release,
-    /// The same in one message, which is obeyed even if nobody reads the answer.
-    ReleaseOrFail,
-    /// That failed: keeping the error's number.
-    KeepErrno,
-    /// And reading it.
-    ReadErrno,
+    /// It may be [abandoned](Machine::abandon).
+    abandonable: bool,
 }
 
 impl MysqlRelease {
     pub(super) fn new(key: String) -> Self {
         Self {
             key,
-            state: State::Release,
+            abandonable: false,
         }
     }
 
-    pub(super) fn abandonable(key: String) -> Self {
-        Self {
-            key,
-            state: State::ReleaseOrFail,
-        }
+    pub(super) fn abandonable(mut self) -> Self {
+        self.abandonable = true;
+        self
     }
 }
 
 impl Machine for MysqlRelease {
     fn start(&mut self) -> Step {
-        match self.state {
-            State::ReleaseOrFail => Step::Batch(sql::release_or_fail(&self.key).into()),
-            _ => Step::Query(sql::release(&self.key)),
-        }
+        Step::Query(if self.abandonable {
+            sql::try_or_release(Ask::Release, &self.key)
+        } else {
+            sql::release(&self.key)
+        })
     }
 
     fn next(&mut self, answer: Answer, _elapsed: Duration) -> Step {
-        match (self.state, answer) {
-            (State::Release, Answer::Value(Some(1))) => Outcome::Success.into(),
+        match answer {
+            Answer::Value(Some(1)) => Outcome::Success.into(),
             // Another session's, or nobody's.
-            (State::Release, Answer::Value(Some(0) | None)) => Reason::NotHeld.clean().into(),
-
-            (State::ReleaseOrFail, Answer::Done) => Outcome::Success.into(),
-            (State::ReleaseOrFail, Answer::Error(_)) => {
-                self.state = State::KeepErrno;
-                Step::Batch(sql::KEEP_ERRNO.into())
-            }
-            (State::KeepErrno, Answer::Done) => {
-                self.state = State::ReadErrno;
-                Step::Query(sql::errno())
-            }
-            (State::ReadErrno, Answer::Value(Some(sql::NOT_RELEASED))) => {
-                Reason::NotHeld.clean().into()
-            }
-
+            Answer::Value(Some(0) | None) => Reason::NotHeld.clean().into(),
             _ => Reason::Database.broken().into(),
         }
     }

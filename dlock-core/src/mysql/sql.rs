@@ -19,15 +19,15 @@ const _: () = assert!(Nonce::BASE == 4611686018427387904, "as the statements say
 /// greater by is needed with diesel-async (0.9), which gives the answer that a dropped future did not read to the next
 /// query, and no pool notices.
 fn ask(before: &'static str, key: &str, after: &'static str) -> Statement {
+    question(vec![before.into(), name(key), after.into()])
+}
+
+fn question(rest: Vec<Piece>) -> Statement {
     let nonce = Nonce::new();
+    let mut pieces = vec!["SELECT 4611686018427387904 + CAST(".into(), nonce.bind()];
+    pieces.extend(rest);
     Statement {
-        pieces: vec![
-            "SELECT 4611686018427387904 + CAST(".into(),
-            nonce.bind(),
-            before.into(),
-            name(key),
-            after.into(),
-        ],
+        pieces,
         cached: true,
         nonce: Some(nonce),
     }
@@ -41,6 +41,28 @@ pub(super) fn try_lock(key: &str) -> Statement {
         key,
         " USING utf8mb4), 0) WHEN 1 THEN 1 WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END",
     )
+}
+
+/// [`try_lock`] and [`release`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    Try,
+    Release,
+}
+
+/// Either of two questions in one text, so that the driver, which would first have to prepare another, sends the release
+/// in one message: that is obeyed even if the future that sent it is dropped.
+pub(super) fn try_or_release(ask: Ask, key: &str) -> Statement {
+    question(vec![
+        " AS SIGNED) + IF(".into(),
+        Piece::Integer((ask == Ask::Release).into()),
+        ", RELEASE_LOCK(CONVERT(".into(),
+        name(key),
+        " USING utf8mb4)), CASE GET_LOCK(CONVERT(".into(),
+        name(key),
+        " USING utf8mb4), 0) WHEN 1 THEN 1 WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END)"
+            .into(),
+    ])
 }
 
 /// The third answer of [`try_lock`].
@@ -95,17 +117,6 @@ pub(super) fn release(key: &str) -> Statement {
         " USING utf8mb4))",
     )
 }
-
-/// [`release`] as text, which one poll of a future sends. It fails with the error [`NOT_RELEASED`] if the lock was not
-/// held.
-pub(super) fn release_or_fail(key: &str) -> String {
-    let name = literal(key);
-    // A constant that is too great would be found before the lock is released.
-    format!("SELECT IF(RELEASE_LOCK({name}) <=> 1, 1, ~0 + CONNECTION_ID())")
-}
-
-/// ER_DATA_OUT_OF_RANGE
-pub(super) const NOT_RELEASED: i64 = 1690;
 
 /// Releases a lock where nobody reads the answer.
 pub(super) fn release_unread(key: &str, transaction: OpenTransaction) -> String {

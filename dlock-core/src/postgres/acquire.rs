@@ -122,8 +122,8 @@ impl PostgresAcquire {
         }
         self.state = State::Try;
         Step::Query(match self.mark {
-            Some(mark) if self.scope == Scope::Session => {
-                sql::try_lock_marked(self.key, self.mode, mark)
+            mark @ Some(_) if self.scope == Scope::Session => {
+                sql::try_or_unlock(self.key, self.mode, mark)
             }
             _ => sql::try_lock(self.key, self.mode, self.scope),
         })

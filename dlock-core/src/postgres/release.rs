@@ -29,8 +29,6 @@ pub struct PostgresRelease {
 #[derive(Clone, Copy, Debug)]
 enum State {
     Unlock,
-    /// The same in one message, which is obeyed even if nobody reads the answer.
-    UnlockOrFail,
     UnlockFenced(Fence),
     /// Asked what the latter did.
     Read,
@@ -61,25 +59,18 @@ impl Machine for PostgresRelease {
             self.state = State::UnlockFenced(fence);
             return Step::Batch(sql::unlock_fenced(self.key, self.mode, fence).into());
         }
-        if self.abandonable {
-            self.state = State::UnlockOrFail;
-            return Step::Batch(sql::unlock_or_fail(self.key, self.mode).into());
-        }
         self.state = State::Unlock;
-        Step::Query(sql::unlock(self.key, self.mode))
+        Step::Query(if self.abandonable {
+            sql::try_or_unlock(self.key, self.mode, None)
+        } else {
+            sql::unlock(self.key, self.mode)
+        })
     }
 
     fn next(&mut self, answer: Answer, _elapsed: Duration) -> Step {
         match (self.state, answer) {
             (State::Unlock | State::Read, Answer::Value(Some(1))) => Outcome::Success.into(),
             (State::Unlock | State::Read, Answer::Value(Some(0))) => Reason::NotHeld.clean().into(),
-
-            (State::UnlockOrFail, Answer::Done) => Outcome::Success.into(),
-            (State::UnlockOrFail, Answer::Error(Some(constraint)))
-                if constraint == sql::NO_CARDINAL =>
-            {
-                Reason::NotHeld.clean().into()
-            }
 
             (State::UnlockFenced(_), Answer::Done) => {
                 self.state = State::Read;

@@ -18,22 +18,35 @@ pub(super) fn try_lock(key: PostgresKey, mode: Mode, scope: Scope) -> Statement 
     call(function, key, ")::int::bigint")
 }
 
-/// [`try_lock`] of a session's lock, which leaves `mark` in the session if it was granted.
-pub(super) fn try_lock_marked(key: PostgresKey, mode: Mode, mark: Mark) -> Statement {
-    let function = match mode {
-        Mode::Exclusive => "SELECT CASE WHEN pg_try_advisory_lock(",
-        Mode::Shared => "SELECT CASE WHEN pg_try_advisory_lock_shared(",
+/// The binds by their numbers: the mark is the first, the key the others.
+macro_rules! or_try {
+    ($try:literal) => {
+        concat!(
+            ")::int ELSE CASE WHEN ",
+            $try,
+            " THEN (set_config('dlock.granted', $1::text, false) IS NOT NULL)::int ELSE 0 END END::bigint"
+        )
     };
-    marked(
-        call(function, key, ") THEN (set_config('dlock.granted', "),
-        mark,
-    )
 }
 
-fn marked(mut statement: Statement, mark: Mark) -> Statement {
-    statement.pieces.push(Piece::BigInt(mark.0));
-    let end = "::text, false) IS NOT NULL)::int ELSE 0 END::bigint";
-    statement.pieces.push(end.into());
+/// [`try_lock`] of a session's lock, which leaves the mark in the session if it was granted; without a mark, [`unlock`].
+///
+/// It is one text for both, so that the driver, which would first have to prepare another, sends the release in one
+/// message: that is obeyed even if the future that sent it is dropped.
+pub(super) fn try_or_unlock(key: PostgresKey, mode: Mode, mark: Option<Mark>) -> Statement {
+    let begin = match mode {
+        Mode::Exclusive => " WHEN 0 THEN pg_advisory_unlock(",
+        Mode::Shared => " WHEN 0 THEN pg_advisory_unlock_shared(",
+    };
+    let mark = Piece::BigInt(mark.map_or(0, |Mark(mark)| mark.get()));
+    let end = match (key, mode) {
+        (PostgresKey::BigInt(_), Mode::Exclusive) => or_try!("pg_try_advisory_lock($2)"),
+        (PostgresKey::BigInt(_), Mode::Shared) => or_try!("pg_try_advisory_lock_shared($2)"),
+        (PostgresKey::Pair(..), Mode::Exclusive) => or_try!("pg_try_advisory_lock($2, $3)"),
+        (PostgresKey::Pair(..), Mode::Shared) => or_try!("pg_try_advisory_lock_shared($2, $3)"),
+    };
+    let mut statement = call(begin, key, end);
+    statement.pieces.splice(0..0, ["SELECT CASE ".into(), mark]);
     statement
 }
 
@@ -67,15 +80,6 @@ pub(super) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
         Mode::Shared => "SELECT pg_advisory_unlock_shared(",
     };
     call(function, key, ")::int::bigint")
-}
-
-/// [`unlock`] as text, which one poll of a future sends. It fails with the CONSTRAINT [`NO_CARDINAL`] if the lock was not
-/// held.
-pub(super) fn unlock_or_fail(key: PostgresKey, mode: Mode) -> String {
-    format!(
-        "SELECT ({}::int - 1)::information_schema.cardinal_number",
-        unlock_text(key, mode)
-    )
 }
 
 fn call(function: &'static str, key: PostgresKey, end: &'static str) -> Statement {
@@ -310,11 +314,10 @@ const UNLESS_NEW: &str = "WHEN now() <> statement_timestamp() \
     THEN (-pg_backend_pid())::information_schema.cardinal_number::int";
 
 /// With it, `UNLESS_NEW` has found a transaction of somebody else.
-pub(super) const NOT_NEW: &str = NO_CARDINAL;
-
-/// The constraint of `information_schema.cardinal_number`, a domain that every database has: its numbers are not
+///
+/// It is the constraint of `information_schema.cardinal_number`, a domain that every database has: its numbers are not
 /// negative. A cast to it turns an answer into an error that Diesel tells from others.
-pub(super) const NO_CARDINAL: &str = "cardinal_number_domain_check";
+pub(super) const NOT_NEW: &str = "cardinal_number_domain_check";
 
 /// The SQLSTATE with which [`begin_waiting`] refuses an isolation level.
 pub(super) const ISOLATION: &str = "DL001";

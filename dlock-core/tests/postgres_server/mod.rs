@@ -19,7 +19,6 @@ pub(crate) enum Sent {
     RollBack,
     HandOver,
     Unlock,
-    UnlockOrFail,
     UnlockFenced,
     ReadUnlocked,
     ReleaseAborted,
@@ -33,7 +32,7 @@ impl Sent {
         match step {
             Step::Query(statement) => {
                 let mark = match statement.pieces.as_slice() {
-                    [.., Piece::BigInt(mark), Piece::Sql(end)] if end.starts_with("::text") => {
+                    [Piece::Sql(start), Piece::BigInt(mark), ..] if start == "SELECT CASE " => {
                         Some(*mark)
                     }
                     _ => None,
@@ -66,15 +65,14 @@ impl Sent {
             "SELECT current_setting('dlock.unlocked')::bigint" => Sent::ReadUnlocked,
             <dlock_core::Postgres as dlock_core::Dialect>::END_SESSION => Sent::EndSession,
             _ if starts("SELECT pg_try_advisory_lock") => Sent::Try { mark: None },
-            _ if starts("SELECT CASE WHEN pg_try_advisory_lock") => {
-                assert!(mark.is_some());
-                Sent::Try { mark }
-            }
+            _ if starts("SELECT CASE ? WHEN 0 THEN pg_advisory_unlock") => match mark {
+                Some(0) => Sent::Unlock,
+                mark => Sent::Try { mark },
+            },
             _ if starts("SELECT pg_try_advisory_xact_lock") => Sent::TryInTransaction,
             _ if starts("SELECT (EXISTS(") => Sent::AskHeld,
             _ if starts("SELECT CASE WHEN EXISTS(") => Sent::Reclaim,
             _ if starts("SELECT pg_advisory_unlock") => Sent::Unlock,
-            _ if starts("SELECT (pg_advisory_unlock") => Sent::UnlockOrFail,
             _ if starts("SELECT CASE WHEN current_setting('dlock.granted', true) = ") => {
                 Sent::ReleaseIfGranted {
                     mark: number("true) = '").unwrap(),
@@ -420,15 +418,6 @@ impl Session {
                 says(Says::Value((self.holds > 0).into()), self.unlocked());
                 says(Says::Fails, self.aborted());
                 late.push((Says::Fails, self.unlocked().aborted()));
-            }
-            Sent::UnlockOrFail => {
-                if self.holds > 0 {
-                    says(Says::Done, self.unlocked());
-                } else {
-                    says(Says::Tells("cardinal_number_domain_check"), self.aborted());
-                }
-                says(Says::FailsOutside, self.aborted());
-                late.push((Says::FailsOutside, self.unlocked().aborted()));
             }
             Sent::UnlockFenced => {
                 says(Says::FailsOutside, self.aborted());
