@@ -1,8 +1,8 @@
 """sqlalchemy-dlock, measured by itself.
 
-Without arguments it prints versions. With a server's URL and a key it measures one turn for each line of standard input
-(`free`: acquire and release a free lock; `hand-over`: from before the release here to after the acquire, with a limit, in
-another thread) and prints nanoseconds.
+Without arguments it prints versions. With a server's URL and a key it prints what the server calls its two sessions, and
+then measures one turn for each line of standard input (`free`: acquire and release a free lock; `hand-over`: from before
+the release here to after the acquire, with a limit, in another thread) and prints nanoseconds.
 """
 
 import platform
@@ -11,7 +11,7 @@ import threading
 import time
 from importlib.metadata import version
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy_dlock import create_sadlock
 
 LIMIT = 60
@@ -69,6 +69,9 @@ def main():
     driver = "postgresql+psycopg2" if postgres else "mysql+pymysql"
     engine = create_engine(driver + "://" + url.split("://", 1)[1])
     with engine.connect() as one, engine.connect() as other:
+        for connection in one, other:
+            print(connection.scalar(text("SELECT pg_backend_pid()" if postgres else "SELECT CONNECTION_ID()")), flush=True)
+            connection.rollback()
         free = measure_free if postgres else measure_free_with_limit
         turn = 0
         for line in sys.stdin:

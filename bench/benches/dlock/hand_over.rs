@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 
 use crate::duel::{Spread, record, times};
 use crate::plot::{self, Bar};
+use crate::processor::OneProcessor;
 use crate::report::{Section, ratio, spread, time};
 use crate::session::{Api, How, Locker};
 use crate::{Bench, raw, slug};
@@ -118,6 +119,7 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
         format!("raw on MySQL and MariaDB: {}", raw::wait_text(Kind::Mysql)),
         "polling: `poll_every(..)`, which asks and sleeps, as other libraries do".into(),
     ]);
+    let mut processor = OneProcessor::enter();
     let mut rows = Vec::new();
     let mut bars = Vec::new();
     for server in bench.servers.clone() {
@@ -125,8 +127,8 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
             let key = unique_key("bench/hand-over");
             let hand_over = RefCell::new(HandOver::new(
                 server,
-                api.open(server, &key),
-                api.open(server, &key),
+                processor.open(api, server, &key),
+                processor.open(api, server, &key),
             ));
             let after_return = RefCell::new(times());
             let dlock = |how| {
@@ -184,6 +186,7 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
             }
         }
     }
+    processor.tell(&mut section);
     section.table(
         &[
             "server",

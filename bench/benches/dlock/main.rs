@@ -12,6 +12,7 @@ mod limits;
 mod machine;
 mod neighbours;
 mod plot;
+mod processor;
 mod raw;
 mod report;
 mod session;

@@ -8,6 +8,7 @@ use dlock_tests::{Kind, Server, unique_key};
 
 use crate::duel::Outcome;
 use crate::hand_over::HandOver;
+use crate::processor::OneProcessor;
 use crate::report::{Section, ratio, spread};
 use crate::session::{Api, How, Sqlx};
 use crate::uncontended::pair;
@@ -47,18 +48,22 @@ impl Python {
     }
 
     /// sqlalchemy-dlock on connections to `server`.
-    fn connect(&self, server: &Server) -> Neighbour {
+    fn connect(&self, server: &Server, processor: &mut OneProcessor) -> Neighbour {
         let mut child = Command::new(&self.program)
             .args([SCRIPT, &server.url, &unique_key("bench/python")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the Python that has just been tried starts");
-        Neighbour {
+        let mut neighbour = Neighbour {
             stdin: child.stdin.take(),
             stdout: BufReader::new(child.stdout.take().expect("BUG: it is piped")),
             child,
+        };
+        for _ in 0..2 {
+            processor.bring_id(server, neighbour.read());
         }
+        neighbour
     }
 }
 
@@ -90,15 +95,17 @@ impl Neighbour {
     fn measure(&mut self, what: &str) -> Duration {
         let stdin = self.stdin.as_mut().expect("BUG: it is piped");
         writeln!(stdin, "{what}").expect("the neighbour listens");
+        Duration::from_nanos(self.read().unsigned_abs())
+    }
+
+    fn read(&mut self) -> i64 {
         let mut line = String::new();
         self.stdout
             .read_line(&mut line)
             .expect("the neighbour answers");
-        Duration::from_nanos(
-            line.trim()
-                .parse()
-                .expect("the neighbour answers with a number"),
-        )
+        line.trim()
+            .parse()
+            .expect("the neighbour answers with a number")
     }
 }
 
@@ -141,18 +148,27 @@ pub(crate) fn run(bench: &mut Bench, python: &Result<Python, String>) -> Section
          lock is acquired and released, as in section 1; a lock is handed over as in section 3, with a limit where they \
          have one. The rows of raw are section 1's raw statements on Diesel's connections, to tell a driver from a lock.",
     );
+    let mut processor = OneProcessor::enter();
     let mut rows = Vec::new();
     for server in bench.of_kind(Kind::Postgres) {
-        against_sqlx(bench, server, &mut section, &mut rows);
+        against_sqlx(bench, &mut processor, server, &mut section, &mut rows);
     }
     match python {
         Ok(python) => {
             for server in bench.servers.clone() {
-                against_python(bench, server, python, &mut section, &mut rows);
+                against_python(
+                    bench,
+                    &mut processor,
+                    server,
+                    python,
+                    &mut section,
+                    &mut rows,
+                );
             }
         }
         Err(error) => section.paragraph(&format!("sqlalchemy-dlock is not measured: {error}.")),
     }
+    processor.tell(&mut section);
     section.table(
         &[
             "server",
@@ -170,8 +186,15 @@ pub(crate) fn run(bench: &mut Bench, python: &Result<Python, String>) -> Section
 
 const FREE: &str = "free lock";
 
+fn open_sqlx(processor: &mut OneProcessor, server: &Server, key: &str) -> Sqlx {
+    let mut session = Sqlx::open(server, key);
+    processor.bring(server, &mut session);
+    session
+}
+
 fn against_sqlx(
     bench: &mut Bench,
+    processor: &mut OneProcessor,
     server: &'static Server,
     section: &mut Section,
     rows: &mut Vec<Vec<String>>,
@@ -181,8 +204,8 @@ fn against_sqlx(
     let pace = bench.pace(Duration::ZERO);
 
     for api in Api::BOTH {
-        let session = RefCell::new(api.open(server, &key));
-        let mut theirs = Sqlx::open(server, &key);
+        let session = RefCell::new(processor.open(api, server, &key));
+        let mut theirs = open_sqlx(processor, server, &key);
         let outcome = bench.duels.fight(
             &name(format!("free {api}")),
             pace,
@@ -209,11 +232,15 @@ fn against_sqlx(
             &outcome,
         ));
 
-        let mut ours = HandOver::new(server, api.open(server, &key), api.open(server, &key));
+        let mut ours = HandOver::new(
+            server,
+            processor.open(api, server, &key),
+            processor.open(api, server, &key),
+        );
         let mut theirs = HandOver::new(
             server,
-            Box::new(Sqlx::open(server, &key)),
-            Box::new(Sqlx::open(server, &key)),
+            Box::new(open_sqlx(processor, server, &key)),
+            Box::new(open_sqlx(processor, server, &key)),
         );
         let outcome = bench.duels.fight(
             &name(format!("hand-over {api}")),
@@ -243,6 +270,7 @@ fn without_bar(server: &Server, what: &str, outcome: &Outcome) -> Vec<String> {
 
 fn against_python(
     bench: &mut Bench,
+    processor: &mut OneProcessor,
     server: &'static Server,
     python: &Python,
     section: &mut Section,
@@ -250,9 +278,9 @@ fn against_python(
 ) {
     let key = unique_key("bench/python");
     let name = |what| slug(&format!("7 {} python {what}", server.name));
-    let neighbour = RefCell::new(python.connect(server));
+    let neighbour = RefCell::new(python.connect(server, processor));
 
-    let mut ours = Api::Sync.open(server, &key);
+    let mut ours = processor.open(Api::Sync, server, &key);
     let outcome = bench.duels.fight(
         &name("free"),
         bench.pace(Duration::ZERO),
@@ -263,8 +291,8 @@ fn against_python(
 
     let mut ours = HandOver::new(
         server,
-        Api::Sync.open(server, &key),
-        Api::Sync.open(server, &key),
+        processor.open(Api::Sync, server, &key),
+        processor.open(Api::Sync, server, &key),
     );
     // On PostgreSQL it polls each second.
     let turn = match server.kind {

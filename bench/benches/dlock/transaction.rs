@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 
 use dlock_tests::{Kind, Proxy, Server, unique_key};
 
+use crate::processor::OneProcessor;
 use crate::report::{Section, ratio, spread};
 use crate::session::{Api, Session, Transaction};
 use crate::{Bench, raw, slug};
@@ -37,11 +38,13 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
         ),
         "plain: Diesel's `conn.transaction(..)`, which takes no lock".into(),
     ]);
+    let mut processor = OneProcessor::enter();
     let pace = bench.pace(Duration::ZERO);
     let mut rows = Vec::new();
     for server in bench.servers.clone() {
         for api in Api::BOTH {
-            let session = RefCell::new(api.open(server, &unique_key("bench/transaction")));
+            let session =
+                RefCell::new(processor.open(api, server, &unique_key("bench/transaction")));
             let mut dlock = || empty(&mut **session.borrow_mut(), Transaction::Dlock);
             let mut raw = || empty(&mut **session.borrow_mut(), Transaction::Raw);
             let mut plain = || empty(&mut **session.borrow_mut(), Transaction::Plain);
@@ -75,6 +78,7 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
             }
         }
     }
+    processor.tell(&mut section);
     section.table(
         &[
             "server",

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use dlock_tests::{Kind, unique_key};
 
 use crate::plot::{self, Bar};
+use crate::processor::OneProcessor;
 use crate::report::{Section, ratio, spread};
 use crate::session::{Api, How, Locker, Session};
 use crate::{Bench, raw, slug};
@@ -39,12 +40,13 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
         ),
         "`SELECT 1`: twice, prepared once".into(),
     ]);
+    let mut processor = OneProcessor::enter();
     let pace = bench.pace(Duration::ZERO);
     let mut rows = Vec::new();
     let mut bars = Vec::new();
     for server in bench.servers.clone() {
         for api in Api::BOTH {
-            let session = RefCell::new(api.open(server, &unique_key("bench/free")));
+            let session = RefCell::new(processor.open(api, server, &unique_key("bench/free")));
             let mut dlock = || pair(&mut **session.borrow_mut(), How::DLOCK);
             let mut raw = || pair(&mut **session.borrow_mut(), How::RawTry);
             let mut raw_too = || pair(&mut **session.borrow_mut(), How::RawTry);
@@ -85,6 +87,7 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
             }
         }
     }
+    processor.tell(&mut section);
     section.table(
         &[
             "server",

@@ -1229,8 +1229,18 @@ on_every_server_async! {
                 if C::KIND == Kind::Postgres {
                     assert_eq!(subject.conn.echo(4711).await, 4711, "in step after {times} polls");
                 }
-                drop(subject);
-                timed(free_once_closed(C::KIND), "a dropped release", || holders(&mut observer, &key).is_empty());
+                let free = || holders(&mut observer, &key).is_empty();
+                match outer {
+                    true => {
+                        drop(subject);
+                        timed(free_once_closed(C::KIND), "the outer hold of a dropped release", free);
+                    }
+                    // While the connection is open.
+                    false => {
+                        timed(FREE_IN_STEP, "a dropped release", free);
+                        drop(subject);
+                    }
+                }
                 assert_free(&mut observer, &key);
             }
         }
