@@ -22,7 +22,7 @@ const RECAP: &str = "SET SESSION max_statement_time = @dlock_max_statement_time"
 const KEEP_ERRNO: &str = "GET DIAGNOSTICS @dlock_conditions = NUMBER; \
     GET DIAGNOSTICS CONDITION @dlock_conditions @dlock_errno = MYSQL_ERRNO";
 const READ_ERRNO: &str = "SELECT 4611686018427387904 + CAST(? AS SIGNED) + \
-    IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL)";
+    IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL) AS answer";
 /// `report`, where there are no binds.
 const REPORT: &str = "CONVERT(x'7265706f7274' USING utf8mb4)";
 
@@ -58,11 +58,11 @@ fn key(key: impl Into<LockKey>) -> String {
 
 const TRY: &str = "SELECT 4611686018427387904 + CAST(? AS SIGNED) + \
     CASE GET_LOCK(CONVERT(? USING utf8mb4), 0) WHEN 1 THEN 1 \
-    WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END";
+    WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END AS answer";
 const TRY_OR_RELEASE: &str = "SELECT 4611686018427387904 + CAST(? AS SIGNED) + \
     IF(?, RELEASE_LOCK(CONVERT(? USING utf8mb4)), \
     CASE GET_LOCK(CONVERT(? USING utf8mb4), 0) WHEN 1 THEN 1 \
-    WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END)";
+    WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END) AS answer";
 
 fn name() -> [Piece; 1] {
     [Piece::Binary(b"report".to_vec())]
@@ -97,7 +97,7 @@ impl<M: Machine> Asks for Script<M> {
     fn waits(self) -> Self {
         self.query(
             "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ \
-             4611686018427387904 + CAST(? AS SIGNED) + GET_LOCK(CONVERT(? USING utf8mb4), 1000000000)",
+             4611686018427387904 + CAST(? AS SIGNED) + GET_LOCK(CONVERT(? USING utf8mb4), 1000000000) AS answer",
             &name(),
         )
     }
@@ -109,7 +109,7 @@ impl<M: Machine> Asks for Script<M> {
         self.query(
             &format!(
                 "SELECT /*+ MAX_EXECUTION_TIME({millis}) */ 4611686018427387904 + CAST(? AS SIGNED) + GET_LOCK(CONVERT(? USING utf8mb4), \
-                 IF(VERSION() LIKE '%MariaDB%', {fraction}, {longer}))"
+                 IF(VERSION() LIKE '%MariaDB%', {fraction}, {longer})) AS answer"
             ),
             &name(),
         )
@@ -118,7 +118,7 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn asks_whether_held(self) -> Self {
         self.query(
-            "SELECT 4611686018427387904 + CAST(? AS SIGNED) + (IS_USED_LOCK(CONVERT(? USING utf8mb4)) <=> CONNECTION_ID())",
+            "SELECT 4611686018427387904 + CAST(? AS SIGNED) + (IS_USED_LOCK(CONVERT(? USING utf8mb4)) <=> CONNECTION_ID()) AS answer",
             &name(),
         )
     }
@@ -126,7 +126,7 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn gives_back(self) -> Self {
         self.query(
-            "SELECT 4611686018427387904 + CAST(? AS SIGNED) + RELEASE_LOCK(CONVERT(? USING utf8mb4))",
+            "SELECT 4611686018427387904 + CAST(? AS SIGNED) + RELEASE_LOCK(CONVERT(? USING utf8mb4)) AS answer",
             &name(),
         )
     }

@@ -26,6 +26,8 @@ fn question(rest: Vec<Piece>) -> Statement {
     let nonce = Nonce::new();
     let mut pieces = vec!["SELECT 4611686018427387904 + CAST(".into(), nonce.bind()];
     pieces.extend(rest);
+    // Otherwise the whole text would be the column's name, which comes with each answer.
+    pieces.push(" AS answer".into());
     Statement {
         pieces,
         cached: true,
@@ -102,7 +104,7 @@ pub(super) fn wait(key: &str, millis: Option<u32>) -> Statement {
             nonce.bind(),
             " AS SIGNED) + GET_LOCK(CONVERT(".into(),
             name(key),
-            format!(" USING utf8mb4), {seconds})").into(),
+            format!(" USING utf8mb4), {seconds}) AS answer").into(),
         ],
         cached: false,
         nonce: Some(nonce),
@@ -149,16 +151,9 @@ pub(super) const KEEP_ERRNO: &str = "GET DIAGNOSTICS @dlock_conditions = NUMBER;
 
 /// The number that [`KEEP_ERRNO`] kept, or NULL.
 pub(super) fn errno() -> Statement {
-    let nonce = Nonce::new();
-    Statement {
-        pieces: vec![
-            "SELECT 4611686018427387904 + CAST(".into(),
-            nonce.bind(),
-            " AS SIGNED) + IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL)".into(),
-        ],
-        cached: true,
-        nonce: Some(nonce),
-    }
+    question(vec![
+        " AS SIGNED) + IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL)".into(),
+    ])
 }
 
 /// Who holds the lock and who waits for it, as far as the server lets this user see it.
