@@ -571,6 +571,35 @@ fn an_open_transaction_is_rolled_back_before_the_lock_is_free() {
     });
 }
 
+/// Who ends in SQL the transaction that Diesel has begun breaks the connection, as far as Diesel knows. It goes on all the
+/// same, and so does the work under the outer guards.
+#[test]
+fn a_transaction_that_breaks_the_connection_frees_no_outer_lock() {
+    on_every_runtime(async || {
+        let database = Database::new();
+        let mut conn = database.open().await;
+        let mut outer = conn
+            .advisory_lock("a")
+            .acquire()
+            .await
+            .expect("a free lock");
+        let result: Result<(), Error> = outer
+            .advisory_lock("b")
+            .transaction(async |conn| {
+                conn.batch_execute("ROLLBACK").await?;
+                Err(diesel::result::Error::RollbackTransaction.into())
+            })
+            .await;
+        result.expect_err("the error");
+        database.assert_free("b");
+        assert!(outer.is_held().await.expect("an answer"));
+        database.assert_held("a");
+        drop(outer);
+        database.assert_free("a");
+        assert!(is_broken(&mut conn));
+    });
+}
+
 #[test]
 fn a_transaction_that_is_dropped_is_rolled_back_before_the_lock_is_free() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use diesel::connection::SimpleConnection;
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, Pool};
 use dlock_diesel::{
@@ -549,6 +549,47 @@ fn guards_whose_connections_were_swapped_release_nothing() {
 }
 
 // Databases that are no files.
+
+/// Who ends in SQL the transaction that Diesel has begun breaks the connection, as far as Diesel knows. It goes on all the
+/// same, and so does the work under the outer guards.
+#[test]
+fn a_guard_that_breaks_the_connection_frees_its_own_hold_and_no_outer_one() {
+    let database = Database::new();
+    let mut other = database.open();
+    for ends_with in ["an error", "a drop", "a release"] {
+        let mut conn = database.open();
+        let mut outer = conn.advisory_lock("a").acquire().expect("a free lock");
+        let lock = outer.advisory_lock("b");
+        if ends_with == "an error" {
+            let result: Result<(), Error> = lock.transaction(|conn| {
+                conn.batch_execute("ROLLBACK")?;
+                Err(diesel::result::Error::RollbackTransaction.into())
+            });
+            result.expect_err("the error");
+        } else {
+            let mut inner = lock.acquire().expect("a free lock");
+            AnsiTransactionManager::begin_transaction(&mut *inner).expect("it begins");
+            inner.execute_sql("ROLLBACK");
+            if ends_with == "a release" {
+                let released = inner.release().map(drop);
+                assert!(matches!(released, Err(Error::Database(_))), "{released:?}");
+            }
+        }
+        assert_free(&mut other, "b");
+        assert!(outer.is_held().expect("an answer"), "{ends_with}");
+        assert_taken(&mut other, "a");
+
+        // Nor is it free as long as there is a transaction.
+        outer.execute_sql("BEGIN; INSERT INTO t VALUES (1)");
+        drop(outer);
+        assert_free(&mut other, "a");
+        other.execute_sql("BEGIN IMMEDIATE; ROLLBACK");
+        assert_eq!(other.number("SELECT COUNT(*) FROM t"), Some(0));
+        assert!(AnsiTransactionManager::is_broken_transaction_manager(
+            &mut conn
+        ));
+    }
+}
 
 #[test]
 fn databases_in_memory_share_the_locks_of_the_process() {
