@@ -107,13 +107,17 @@ impl Asked {
 /// time that it has waited, at least 0.5 and at most 10 milliseconds; and a process that has had its turn leaves the lock
 /// to others that wait.
 ///
-/// A crash, SIGKILL or the end of a process frees its locks at once; but a child that was forked and runs no other program
-/// keeps the locks of a parent that ends, until it ends too or opens a connection of its own and makes it ready. (A child's
-/// copies of guards free nothing.)
+/// Who waits to hold a lock alone while others share it goes before those who come later to share it, in whatever process
+/// they are: these wait, and [`try_acquire`](crate::AdvisoryLock::try_acquire) gives them `None`, as on PostgreSQL. A
+/// connection that shares the lock already shares it again at once; and one that holds another lock for which somebody
+/// waits goes before the writer, lest they wait in a circle. After a writer it is the turn of all that wait.
 ///
-/// Readers of three or more processes that never all let go keep a writer waiting: between processes there are turns,
-/// not a queue. Just after its turn a process may be told for 15 milliseconds that a lock is taken for which another one
-/// only waits.
+/// Just after its turn a process that wants a lock alone may be told for 15 milliseconds that it is taken where another one
+/// only waits for it. A writer that is stopped (SIGSTOP) while it waits delays readers by a quarter of a second.
+///
+/// A crash, SIGKILL or the end of a process frees its locks at once, and its place before others; but a child that was
+/// forked and runs no other program keeps those of a parent that ends, until it ends too or opens a connection of its own
+/// and makes it ready. (A child's copies of guards free nothing.)
 ///
 /// Databases in memory, and temporary ones, are no files: all of a process share one set of locks.
 ///

@@ -14,7 +14,9 @@ use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfi
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection, TransactionManager};
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error, LockKey, SqliteLocksExt};
-use dlock_tests::{Process, TestConnection, dlock_child, is_locked_on_disk, wait_for};
+use dlock_tests::{
+    Process, TestConnection, dlock_child, is_claimed_on_disk, is_locked_on_disk, wait_for,
+};
 use tempfile::TempDir;
 
 type Conn = SyncConnectionWrapper<SqliteConnection>;
@@ -363,6 +365,48 @@ fn a_wait_for_another_process_that_is_dropped_leaves_nothing() {
         process.send("");
         process.expect_line("released");
         database.assert_free("a");
+    });
+}
+
+#[test]
+fn a_writer_that_is_dropped_while_it_waits_for_readers_lets_others_in() {
+    on_every_runtime(async || {
+        let database = Database::new();
+        let mut process = Process::spawn_without_servers(dlock_child!(
+            "--url",
+            database.url(),
+            "hold-shared",
+            "a"
+        ));
+        assert!(process.line().starts_with("connected "));
+        process.expect_line("acquired");
+        let mut conn = database.open().await;
+        let mut reading = conn
+            .advisory_lock("a")
+            .shared()
+            .acquire()
+            .await
+            .expect("shared");
+        let number = LockKey::from("a").to_sqlite().expect("a valid key");
+        let is_claimed = || is_claimed_on_disk(database.url(), number);
+        for _ in 0..5 {
+            let mut writer = Box::pin(reading.advisory_lock("a").acquire());
+            while !is_claimed() {
+                let result = tokio::time::timeout(Duration::from_millis(1), &mut writer).await;
+                assert!(result.is_err());
+            }
+            drop(writer);
+            assert!(!is_claimed());
+        }
+        let mut other = Process::spawn_without_servers(dlock_child!(
+            "--url",
+            database.url(),
+            "hold-shared",
+            "a"
+        ));
+        assert!(other.line().starts_with("connected "));
+        other.expect_line("acquired");
+        assert!(reading.is_held().await.expect("an answer"));
     });
 }
 

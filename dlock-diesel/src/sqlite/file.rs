@@ -1,7 +1,8 @@
 //! The lock file of a database: `NAME-dlock` beside it, always empty. Its bytes are locked without being there.
 //!
 //! For the lock with number *n*, byte 4*n* is locked by the processes that hold it, byte 4*n* + 1 by those that wait for
-//! others to release it, and byte 4*n* + 2 by the one that holds it shared and waits to hold it alone.
+//! others to release it, byte 4*n* + 2 by the one that holds it shared and waits to hold it alone, and byte 4*n* + 3 by
+//! those that wait for readers, which lets no new ones in. Only the first byte excludes; the others are for order.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -68,6 +69,7 @@ pub(super) enum Byte {
     Held = 0,
     Waiting = 1,
     Upgrading = 2,
+    Claimed = 3,
 }
 
 fn offset(key: u64, byte: Byte) -> u64 {
