@@ -654,6 +654,30 @@ fn writers_of_other_processes_do_not_starve_a_reader() {
 }
 
 #[test]
+fn readers_wait_behind_one_writer_not_behind_all() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let number = LockKey::from("a").to_sqlite().expect("a valid key");
+    let mut writers = [(); 3].map(|()| database.holder("hold", "a"));
+    for writer in &mut writers {
+        wait_for("the writer to wait", || {
+            SqliteConnection::is_waiting(&mut database.open(), writer.id().into())
+        });
+    }
+    assert!(is_claimed_on_disk(database.url(), number));
+    drop(reading);
+    wait_for("the turn of all that wait", || {
+        !is_claimed_on_disk(database.url(), number)
+    });
+    assert!(database.is_locked("a"));
+}
+
+#[test]
 fn who_reads_already_reads_again_while_a_writer_of_another_process_waits() {
     let database = Database::new();
     let (mut conn, mut other) = (database.open(), database.open());
