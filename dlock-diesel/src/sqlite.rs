@@ -121,6 +121,15 @@ impl Asked {
 ///
 /// Databases in memory, and temporary ones, are no files: all of a process share one set of locks.
 ///
+/// A connection belongs to the version of this crate that has made it ready: another one in the same program refuses to
+/// do so. On connections of their own two versions exclude each other as two processes do, but not on macOS, and not on
+/// databases in memory.
+///
+/// A database that is renamed, moved or replaced while connections to it are open has a new set of locks under its new
+/// name. The old connections get no locks any more, and [`is_held`](crate::AdvisoryLockGuard::is_held) and
+/// [`release`](crate::AdvisoryLockGuard::release) tell that what they held is lost; a process that still has some gets
+/// none on new connections either. Close all connections first, as SQLite wants it.
+///
 /// # Where it does not work
 ///
 /// [`Error::Unsupported`] says so, when the first lock is asked for:
@@ -142,7 +151,8 @@ pub trait SqliteLocksExt {
     ///
     /// # Errors
     ///
-    /// [`Error::Database`] if the connection cannot be asked, or its file is gone.
+    /// [`Error::Database`] if the connection cannot be asked, its file is gone, or another version of this crate has made it
+    /// ready.
     fn enable_advisory_locks(&mut self) -> Result<(), Error>;
 }
 

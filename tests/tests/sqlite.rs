@@ -129,6 +129,22 @@ fn a_connection_that_was_not_enabled_says_which_line_is_missing() {
     assert_free(&mut conn, "a");
 }
 
+mod sql {
+    #[diesel::declare_sql_function]
+    extern "SQL" {
+        fn dlock_session() -> diesel::sql_types::BigInt;
+    }
+}
+
+#[test]
+fn a_connection_that_another_version_has_made_ready_is_refused() {
+    let database = Database::new();
+    let mut conn = SqliteConnection::establish(database.url()).expect("a connection");
+    sql::dlock_session_utils::register_nondeterministic_impl(&conn, || -1_i64).expect("a function");
+    let error = conn.enable_advisory_locks().expect_err("not its own");
+    assert!(error.to_string().contains("another version"), "{error}");
+}
+
 #[test]
 fn enabling_twice_keeps_what_is_held() {
     let database = Database::new();
@@ -734,7 +750,7 @@ fn a_writer_that_waits_no_more_lets_readers_in() {
 
     let writer = thread::spawn({
         let mut conn = database.open();
-        let limit = Duration::from_millis(600);
+        let limit = Duration::from_secs(2);
         move || conn.advisory_lock("a").timeout(limit).acquire().map(drop)
     });
     wait_until_claimed(&database, "a");
@@ -1661,6 +1677,38 @@ fn a_database_that_was_replaced_is_told() {
         .expect_err("another file");
     assert!(error.to_string().contains("open it anew"), "{error}");
     assert_free(&mut database.open(), "a");
+}
+
+#[test]
+fn a_lock_whose_database_was_renamed_counts_as_lost() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let renamed = database.folder.path().join("new.db");
+    let mut lock = conn.advisory_lock("a").acquire().expect("a free lock");
+    fs::rename(&database.path, &renamed).expect("a new name");
+    let here = SqliteConnection::open_url(renamed.to_str().expect("UTF-8"))
+        .advisory_lock("b")
+        .acquire()
+        .map(drop);
+    assert!(matches!(here, Err(Error::Unsupported { .. })), "{here:?}");
+    // Another process that opens it now has another lock file.
+    let mut process = Process::spawn_without_servers(dlock_child!(
+        "--url",
+        renamed.to_str().expect("UTF-8"),
+        "hold",
+        "a"
+    ));
+    assert!(process.line().starts_with("connected "));
+    process.expect_line("acquired");
+    assert!(!lock.is_held().expect("an answer"));
+    let again = lock.advisory_lock("a").shared().try_acquire().map(drop);
+    let error = again.expect_err("it was lost");
+    assert!(error.to_string().contains("database"), "{error}");
+    let released = lock.release().map(drop);
+    assert!(
+        matches!(released, Err(Error::NotHeld { .. })),
+        "{released:?}"
+    );
 }
 
 #[test]

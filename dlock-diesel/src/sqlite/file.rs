@@ -98,9 +98,9 @@ impl LockedByte {
         self.mode
     }
 
-    /// Whether other processes see this lock: the lock file is still the one that they open.
+    /// Whether other processes see this lock: the lock file is still the one that they open, and so is the database.
     pub(super) fn counts(&self, file: &LockFile) -> bool {
-        file.is_current(&self.open)
+        file.is_current(&self.open) && file.has_database()
     }
 
     /// Lets readers in. If that fails, they stay out.
@@ -192,6 +192,10 @@ impl LockFile {
         Some((&self.path, open.id.inode, offset(key, byte)))
     }
 
+    fn has_database(&self) -> bool {
+        id_of(&self.database).is_ok_and(|id| id == self.id)
+    }
+
     fn is_current(&self, open: &Open) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|metadata| open.id == metadata.into())
     }
@@ -259,7 +263,8 @@ fn cannot(verb: &str, path: &Path, error: &io::Error) -> Trouble {
             ))
         }
         ErrorKind::NotFound => Trouble::unsupported(format!(
-            "{message}. The database is not where it was when this connection opened it: open it anew"
+            "{message}. The database is not where it was when this process opened it: close all connections to it, and \
+             open it anew"
         )),
         _ => Trouble::other(message),
     }

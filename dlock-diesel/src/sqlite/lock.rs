@@ -143,7 +143,8 @@ impl Lock {
             if !byte.counts(file) {
                 if !self.holds.is_empty() {
                     return Err(Trouble::other(
-                        "the lock file was deleted or replaced while the lock was held: let nothing but dlock touch it",
+                        "the lock file was deleted or replaced, or the database was, while the lock was held: let nothing \
+                         but dlock touch the one, and close all connections before you move the other",
                     ));
                 }
                 self.byte = None;
