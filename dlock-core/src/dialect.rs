@@ -14,6 +14,8 @@ pub trait Dialect {
     type Release: Machine;
 
     /// Ends the session, whatever state it is in, so that the server frees what it holds. The answer is an error.
+    ///
+    /// On SQLite, where no session can be ended, it rolls back, and no hold is freed.
     const END_SESSION: &'static str;
 
     /// Whether an async connection skips an answer that nobody reads; otherwise the next query is given it.

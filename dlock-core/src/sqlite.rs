@@ -98,7 +98,8 @@ impl Dialect for Sqlite {
     type Acquire = SqliteAcquire;
     type Release = SqliteRelease;
 
-    const END_SESSION: &'static str = sql::END_SESSION;
+    /// Frees nothing: the connection would go on, and the work under outer guards with it. A hold is given up by its number.
+    const END_SESSION: &'static str = sql::ROLL_BACK;
     const SKIPS_UNREAD_ANSWERS: bool = true;
 
     fn key(key: &LockKey) -> Result<SqliteKey, InvalidKey> {

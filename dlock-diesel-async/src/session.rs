@@ -57,7 +57,8 @@ pub(crate) fn mark_broken<C: AsyncConnection>(conn: &mut C) {
     status(conn).set_in_error();
 }
 
-/// Ends the server's session, which frees all that it holds, and marks the connection broken.
+/// Ends the server's session, which frees all that it holds, and marks the connection broken. SQLite's is rolled back, and
+/// what it holds is given up by each guard.
 pub(crate) async fn end<C: LockConnection>(conn: &mut C) {
     // Marked first: this future may be dropped.
     mark_broken(conn);

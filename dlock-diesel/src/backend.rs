@@ -39,6 +39,10 @@ pub trait LockBackend: Backend + sealed::Sealed + Sized {
     where
         C: LoadConnection<Backend = Self>;
 
+    /// Frees a hold without the connection, where that can be done.
+    #[doc(hidden)]
+    fn give_up(_key: &<Self::Dialect as Dialect>::Key) {}
+
     #[doc(hidden)]
     fn transaction<M, T, E>(
         lock: AdvisoryLock<M>,
@@ -174,8 +178,9 @@ mod sqlite {
     use super::*;
     use diesel::sql_types;
     use diesel::sqlite::Sqlite;
+    use dlock_core::SqliteKey;
 
-    use crate::sqlite::{Asked, explain};
+    use crate::sqlite::{self, Asked, explain};
 
     impl sealed::Sealed for Sqlite {}
     impl SharedLocks for Sqlite {}
@@ -198,6 +203,11 @@ mod sqlite {
             let query = CoreQuery::<sql_types::Text>::new(statement);
             let text: String = query.get_result(conn).map_err(explain)?;
             Ok(dlock_core::Sqlite::read_holders(&text))
+        }
+
+        fn give_up(key: &SqliteKey) {
+            sqlite::give_up(key.request);
+            sqlite::forget(key.request);
         }
 
         fn transaction<M, T, E>(

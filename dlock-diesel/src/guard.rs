@@ -3,7 +3,7 @@ use std::ops::{Deref, DerefMut};
 
 use dlock_core::{Dialect, Fence, Holder, LockKey, Mode};
 
-use crate::backend::{DialectOf, KeyOf, LockConnection};
+use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection};
 use crate::session::Depth;
 use crate::{Error, drive, session};
 
@@ -12,7 +12,7 @@ use crate::{Error, drive, session};
 /// Dropping it releases the lock; [`release`](Self::release) does so, too, and tells whether the lock had been held
 /// to the end. A transaction that was begun under the lock and is still open is rolled back first. If the lock cannot
 /// be released, the server's session is ended, which frees it, and the connection is marked broken, so that a pool
-/// discards it.
+/// discards it. (A session of SQLite cannot be ended: there the lock is freed by itself.)
 ///
 /// # Examples
 ///
@@ -169,12 +169,12 @@ fn undo<C: LockConnection>(conn: &mut C, key: &LockKey, hold: &Hold<C>) -> Resul
     let left_open = match session::depth(conn) {
         Ok(depth) => depth > hold.depth,
         Err(broken) => {
-            session::end(conn);
+            end(conn, hold);
             return Err(broken.into());
         }
     };
     if let Err(error) = session::roll_back_to(conn, hold.depth) {
-        session::end(conn);
+        end(conn, hold);
         return Err(error.into());
     }
     // The savepoint went with the transaction if that has ended.
@@ -192,6 +192,13 @@ fn undo<C: LockConnection>(conn: &mut C, key: &LockKey, hold: &Hold<C>) -> Resul
         return Err(Error::InTransaction { key: key.clone() });
     }
     Ok(())
+}
+
+/// Ends the session. Where that is not to be had, only this hold is freed, and outer guards keep theirs.
+fn end<C: LockConnection>(conn: &mut C, hold: &Hold<C>) {
+    if session::end(conn) {
+        <C::Backend as LockBackend>::give_up(&hold.server_key);
+    }
 }
 
 impl<M: DerefMut<Target: LockConnection>> Deref for AdvisoryLockGuard<M> {

@@ -61,11 +61,13 @@ pub(crate) fn mark_broken<C: Connection>(conn: &mut C) {
     status(conn).set_in_error();
 }
 
-/// Ends the server's session, which frees all that it holds, and marks the connection broken.
+/// Ends the server's session, which frees all that it holds, and marks the connection broken. `true` if the session is
+/// there, rolled back: SQLite's cannot be ended.
 ///
 /// The mark alone would leave a lock in the hands of whoever goes on with the connection.
-pub(crate) fn end<C: LockConnection>(conn: &mut C) {
+pub(crate) fn end<C: LockConnection>(conn: &mut C) -> bool {
     // An error is what ending the own session answers, and a connection that is gone as well.
-    let _ = conn.batch_execute(DialectOf::<C>::END_SESSION);
+    let is_there = conn.batch_execute(DialectOf::<C>::END_SESSION).is_ok();
     mark_broken(conn);
+    is_there
 }

@@ -107,15 +107,28 @@ impl Asked {
 /// time that it has waited, at least 0.5 and at most 10 milliseconds; and a process that has had its turn leaves the lock
 /// to others that wait.
 ///
-/// A crash, SIGKILL or the end of a process frees its locks at once; but a child that was forked and runs no other program
-/// keeps the locks of a parent that ends, until it ends too or opens a connection of its own and makes it ready. (A child's
-/// copies of guards free nothing.)
+/// Who waits to hold a lock alone while others share it goes before those who come later to share it, in whatever process
+/// they are: these wait, and [`try_acquire`](crate::AdvisoryLock::try_acquire) gives them `None`, as on PostgreSQL. A
+/// connection that shares the lock already shares it again at once; and one that holds another lock for which somebody
+/// waits goes before the writer, lest they wait in a circle. After a writer it is the turn of all that wait.
 ///
-/// Readers of three or more processes that never all let go keep a writer waiting: between processes there are turns,
-/// not a queue. Just after its turn a process may be told for 15 milliseconds that a lock is taken for which another one
-/// only waits.
+/// Just after its turn a process that wants a lock alone may be told for 15 milliseconds that it is taken where another one
+/// only waits for it. A writer that is stopped (SIGSTOP) while it waits delays readers by a quarter of a second.
+///
+/// A crash, SIGKILL or the end of a process frees its locks at once, and its place before others; but a child that was
+/// forked and runs no other program keeps those of a parent that ends, until it ends too or opens a connection of its own
+/// and makes it ready. (A child's copies of guards free nothing.)
 ///
 /// Databases in memory, and temporary ones, are no files: all of a process share one set of locks.
+///
+/// A connection belongs to the version of this crate that has made it ready: another one in the same program refuses to
+/// do so. On connections of their own two versions exclude each other as two processes do, but not on macOS, and not on
+/// databases in memory.
+///
+/// A database that is renamed, moved or replaced while connections to it are open has a new set of locks under its new
+/// name. The old connections get no locks any more, and [`is_held`](crate::AdvisoryLockGuard::is_held) and
+/// [`release`](crate::AdvisoryLockGuard::release) tell that what they held is lost; a process that still has some gets
+/// none on new connections either. Close all connections first, as SQLite wants it.
 ///
 /// # Where it does not work
 ///
@@ -138,7 +151,8 @@ pub trait SqliteLocksExt {
     ///
     /// # Errors
     ///
-    /// [`Error::Database`] if the connection cannot be asked, or its file is gone.
+    /// [`Error::Database`] if the connection cannot be asked, its file is gone, or another version of this crate has made it
+    /// ready.
     fn enable_advisory_locks(&mut self) -> Result<(), Error>;
 }
 

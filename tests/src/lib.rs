@@ -45,7 +45,7 @@ pub use process::Process;
 pub use proxy::Proxy;
 pub use server::{Kind, Server};
 pub use servers::{async_servers, servers, servers_from, test_urls};
-pub use sqlite::{is_awaited_on_disk, is_locked_on_disk};
+pub use sqlite::{is_awaited_on_disk, is_claimed_on_disk, is_locked_on_disk};
 pub use start::start_extra_postgres;
 pub use wait::{PATIENCE, wait_for, wait_for_within};
 

@@ -74,6 +74,11 @@ pub fn is_awaited_on_disk(database: &str, number: u64) -> bool {
     is_locked(database, 4 * number + 1)
 }
 
+/// Whether the byte of the lock file is locked that is so while a process waits for readers.
+pub fn is_claimed_on_disk(database: &str, number: u64) -> bool {
+    is_locked(database, 4 * number + 3)
+}
+
 fn is_locked(database: &str, at: u64) -> bool {
     let Ok(file) = File::options()
         .read(true)

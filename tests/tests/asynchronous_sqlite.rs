@@ -14,7 +14,9 @@ use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfi
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection, TransactionManager};
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error, LockKey, SqliteLocksExt};
-use dlock_tests::{Process, TestConnection, dlock_child, is_locked_on_disk, wait_for};
+use dlock_tests::{
+    Process, TestConnection, dlock_child, is_claimed_on_disk, is_locked_on_disk, wait_for,
+};
 use tempfile::TempDir;
 
 type Conn = SyncConnectionWrapper<SqliteConnection>;
@@ -367,6 +369,48 @@ fn a_wait_for_another_process_that_is_dropped_leaves_nothing() {
 }
 
 #[test]
+fn a_writer_that_is_dropped_while_it_waits_for_readers_lets_others_in() {
+    on_every_runtime(async || {
+        let database = Database::new();
+        let mut process = Process::spawn_without_servers(dlock_child!(
+            "--url",
+            database.url(),
+            "hold-shared",
+            "a"
+        ));
+        assert!(process.line().starts_with("connected "));
+        process.expect_line("acquired");
+        let mut conn = database.open().await;
+        let mut reading = conn
+            .advisory_lock("a")
+            .shared()
+            .acquire()
+            .await
+            .expect("shared");
+        let number = LockKey::from("a").to_sqlite().expect("a valid key");
+        let is_claimed = || is_claimed_on_disk(database.url(), number);
+        for _ in 0..5 {
+            let mut writer = Box::pin(reading.advisory_lock("a").acquire());
+            while !is_claimed() {
+                let result = tokio::time::timeout(Duration::from_millis(1), &mut writer).await;
+                assert!(result.is_err());
+            }
+            drop(writer);
+            assert!(!is_claimed());
+        }
+        let mut other = Process::spawn_without_servers(dlock_child!(
+            "--url",
+            database.url(),
+            "hold-shared",
+            "a"
+        ));
+        assert!(other.line().starts_with("connected "));
+        other.expect_line("acquired");
+        assert!(reading.is_held().await.expect("an answer"));
+    });
+}
+
+#[test]
 fn a_wait_that_is_dropped_as_it_is_granted_leaves_nothing() {
     // On a runtime of several threads the grant and the drop race.
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -568,6 +612,35 @@ fn an_open_transaction_is_rolled_back_before_the_lock_is_free() {
         }
         observer.execute_sql("PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; ROLLBACK");
         database.assert_free("a");
+    });
+}
+
+/// Who ends in SQL the transaction that Diesel has begun breaks the connection, as far as Diesel knows. It goes on all the
+/// same, and so does the work under the outer guards.
+#[test]
+fn a_transaction_that_breaks_the_connection_frees_no_outer_lock() {
+    on_every_runtime(async || {
+        let database = Database::new();
+        let mut conn = database.open().await;
+        let mut outer = conn
+            .advisory_lock("a")
+            .acquire()
+            .await
+            .expect("a free lock");
+        let result: Result<(), Error> = outer
+            .advisory_lock("b")
+            .transaction(async |conn| {
+                conn.batch_execute("ROLLBACK").await?;
+                Err(diesel::result::Error::RollbackTransaction.into())
+            })
+            .await;
+        result.expect_err("the error");
+        database.assert_free("b");
+        assert!(outer.is_held().await.expect("an answer"));
+        database.assert_held("a");
+        drop(outer);
+        database.assert_free("a");
+        assert!(is_broken(&mut conn));
     });
 }
 

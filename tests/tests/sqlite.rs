@@ -10,13 +10,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use diesel::connection::SimpleConnection;
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, Pool};
 use dlock_diesel::{
     AdvisoryLock, AdvisoryLockExt, EnableAdvisoryLocks, Error, LockKey, Mode, SqliteLocksExt,
 };
-use dlock_tests::{Process, TestConnection, dlock_child, is_locked_on_disk, wait_for};
+use dlock_tests::{
+    Process, TestConnection, dlock_child, is_claimed_on_disk, is_locked_on_disk, wait_for,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 const SHORT: Duration = Duration::from_millis(30);
@@ -123,6 +127,22 @@ fn a_connection_that_was_not_enabled_says_which_line_is_missing() {
     // The connection is as good as before.
     conn.enable_advisory_locks().expect("SQLite");
     assert_free(&mut conn, "a");
+}
+
+mod sql {
+    #[diesel::declare_sql_function]
+    extern "SQL" {
+        fn dlock_session() -> diesel::sql_types::BigInt;
+    }
+}
+
+#[test]
+fn a_connection_that_another_version_has_made_ready_is_refused() {
+    let database = Database::new();
+    let mut conn = SqliteConnection::establish(database.url()).expect("a connection");
+    sql::dlock_session_utils::register_nondeterministic_impl(&conn, || -1_i64).expect("a function");
+    let error = conn.enable_advisory_locks().expect_err("not its own");
+    assert!(error.to_string().contains("another version"), "{error}");
 }
 
 #[test]
@@ -489,6 +509,325 @@ fn readers_that_relieve_each_other_do_not_starve_a_writer_of_another_process() {
     assert!(readers.join().expect("no panic") > 0);
 }
 
+/// Processes that read again and again, each for another time, so that they never all let go.
+fn readers(database: &Database, key: &str, processes: usize) -> Vec<Process> {
+    let reader = |process: usize| {
+        let (url, millis) = (database.url(), 20 + 7 * process);
+        let command = dlock_child!("--url", url, "read", key, "--millis", millis.to_string());
+        let mut process = Process::spawn_without_servers(command);
+        assert!(process.line().starts_with("connected "));
+        process.expect_line("reading");
+        process
+    };
+    (0..processes).map(reader).collect()
+}
+
+/// Waits until a process waits for readers.
+fn wait_until_claimed(database: &Database, key: &str) {
+    let number = LockKey::from(key).to_sqlite().expect("a valid key");
+    wait_for("a writer that waits for readers", || {
+        is_claimed_on_disk(database.url(), number)
+    });
+}
+
+/// Ends them, and tells how often each has read.
+fn end_reading(readers: &mut [Process]) -> Vec<u64> {
+    for reader in &mut *readers {
+        reader.send("");
+    }
+    let read = |reader: &mut Process| {
+        let line = reader.line();
+        let count = line.strip_prefix("read ").expect("a count");
+        count.parse().expect("a number")
+    };
+    readers.iter_mut().map(read).collect()
+}
+
+#[test]
+fn readers_of_three_and_more_processes_do_not_starve_a_writer_of_another() {
+    for processes in [3, 4, 8] {
+        let database = Database::new();
+        let mut readers = readers(&database, "a", processes);
+        let mut conn = database.open();
+        let begin = Instant::now();
+        let times = (0..20).map(|_| {
+            thread::sleep(SHORT);
+            let begin = Instant::now();
+            let lock = conn
+                .advisory_lock("a")
+                .timeout(Duration::from_secs(8))
+                .acquire();
+            lock.unwrap_or_else(|error| panic!("{processes} processes: {error}"))
+                .release()
+                .expect("a release");
+            begin.elapsed()
+        });
+        show(
+            &format!("a writer among {processes} processes that read"),
+            times.collect(),
+        );
+        let counts = end_reading(&mut readers);
+        println!(
+            "meanwhile they read {counts:?} times in {:?}",
+            begin.elapsed()
+        );
+        assert!(counts.iter().all(|count| *count >= 10), "{counts:?}");
+    }
+}
+
+#[test]
+fn readers_of_other_processes_do_not_starve_who_holds_the_lock_and_wants_it_alone() {
+    let database = Database::new();
+    let mut readers = readers(&database, "a", 4);
+    let mut conn = database.open();
+    for _ in 0..5 {
+        let mut reading = conn
+            .advisory_lock("a")
+            .shared()
+            .acquire()
+            .expect("the lock");
+        let alone = reading
+            .advisory_lock("a")
+            .timeout(Duration::from_secs(8))
+            .acquire();
+        alone.expect("no reader").release().expect("a release");
+        // It has what it waited for, so that others read, too.
+        let mut reader = database.holder("hold-shared", "a");
+        reader.expect_line("acquired");
+        assert!(reading.is_held().expect("an answer"));
+    }
+    end_reading(&mut readers);
+}
+
+#[test]
+fn reader_threads_of_a_process_do_not_starve_a_writer_of_another() {
+    let database = Database::new();
+    let (begin, end) = (Instant::now(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for millis in [3, 4, 5] {
+            let (mut conn, end) = (database.open(), &end);
+            scope.spawn(move || {
+                while !end.load(Ordering::Relaxed) && begin.elapsed() < LONG {
+                    let lock = conn.advisory_lock("a").shared().acquire();
+                    thread::sleep(Duration::from_millis(millis));
+                    drop(lock.expect("the lock"));
+                }
+            });
+        }
+        let mut writer = database.holder("stamp", "a");
+        for _ in 0..100 {
+            assert!(writer.line().starts_with("acquired "));
+            writer.send("");
+            assert!(writer.line().starts_with("released "));
+            writer.send("");
+        }
+        end.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn writers_of_other_processes_do_not_starve_a_reader() {
+    let database = Database::new();
+    let counters = TempDir::new().expect("a temporary folder");
+    fs::write(counters.path().join("0"), "0").expect("a file");
+    let folder = counters.path().to_str().expect("UTF-8");
+    let mut writers = [(); 3].map(|()| {
+        let mut process = Process::spawn_without_servers(dlock_child!(
+            "--url",
+            database.url(),
+            "count-in-files",
+            folder,
+            "--files",
+            "1",
+            "--millis",
+            "2000"
+        ));
+        assert!(process.line().starts_with("connected "));
+        process
+    });
+    for writer in &mut writers {
+        writer.send("");
+    }
+    let mut conn = database.open();
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while begin.elapsed() < Duration::from_millis(1_800) {
+        let begin = Instant::now();
+        let lock = conn
+            .advisory_lock("0")
+            .shared()
+            .acquire()
+            .expect("the lock");
+        times.push(begin.elapsed());
+        thread::sleep(Duration::from_millis(1));
+        drop(lock);
+    }
+    let reads = times.len();
+    show("a reader among 3 processes that write", times);
+    let writes = writers.each_mut().map(|writer| writer.line());
+    println!("meanwhile they wrote: {writes:?}");
+    assert!(reads >= 20, "{reads}");
+}
+
+#[test]
+fn readers_wait_behind_one_writer_not_behind_all() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let number = LockKey::from("a").to_sqlite().expect("a valid key");
+    let mut writers = [(); 3].map(|()| database.holder("hold", "a"));
+    for writer in &mut writers {
+        wait_for("the writer to wait", || {
+            SqliteConnection::is_waiting(&mut database.open(), writer.id().into())
+        });
+    }
+    assert!(is_claimed_on_disk(database.url(), number));
+    drop(reading);
+    wait_for("the turn of all that wait", || {
+        !is_claimed_on_disk(database.url(), number)
+    });
+    assert!(database.is_locked("a"));
+}
+
+#[test]
+fn who_reads_already_reads_again_while_a_writer_of_another_process_waits() {
+    let database = Database::new();
+    let (mut conn, mut other) = (database.open(), database.open());
+    let mut reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let mut writer = database.holder("hold", "a");
+    wait_until_claimed(&database, "a");
+    // As on PostgreSQL: who comes new waits behind the writer, and a try fails.
+    let mut is_shared = || {
+        let lock = other.advisory_lock("a").shared().try_acquire();
+        lock.expect("a try").is_some()
+    };
+    assert!(!is_shared());
+    let mut reader = database.holder("hold-shared", "a");
+    let mut again = reading
+        .advisory_lock("a")
+        .shared()
+        .timeout(LONG)
+        .acquire()
+        .expect("it is its own");
+    let alone = again.advisory_lock("a").try_acquire().expect("a try");
+    alone
+        .expect("nobody else reads")
+        .release()
+        .expect("its own");
+    again.release().expect("its own");
+    wait_until_claimed(&database, "a");
+    assert!(!is_shared());
+    assert!(reader.is_silent_for(Duration::from_millis(300)));
+    drop(reading);
+    writer.expect_line("acquired");
+    writer.send("");
+    writer.expect_line("released");
+    reader.expect_line("acquired");
+    assert!(is_shared());
+}
+
+#[test]
+fn a_writer_that_waits_no_more_lets_readers_in() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let mut reading = database.holder("hold-shared", "a");
+    reading.expect_line("acquired");
+
+    let mut killed = database.holder("hold", "a");
+    wait_until_claimed(&database, "a");
+    let mut reader = database.holder("hold-shared", "a");
+    assert!(reader.is_silent_for(Duration::from_millis(300)));
+    killed.kill9();
+    reader.expect_line("acquired");
+
+    let writer = thread::spawn({
+        let mut conn = database.open();
+        let limit = Duration::from_secs(2);
+        move || conn.advisory_lock("a").timeout(limit).acquire().map(drop)
+    });
+    wait_until_claimed(&database, "a");
+    let mut reader = database.holder("hold-shared", "a");
+    reader.expect_line("acquired");
+    let result = writer.join().expect("no panic");
+    assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
+
+    let mut shared = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("the lock");
+    let alone = shared.advisory_lock("a").timeout(SHORT).acquire();
+    let alone = alone.map(drop);
+    assert!(matches!(alone, Err(Error::Timeout { .. })), "{alone:?}");
+    let mut reader = database.holder("hold-shared", "a");
+    reader.expect_line("acquired");
+    assert!(shared.is_held().expect("an answer"));
+}
+
+#[test]
+fn a_writer_that_is_stopped_while_it_waits_keeps_no_readers_out_of_a_free_lock() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let reading = conn
+        .advisory_lock("a")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let mut writer = database.holder("hold", "a");
+    wait_until_claimed(&database, "a");
+    let id = Pid::from_raw(writer.id().try_into().expect("a process id"));
+    kill(id, Signal::SIGSTOP).expect("it runs");
+    drop(reading);
+    for _ in 0..3 {
+        let lock = conn
+            .advisory_lock("a")
+            .shared()
+            .timeout(Duration::from_secs(8))
+            .acquire();
+        lock.expect("nobody takes it").release().expect("a release");
+    }
+    kill(id, Signal::SIGCONT).expect("it is there");
+    writer.expect_line("acquired");
+}
+
+#[test]
+fn who_holds_what_others_wait_for_is_not_kept_from_reading_by_a_writer_that_waits() {
+    let database = Database::new();
+    let (mut conn, mut other) = (database.open(), database.open());
+    let mut x = conn
+        .advisory_lock("x")
+        .shared()
+        .acquire()
+        .expect("a free lock");
+    let mut holder_of_y = database.holder("hold-shared", "y");
+    holder_of_y.expect_line("acquired");
+    let mut writer_of_y = database.holder("hold", "y");
+    wait_until_claimed(&database, "y");
+    let y = x.advisory_lock("y").shared().try_acquire();
+    assert!(y.expect("a try").is_none(), "the writer goes first");
+
+    // Would they wait for y, and the holder of y wait for x likewise, this would have no end.
+    let mut writer_of_x = database.holder("hold", "x");
+    wait_until_claimed(&database, "x");
+    let y = x.advisory_lock("y").shared().timeout(LONG).acquire();
+    drop(y.expect("only readers hold it"));
+    let y = other.advisory_lock("y").shared().try_acquire();
+    assert!(y.expect("a try").is_none(), "the writer goes first");
+
+    drop(x);
+    writer_of_x.expect_line("acquired");
+    holder_of_y.send("");
+    writer_of_y.expect_line("acquired");
+}
+
 #[test]
 fn a_connection_that_takes_a_lock_again_and_again_leaves_it_to_other_processes() {
     let database = Database::new();
@@ -549,6 +888,47 @@ fn guards_whose_connections_were_swapped_release_nothing() {
 }
 
 // Databases that are no files.
+
+/// Who ends in SQL the transaction that Diesel has begun breaks the connection, as far as Diesel knows. It goes on all the
+/// same, and so does the work under the outer guards.
+#[test]
+fn a_guard_that_breaks_the_connection_frees_its_own_hold_and_no_outer_one() {
+    let database = Database::new();
+    let mut other = database.open();
+    for ends_with in ["an error", "a drop", "a release"] {
+        let mut conn = database.open();
+        let mut outer = conn.advisory_lock("a").acquire().expect("a free lock");
+        let lock = outer.advisory_lock("b");
+        if ends_with == "an error" {
+            let result: Result<(), Error> = lock.transaction(|conn| {
+                conn.batch_execute("ROLLBACK")?;
+                Err(diesel::result::Error::RollbackTransaction.into())
+            });
+            result.expect_err("the error");
+        } else {
+            let mut inner = lock.acquire().expect("a free lock");
+            AnsiTransactionManager::begin_transaction(&mut *inner).expect("it begins");
+            inner.execute_sql("ROLLBACK");
+            if ends_with == "a release" {
+                let released = inner.release().map(drop);
+                assert!(matches!(released, Err(Error::Database(_))), "{released:?}");
+            }
+        }
+        assert_free(&mut other, "b");
+        assert!(outer.is_held().expect("an answer"), "{ends_with}");
+        assert_taken(&mut other, "a");
+
+        // Nor is it free as long as there is a transaction.
+        outer.execute_sql("BEGIN; INSERT INTO t VALUES (1)");
+        drop(outer);
+        assert_free(&mut other, "a");
+        other.execute_sql("BEGIN IMMEDIATE; ROLLBACK");
+        assert_eq!(other.number("SELECT COUNT(*) FROM t"), Some(0));
+        assert!(AnsiTransactionManager::is_broken_transaction_manager(
+            &mut conn
+        ));
+    }
+}
 
 #[test]
 fn databases_in_memory_share_the_locks_of_the_process() {
@@ -1297,6 +1677,38 @@ fn a_database_that_was_replaced_is_told() {
         .expect_err("another file");
     assert!(error.to_string().contains("open it anew"), "{error}");
     assert_free(&mut database.open(), "a");
+}
+
+#[test]
+fn a_lock_whose_database_was_renamed_counts_as_lost() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let renamed = database.folder.path().join("new.db");
+    let mut lock = conn.advisory_lock("a").acquire().expect("a free lock");
+    fs::rename(&database.path, &renamed).expect("a new name");
+    let here = SqliteConnection::open_url(renamed.to_str().expect("UTF-8"))
+        .advisory_lock("b")
+        .acquire()
+        .map(drop);
+    assert!(matches!(here, Err(Error::Unsupported { .. })), "{here:?}");
+    // Another process that opens it now has another lock file.
+    let mut process = Process::spawn_without_servers(dlock_child!(
+        "--url",
+        renamed.to_str().expect("UTF-8"),
+        "hold",
+        "a"
+    ));
+    assert!(process.line().starts_with("connected "));
+    process.expect_line("acquired");
+    assert!(!lock.is_held().expect("an answer"));
+    let again = lock.advisory_lock("a").shared().try_acquire().map(drop);
+    let error = again.expect_err("it was lost");
+    assert!(error.to_string().contains("database"), "{error}");
+    let released = lock.release().map(drop);
+    assert!(
+        matches!(released, Err(Error::NotHeld { .. })),
+        "{released:?}"
+    );
 }
 
 #[test]

@@ -10,9 +10,6 @@ pub(super) const NO_LIMIT: i64 = -1;
 /// Rolls back the transaction that is open, if one is: ROLLBACK alone fails where there is none.
 pub(super) const ROLL_BACK: &str = "SAVEPOINT dlock; ROLLBACK";
 
-/// Frees all that the session holds, but not under an open transaction.
-pub(super) const END_SESSION: &str = "SAVEPOINT dlock; ROLLBACK; SELECT dlock_release_all()";
-
 const ACQUIRE: &str = "SELECT dlock_acquire(";
 const RELEASE: &str = "SELECT dlock_release(";
 

@@ -1,7 +1,8 @@
 //! The lock file of a database: `NAME-dlock` beside it, always empty. Its bytes are locked without being there.
 //!
 //! For the lock with number *n*, byte 4*n* is locked by the processes that hold it, byte 4*n* + 1 by those that wait for
-//! others to release it, and byte 4*n* + 2 by the one that holds it shared and waits to hold it alone.
+//! others to release it, byte 4*n* + 2 by the one that holds it shared and waits to hold it alone, and byte 4*n* + 3 by
+//! those that wait for readers, which lets no new ones in. Only the first byte excludes; the others are for order.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -68,6 +69,7 @@ pub(super) enum Byte {
     Held = 0,
     Waiting = 1,
     Upgrading = 2,
+    Claimed = 3,
 }
 
 fn offset(key: u64, byte: Byte) -> u64 {
@@ -96,9 +98,9 @@ impl LockedByte {
         self.mode
     }
 
-    /// Whether other processes see this lock: the lock file is still the one that they open.
+    /// Whether other processes see this lock: the lock file is still the one that they open, and so is the database.
     pub(super) fn counts(&self, file: &LockFile) -> bool {
-        file.is_current(&self.open)
+        file.is_current(&self.open) && file.has_database()
     }
 
     /// Lets readers in. If that fails, they stay out.
@@ -190,6 +192,10 @@ impl LockFile {
         Some((&self.path, open.id.inode, offset(key, byte)))
     }
 
+    fn has_database(&self) -> bool {
+        id_of(&self.database).is_ok_and(|id| id == self.id)
+    }
+
     fn is_current(&self, open: &Open) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|metadata| open.id == metadata.into())
     }
@@ -257,7 +263,8 @@ fn cannot(verb: &str, path: &Path, error: &io::Error) -> Trouble {
             ))
         }
         ErrorKind::NotFound => Trouble::unsupported(format!(
-            "{message}. The database is not where it was when this connection opened it: open it anew"
+            "{message}. The database is not where it was when this process opened it: close all connections to it, and \
+             open it anew"
         )),
         _ => Trouble::other(message),
     }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Binary, Text};
 use dlock_core::{Mode, Sqlite};
 
 use super::Trouble;
 use super::session::{Acquired, Session};
+use super::table;
 use super::trouble::{self, Reply};
 
 #[allow(missing_docs, unreachable_pub, reason = "made by Diesel")]
@@ -40,6 +40,9 @@ struct Listed {
     file: Vec<u8>,
 }
 
+const OF_ANOTHER: &str = "another version of dlock-diesel, or the same before a fork, has made this connection ready for \
+    locks: use that one on it, or open another connection";
+
 /// For how long a connection that is made ready asks again while others write.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -48,14 +51,16 @@ pub(super) fn enable(conn: &mut SqliteConnection) -> QueryResult<()> {
     let begin = Instant::now();
     // To prepare it SQLite reads the schema, if this is the connection's first statement. Once that is loaded, the
     // statements to come need nothing of the database.
-    while let Err(error) = conn.batch_execute("SELECT dlock_session()") {
-        if trouble::is_not_enabled(&error) {
-            return add_all(conn);
+    let session = loop {
+        match diesel::select(sql::dlock_session()).get_result(conn) {
+            Ok(session) => break session,
+            Err(error) if trouble::is_not_enabled(&error) => return add_all(conn),
+            Err(error) if begin.elapsed() > PATIENCE => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(2)),
         }
-        if begin.elapsed() > PATIENCE {
-            return Err(error);
-        }
-        thread::sleep(Duration::from_millis(2));
+    };
+    if !table::is_open(session) {
+        return Err(Trouble::other(OF_ANOTHER).into());
     }
     Ok(())
 }

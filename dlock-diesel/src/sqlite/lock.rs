@@ -12,8 +12,12 @@ use super::file::{Byte, LockFile, LockedByte};
 /// How long this process passes a lock on among its own connections while another process waits for it.
 pub(super) const TURN: Duration = Duration::from_millis(20);
 
-/// How long it then leaves the lock to others: longer than they pause.
+/// How long its writers then leave the lock to others: longer than they pause.
 pub(super) const YIELD: Duration = Duration::from_millis(15);
+
+/// How long readers leave a lock that is free to the writer of another process: much longer than it pauses, unless it has
+/// been stopped.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Default)]
 pub(super) struct Lock {
@@ -24,6 +28,9 @@ pub(super) struct Lock {
     pub(super) byte_since: Option<Instant>,
     pub(super) waiting: Option<LockedByte>,
     pub(super) upgrading: Option<LockedByte>,
+    pub(super) claim: Option<LockedByte>,
+    /// Since when readers have seen nobody take the lock, and somebody claim it.
+    free_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -83,20 +90,61 @@ impl Lock {
         }
     }
 
+    /// Whether a reader that does not hold the lock lets a writer of another process go first, which might never find the
+    /// lock free otherwise.
+    pub(super) fn is_left_to_a_writer(
+        &mut self,
+        file: &mut LockFile,
+        key: u64,
+    ) -> Result<bool, Trouble> {
+        let is_claimed = match &self.byte {
+            // After a writer of this process it is the readers' turn.
+            Some(byte) if byte.mode() == Mode::Exclusive => false,
+            Some(_) => file.elsewhere(key, Byte::Claimed).is_some(),
+            None => file.look(key, Byte::Claimed)?.is_some(),
+        };
+        if !is_claimed {
+            self.free_since = None;
+            return Ok(false);
+        }
+        if self.holds.is_empty() {
+            self.byte = None;
+        }
+        if self.byte.is_some() || file.elsewhere(key, Byte::Held).is_some() {
+            self.free_since = None;
+            return Ok(true);
+        }
+        let free_since = *self.free_since.get_or_insert_with(Instant::now);
+        Ok(free_since.elapsed() < PATIENCE)
+    }
+
+    /// Tells the readers of other processes whether a writer waits for them. While it waits for another writer it does
+    /// not, so that readers get their turn, too.
+    pub(super) fn claim(&mut self, file: &mut LockFile, key: u64) -> Result<(), Trouble> {
+        match file.elsewhere(key, Byte::Held) {
+            Some((Mode::Shared, _)) if self.claim.is_none() => {
+                self.claim = file.lock(key, Byte::Claimed, Mode::Shared)?;
+            }
+            Some((Mode::Exclusive, _)) => self.claim = None,
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Makes this process the lock's holder in that mode, unless another one is in the way.
     pub(super) fn take_byte(
         &mut self,
         file: &mut LockFile,
         key: u64,
         mode: Mode,
-        again: bool,
         yielded: &mut HashMap<u64, Instant>,
     ) -> Result<bool, Trouble> {
         if let Some(byte) = &mut self.byte {
             if !byte.counts(file) {
                 if !self.holds.is_empty() {
                     return Err(Trouble::other(
-                        "the lock file was deleted or replaced while the lock was held: let nothing but dlock touch it",
+                        "the lock file was deleted or replaced, or the database was, while the lock was held: let nothing \
+                         but dlock touch the one, and close all connections before you move the other",
                     ));
                 }
                 self.byte = None;
@@ -104,14 +152,6 @@ impl Lock {
         }
         if let Some(byte) = &mut self.byte {
             let suffices = byte.mode() == Mode::Exclusive || mode == Mode::Shared;
-            let tired = || {
-                self.byte_since.is_none_or(|since| since.elapsed() > TURN)
-                    && file.elsewhere(key, Byte::Waiting).is_some()
-            };
-            if !again && !self.holds.is_empty() && tired() {
-                // One more reader, and the lock would never be free for the writers of other processes.
-                return Ok(false);
-            }
             if suffices {
                 if mode == Mode::Shared && self.holds.is_empty() {
                     byte.share();
@@ -126,7 +166,8 @@ impl Lock {
             }
             return Ok(false);
         }
-        if let Some(until) = yielded.get(&key) {
+        // Readers let writers go first by their claims.
+        if let (Mode::Exclusive, Some(until)) = (mode, yielded.get(&key)) {
             if Instant::now() < *until && file.look(key, Byte::Waiting)?.is_some() {
                 return Ok(false);
             }

@@ -17,6 +17,7 @@ pub(super) enum Byte {
     Held,
     Waiting,
     Upgrading,
+    Claimed,
 }
 
 #[derive(Debug)]

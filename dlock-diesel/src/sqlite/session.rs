@@ -107,7 +107,7 @@ impl Session {
             }
             let mut pause = left;
             if let Look::BusyElsewhere = busy {
-                if let Err(trouble) = table.wait_elsewhere(place, self.id) {
+                if let Err(trouble) = table.wait_elsewhere(place, self.id, mode) {
                     break Err(trouble);
                 }
                 let polling = ((now - began) / 50).clamp(PAUSES.0, PAUSES.1);

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 use dlock_core::{Holder, Mode};
 
 use super::file::{Byte, FileId, LockFile};
-use super::lock::{Hold, Lock, TURN, YIELD};
+use super::lock::{Hold, Lock, TURN, Waiter, YIELD};
 use super::session::Session;
 use super::{Trouble, others};
 
@@ -122,6 +122,29 @@ pub(super) struct Database {
     pub(super) yielded: HashMap<u64, Instant>,
 }
 
+impl Database {
+    /// Whether the waiter is a reader that lets a writer of another process go first. Who holds the lock already does not,
+    /// for the writer waits for it.
+    fn stands_back(&mut self, key: u64, index: usize) -> Result<bool, Trouble> {
+        let (Some(file), Some(lock)) = (&mut self.file, self.locks.get_mut(&key)) else {
+            return Ok(false);
+        };
+        let Waiter { session, mode, .. } = lock.queue[index];
+        if mode == Mode::Exclusive
+            || lock.is_held_by(session)
+            || !lock.is_left_to_a_writer(file, key)?
+        {
+            return Ok(false);
+        }
+        // Nor who holds another lock for which somebody waits: that may be one for whom the writer waits.
+        let is_awaited = |(key, lock): (&u64, &Lock)| {
+            lock.is_held_by(session)
+                && (!lock.queue.is_empty() || file.elsewhere(*key, Byte::Waiting).is_some())
+        };
+        Ok(!self.locks.iter().any(is_awaited))
+    }
+}
+
 /// Frees the request's hold, or its place in the queue, also if it has not come there yet: then `false`.
 pub(crate) fn give_up(request: i64) -> bool {
     let mut table = table();
@@ -162,13 +185,7 @@ impl Table {
         let Some(database) = self.databases.get_mut(&database) else {
             return Ok(Look::GivenUp);
         };
-        let Database {
-            file,
-            locks,
-            yielded,
-            ..
-        } = database;
-        let Some(lock) = locks.get_mut(&key) else {
+        let Some(lock) = database.locks.get(&key) else {
             return Ok(Look::GivenUp);
         };
         let Some(index) = lock.queue.iter().position(|w| w.request == request) else {
@@ -177,14 +194,26 @@ impl Table {
         if !lock.may_go(index) {
             return Ok(Look::Busy);
         }
+        if database.stands_back(key, index)? {
+            return Ok(Look::BusyElsewhere);
+        }
+        let Database {
+            file,
+            locks,
+            yielded,
+            ..
+        } = database;
+        let lock = locks.get_mut(&key).expect("BUG: it was found there");
         if let Some(file) = file {
             let mode = lock.queue[index].mode;
-            let again = lock.is_held_by(lock.queue[index].session);
-            if !lock.take_byte(file, key, mode, again, yielded)? {
+            if !lock.take_byte(file, key, mode, yielded)? {
                 return Ok(Look::BusyElsewhere);
             }
             lock.waiting = None;
-            lock.upgrading = None;
+            if mode == Mode::Exclusive {
+                lock.upgrading = None;
+                lock.claim = None;
+            }
         }
         let waiter = lock.queue.remove(index).expect("BUG: it was found there");
         lock.holds.push(Hold {
@@ -203,6 +232,7 @@ impl Table {
         &mut self,
         (database, key): Place,
         session: i64,
+        mode: Mode,
     ) -> Result<(), Trouble> {
         let Some(database) = self.databases.get_mut(&database) else {
             return Ok(());
@@ -210,6 +240,10 @@ impl Table {
         let (Some(file), Some(lock)) = (&mut database.file, database.locks.get_mut(&key)) else {
             return Ok(());
         };
+        let yielded = database.yielded.get(&key);
+        if mode == Mode::Exclusive && yielded.is_none_or(|until| *until <= Instant::now()) {
+            lock.claim(file, key)?;
+        }
         if lock.is_held_by(session) && lock.upgrading.is_none() {
             lock.upgrading = file.lock(key, Byte::Upgrading, Mode::Exclusive)?;
             if lock.upgrading.is_none() {
@@ -218,8 +252,8 @@ impl Table {
                 ));
             }
         }
-        // Not where a reader stands back although this process holds the lock: readers of two processes that did so would
-        // each take the other for a writer.
+        // Not where a reader stands back although this process holds the lock: it is the writer before it that waits for
+        // others.
         if lock.waiting.is_none() && (lock.byte.is_none() || lock.is_held_by(session)) {
             lock.waiting = file.lock(key, Byte::Waiting, Mode::Shared)?;
         }
@@ -249,9 +283,12 @@ impl Table {
         if let Some(index) = lock.queue.iter().position(|w| w.request == request) {
             if let Some(waiter) = lock.queue.remove(index) {
                 waiter.wake.notify_one();
+                // Another one, if it is another's, takes them again.
+                if waiter.mode == Mode::Exclusive {
+                    lock.upgrading = None;
+                    lock.claim = None;
+                }
             }
-            // Another one, if it is another's, takes it again.
-            lock.upgrading = None;
         }
         lock.holds.retain(|hold| hold.request != request);
         if lock.holds.is_empty() && lock.byte.is_some() {

@@ -7,6 +7,8 @@ use std::fs;
 use std::io::{self, BufRead};
 use std::path::PathBuf;
 use std::process::{self, exit};
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Parser, Subcommand};
@@ -37,6 +39,13 @@ enum Role {
     /// On SQLite. As `hold`, but acquires it shared, prints `shared`, and when it is told to go on, prints `upgrading` and
     /// acquires it exclusively, too.
     Upgrade { key: String },
+    /// On SQLite. Prints `connected` and the backend's id, acquires the lock shared, prints `reading`, and releases it after
+    /// that time and acquires it anew, until it is told to go on; then prints `read` and how often.
+    Read {
+        key: String,
+        #[arg(long)]
+        millis: u64,
+    },
     /// On SQLite. Prints `connected` and the backend's id, and the error of the lock.
     Fail { key: String },
     /// On SQLite. Prints `connected` and the backend's id, acquires the lock, prints `acquired` and the nanoseconds since
@@ -71,6 +80,7 @@ fn main() {
         arguments.role,
         Role::HoldShared { .. }
             | Role::Upgrade { .. }
+            | Role::Read { .. }
             | Role::Fail { .. }
             | Role::Stamp { .. }
             | Role::CountInFiles { .. }
@@ -167,6 +177,29 @@ fn play_on_sqlite(arguments: &Arguments) {
             println!("released {released}");
             pause();
         },
+        Role::Read { key, millis } => {
+            let (tell, told) = channel();
+            let mut rounds = 0u64;
+            while told.try_recv().is_err() {
+                let guard = conn
+                    .advisory_lock(key)
+                    .shared()
+                    .acquire()
+                    .expect("the lock");
+                if rounds == 0 {
+                    println!("reading");
+                    let tell = tell.clone();
+                    thread::spawn(move || {
+                        pause();
+                        tell.send(())
+                    });
+                }
+                thread::sleep(Duration::from_millis(*millis));
+                guard.release().expect("the lock is held");
+                rounds += 1;
+            }
+            println!("read {rounds}");
+        }
         Role::CountInFiles {
             folder,
             files,
