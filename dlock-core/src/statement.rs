@@ -13,6 +13,9 @@ pub struct Statement {
     pub pieces: Vec<Piece>,
     /// Whether to keep the prepared statement: its text is one of few.
     pub cached: bool,
+    /// A number below [`NUMBERS`](Self::NUMBERS) that no other text has, on any server: those that are sent most have one,
+    /// so that a driver finds the prepared statement without reading the text.
+    pub number: Option<u8>,
     /// What its answer is to be [checked](Nonce::check) with, if it is.
     pub nonce: Option<Nonce>,
 }
@@ -85,11 +88,15 @@ pub enum Piece {
 }
 
 impl Statement {
+    /// How many statements have a number.
+    pub const NUMBERS: u8 = 15;
+
     /// A statement whose text is one of few, so that it is worth to be kept prepared.
     pub fn cached(pieces: Vec<Piece>) -> Self {
         Self {
             pieces,
             cached: true,
+            number: None,
             nonce: None,
         }
     }
@@ -99,8 +106,14 @@ impl Statement {
         Self {
             pieces,
             cached: false,
+            number: None,
             nonce: None,
         }
+    }
+
+    pub(crate) fn numbered(mut self, number: u8) -> Self {
+        self.number = Some(number);
+        self
     }
 
     /// The text, with `?` for each bind: for tests and messages.
@@ -149,5 +162,54 @@ impl From<&'static str> for Piece {
 impl From<String> for Piece {
     fn from(sql: String) -> Self {
         Piece::Sql(Cow::Owned(sql))
+    }
+}
+
+#[cfg(all(test, feature = "postgres", feature = "mysql"))]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::{Dialect, Machine, Mode, Mysql, Postgres, Step, Wait};
+
+    fn first(mut machine: impl Machine) -> Statement {
+        match machine.start() {
+            Step::Query(statement) => statement,
+            step => panic!("{step:?}"),
+        }
+    }
+
+    fn of<D: Dialect>(keys: &[D::Key]) -> Vec<Statement> {
+        let mut all = Vec::new();
+        for key in keys {
+            for mode in [Mode::Exclusive, Mode::Shared] {
+                let wait = Wait::default();
+                all.push(first(D::acquire(key, mode, wait, None)));
+                all.push(first(D::acquire_abandonable(key, mode, wait, None)));
+                all.push(first(D::release(key, mode, None)));
+                all.push(first(D::release_abandonable(key, mode, None)));
+                all.push(D::is_held(key, mode));
+                all.extend(D::holders(key));
+            }
+        }
+        all
+    }
+
+    /// A prepared statement is found by its number alone.
+    #[test]
+    fn a_number_stands_for_one_text_that_is_kept() {
+        let keys = [42.into(), (1, -2).into()].map(|key| Postgres::key(&key).unwrap());
+        let names = [Mysql::key(&"report".into()).unwrap()];
+        let mut texts: BTreeMap<u8, BTreeSet<String>> = BTreeMap::new();
+        for statement in [of::<Postgres>(&keys), of::<Mysql>(&names)].concat() {
+            if let Some(number) = statement.number {
+                assert!(statement.cached);
+                texts.entry(number).or_default().insert(statement.text());
+            }
+        }
+        assert!(texts.keys().copied().eq(0..Statement::NUMBERS));
+        let all: BTreeSet<_> = texts.values().flatten().collect();
+        assert_eq!(all.len(), texts.len(), "{texts:#?}");
+        assert!(texts.values().all(|texts| texts.len() == 1), "{texts:#?}");
     }
 }

@@ -123,6 +123,18 @@ pub(crate) type DialectOf<C> = <<C as AsyncConnectionCore>::Backend as LockBacke
 /// A key as the server of a connection takes it.
 pub(crate) type KeyOf<C> = <DialectOf<C> as Dialect>::Key;
 
+/// A type for each number, by which Diesel finds the prepared statement.
+macro_rules! value {
+    ($conn:ident, $statement:ident, $($number:literal)*) => {
+        match $statement.number {
+            $(Some($number) => {
+                CoreQuery::<Value, $number>::new($statement).get_result($conn).await
+            })*
+            _ => CoreQuery::<Value>::new($statement).get_result($conn).await,
+        }
+    };
+}
+
 macro_rules! async_lock_backend {
     ($backend:ty, $transaction:path) => {
         impl AsyncLockBackend for $backend {
@@ -130,7 +142,7 @@ macro_rules! async_lock_backend {
             where
                 C: AsyncConnection<Backend = Self>,
             {
-                CoreQuery::<Value>::new(statement).get_result(conn).await
+                value!(conn, statement, 0 1 2 3 4)
             }
 
             async fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>

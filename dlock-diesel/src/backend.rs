@@ -119,6 +119,16 @@ mod sealed {
     pub trait Sealed {}
 }
 
+/// A type for each number, by which Diesel finds the prepared statement.
+macro_rules! value {
+    ($conn:ident, $statement:ident, $($number:literal)*) => {
+        match $statement.number {
+            $(Some($number) => CoreQuery::<Value, $number>::new($statement).get_result($conn),)*
+            _ => CoreQuery::<Value>::new($statement).get_result($conn),
+        }
+    };
+}
+
 macro_rules! lock_backend {
     ($backend:ty, $dialect:ty, $transaction:path) => {
         impl sealed::Sealed for $backend {}
@@ -130,7 +140,7 @@ macro_rules! lock_backend {
             where
                 C: LoadConnection<Backend = Self>,
             {
-                CoreQuery::<Value>::new(statement).get_result(conn)
+                value!(conn, statement, 5 6 7 8 9 10 11 12 13 14)
             }
 
             fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>

@@ -29,15 +29,21 @@ pub type HolderColumns = (
 );
 
 /// A statement of the core as a Diesel query, with rows of the SQL type `ST`.
+///
+/// The number is [the statement's](Statement::number), or [`BY_TEXT`] if it has none.
 #[derive(Debug)]
-pub struct CoreQuery<ST> {
+pub struct CoreQuery<ST, const NUMBER: u8 = BY_TEXT> {
     statement: Statement,
     columns: PhantomData<fn() -> ST>,
 }
 
-impl<ST> CoreQuery<ST> {
+/// No statement has this number: Diesel finds the prepared statement by its text.
+pub(crate) const BY_TEXT: u8 = u8::MAX;
+
+impl<ST, const NUMBER: u8> CoreQuery<ST, NUMBER> {
     /// The query that is `statement`.
     pub fn new(statement: Statement) -> Self {
+        debug_assert!(NUMBER == BY_TEXT || statement.number == Some(NUMBER));
         Self {
             statement,
             columns: PhantomData,
@@ -45,19 +51,18 @@ impl<ST> CoreQuery<ST> {
     }
 }
 
-impl<ST> Query for CoreQuery<ST> {
+impl<ST, const NUMBER: u8> Query for CoreQuery<ST, NUMBER> {
     type SqlType = ST;
 }
 
-impl<ST, C> RunQueryDsl<C> for CoreQuery<ST> {}
+impl<ST, C, const NUMBER: u8> RunQueryDsl<C> for CoreQuery<ST, NUMBER> {}
 
-/// Without a static id Diesel caches the prepared statement by its text.
-impl<ST> QueryId for CoreQuery<ST> {
-    type QueryId = ();
-    const HAS_STATIC_QUERY_ID: bool = false;
+impl<ST, const NUMBER: u8> QueryId for CoreQuery<ST, NUMBER> {
+    type QueryId = CoreQuery<(), NUMBER>;
+    const HAS_STATIC_QUERY_ID: bool = NUMBER != BY_TEXT;
 }
 
-impl<ST, DB> QueryFragment<DB> for CoreQuery<ST>
+impl<ST, DB, const NUMBER: u8> QueryFragment<DB> for CoreQuery<ST, NUMBER>
 where
     DB: Backend + HasSqlType<BigInt> + HasSqlType<Integer> + HasSqlType<Binary>,
     i64: ToSql<BigInt, DB>,

@@ -24,13 +24,15 @@ fn ask(before: &'static str, key: &str, after: &'static str) -> Statement {
 
 fn question(rest: Vec<Piece>) -> Statement {
     let nonce = Nonce::new();
-    let mut pieces = vec!["SELECT 4611686018427387904 + CAST(".into(), nonce.bind()];
+    let mut pieces = Vec::with_capacity(rest.len() + 3);
+    pieces.extend(["SELECT 4611686018427387904 + CAST(".into(), nonce.bind()]);
     pieces.extend(rest);
     // Otherwise the whole text would be the column's name, which comes with each answer.
     pieces.push(" AS answer".into());
     Statement {
         pieces,
         cached: true,
+        number: None,
         nonce: Some(nonce),
     }
 }
@@ -43,6 +45,7 @@ pub(super) fn try_lock(key: &str) -> Statement {
         key,
         " USING utf8mb4), 0) WHEN 1 THEN 1 WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END",
     )
+    .numbered(13)
 }
 
 /// [`try_lock`] and [`release`].
@@ -65,6 +68,7 @@ pub(super) fn try_or_release(ask: Ask, key: &str) -> Statement {
         " USING utf8mb4), 0) WHEN 1 THEN 1 WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END)"
             .into(),
     ])
+    .numbered(4)
 }
 
 /// The third answer of [`try_lock`].
@@ -107,6 +111,7 @@ pub(super) fn wait(key: &str, millis: Option<u32>) -> Statement {
             format!(" USING utf8mb4), {seconds}) AS answer").into(),
         ],
         cached: false,
+        number: None,
         nonce: Some(nonce),
     }
 }
@@ -118,6 +123,7 @@ pub(super) fn release(key: &str) -> Statement {
         key,
         " USING utf8mb4))",
     )
+    .numbered(14)
 }
 
 /// Releases a lock where nobody reads the answer.

@@ -15,16 +15,30 @@ pub(super) fn try_lock(key: PostgresKey, mode: Mode, scope: Scope) -> Statement 
         (Scope::Transaction, Mode::Exclusive) => "SELECT pg_try_advisory_xact_lock(",
         (Scope::Transaction, Mode::Shared) => "SELECT pg_try_advisory_xact_lock_shared(",
     };
-    call(function, key, ")::int::bigint")
+    let statement = call(function, key);
+    match scope {
+        Scope::Session => statement.numbered(5 + form(key, mode)),
+        Scope::Transaction => statement,
+    }
+}
+
+/// One of four numbers.
+fn form(key: PostgresKey, mode: Mode) -> u8 {
+    match (key, mode) {
+        (PostgresKey::BigInt(_), Mode::Exclusive) => 0,
+        (PostgresKey::BigInt(_), Mode::Shared) => 1,
+        (PostgresKey::Pair(..), Mode::Exclusive) => 2,
+        (PostgresKey::Pair(..), Mode::Shared) => 3,
+    }
 }
 
 /// The binds by their numbers: the mark is the first, the key the others.
 macro_rules! or_try {
     ($try:literal) => {
         concat!(
-            ")::int ELSE CASE WHEN ",
+            ") WHEN ",
             $try,
-            " THEN (set_config('dlock.granted', $1::text, false) IS NOT NULL)::int ELSE 0 END END::bigint"
+            " THEN set_config('dlock.granted', $1::text, false) IS NOT NULL ELSE false END)::int::bigint"
         )
     };
 }
@@ -34,20 +48,21 @@ macro_rules! or_try {
 /// It is one text for both, so that the driver, which would first have to prepare another, sends the release in one
 /// message: that is obeyed even if the future that sent it is dropped.
 pub(super) fn try_or_unlock(key: PostgresKey, mode: Mode, mark: Option<Mark>) -> Statement {
-    let begin = match mode {
-        Mode::Exclusive => " WHEN 0 THEN pg_advisory_unlock(",
-        Mode::Shared => " WHEN 0 THEN pg_advisory_unlock_shared(",
+    let unlock = match mode {
+        Mode::Exclusive => " = 0 THEN pg_advisory_unlock(",
+        Mode::Shared => " = 0 THEN pg_advisory_unlock_shared(",
     };
-    let mark = Piece::BigInt(mark.map_or(0, |Mark(mark)| mark.get()));
-    let end = match (key, mode) {
+    let or_try = match (key, mode) {
         (PostgresKey::BigInt(_), Mode::Exclusive) => or_try!("pg_try_advisory_lock($2)"),
         (PostgresKey::BigInt(_), Mode::Shared) => or_try!("pg_try_advisory_lock_shared($2)"),
         (PostgresKey::Pair(..), Mode::Exclusive) => or_try!("pg_try_advisory_lock($2, $3)"),
         (PostgresKey::Pair(..), Mode::Shared) => or_try!("pg_try_advisory_lock_shared($2, $3)"),
     };
-    let mut statement = call(begin, key, end);
-    statement.pieces.splice(0..0, ["SELECT CASE ".into(), mark]);
-    statement
+    let mark = mark.map_or(0, |Mark(mark)| mark.get());
+    let mut pieces = Vec::with_capacity(PIECES);
+    pieces.extend(["SELECT (CASE WHEN ".into(), Piece::BigInt(mark)]);
+    push_call(&mut pieces, unlock, key, or_try);
+    Statement::cached(pieces).numbered(form(key, mode))
 }
 
 /// Releases the lock if the request with this mark was granted.
@@ -79,20 +94,27 @@ pub(super) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
         Mode::Exclusive => "SELECT pg_advisory_unlock(",
         Mode::Shared => "SELECT pg_advisory_unlock_shared(",
     };
-    call(function, key, ")::int::bigint")
+    call(function, key).numbered(9 + form(key, mode))
 }
 
-fn call(function: &'static str, key: PostgresKey, end: &'static str) -> Statement {
-    Statement::cached(match key {
-        PostgresKey::BigInt(key) => vec![function.into(), Piece::BigInt(key), end.into()],
-        PostgresKey::Pair(first, second) => vec![
-            function.into(),
-            Piece::Integer(first),
-            ", ".into(),
-            Piece::Integer(second),
-            end.into(),
-        ],
-    })
+fn call(function: &'static str, key: PostgresKey) -> Statement {
+    let mut pieces = Vec::with_capacity(PIECES);
+    push_call(&mut pieces, function, key, ")::int::bigint");
+    Statement::cached(pieces)
+}
+
+/// Of the longest statement that is sent often.
+const PIECES: usize = 7;
+
+fn push_call(pieces: &mut Vec<Piece>, before: &'static str, key: PostgresKey, after: &'static str) {
+    pieces.push(before.into());
+    match key {
+        PostgresKey::BigInt(key) => pieces.push(Piece::BigInt(key)),
+        PostgresKey::Pair(first, second) => {
+            pieces.extend([Piece::Integer(first), ", ".into(), Piece::Integer(second)]);
+        }
+    }
+    pieces.push(after.into());
 }
 
 /// Whether this session holds the lock in this mode: 1 or 0.
