@@ -7,8 +7,8 @@ use diesel_async::AsyncPgConnection;
 use dlock_diesel::AdvisoryLockExt as SyncAdvisoryLockExt;
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error, LockKey, Mode};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Server, TestConnection, on_every_server_async, on_postgres_async,
-    unique_key, wait_for,
+    AsyncTestConnection, Kind, Server, TestConnection, on_every_network_server_async,
+    on_postgres_async, unique_key, wait_for,
 };
 
 use crate::support::*;
@@ -16,7 +16,7 @@ use crate::support::*;
 const SHORT: Duration = Duration::from_millis(20);
 const LONG: Duration = Duration::from_secs(60);
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn a_held_lock_excludes_other_connections_until_it_is_released<C: LockTest>(server: &Server) {
         let key = unique_key("async_excludes");
         let (mut conn, mut observer) = (C::open(server).await, C::Observer::open(server));

@@ -24,7 +24,7 @@ use diesel_async::{
 use dlock_core::PostgresKey;
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error, LockKey};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Proxy, Server, TestConnection, on_every_server_async,
+    AsyncTestConnection, Kind, Proxy, Server, TestConnection, on_every_network_server_async,
     on_postgres_async, unique_key, wait_for, wait_for_within,
 };
 
@@ -972,7 +972,7 @@ fn drop_again_and_again<C: CancelTest>(server: &'static Server, enough: usize, c
     tally.assert_hit(cancelling);
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn ten_thousand_drops_leave_no_lock_and_no_connection_out_of_step<C: CancelTest>(server: &'static Server) {
         drop_again_and_again::<C>(server, DROPS, false);
     }
@@ -1046,7 +1046,7 @@ async fn returned_or_ended<C: CancelTest>(
     }
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn the_next_user_of_a_pool_is_in_step_and_holds_nothing<C: CancelTest>(server: &'static Server) {
         let mut observer = C::Observer::open(server);
         let pool = pool::<C>(&server.url).await;

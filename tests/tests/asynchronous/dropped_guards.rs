@@ -7,7 +7,7 @@ use std::time::Duration;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt};
 use dlock_tests::{
-    AsyncTestConnection, Kind, PATIENCE, Server, TestConnection, on_every_server_async,
+    AsyncTestConnection, Kind, PATIENCE, Server, TestConnection, on_every_network_server_async,
     on_mysql_async, on_postgres_async, unique_key, wait_for,
 };
 use tokio::sync::{Mutex, oneshot};
@@ -43,7 +43,7 @@ fn close<C: CancelTest>(conn: C, observer: &mut C::Observer, key: &str) {
     assert_free(observer, key);
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn a_borrowed_guard<C: CancelTest>(server: &Server) {
         let key = unique_key("drop_borrowed");
         let mut observer = C::Observer::open(server);

@@ -10,8 +10,8 @@ use diesel_async::{
 };
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error, LockKey};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Server, TestConnection, on_every_server_async, on_mysql_async,
-    on_postgres_async, unique_key,
+    AsyncTestConnection, Kind, Server, TestConnection, on_every_network_server_async,
+    on_mysql_async, on_postgres_async, unique_key,
 };
 
 use crate::support::*;
@@ -129,7 +129,7 @@ on_mysql_async! {
     }
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn run_holds_the_lock_while_it_runs_and_returns_the_value<C: LockTest>(server: &Server) {
         let key = unique_key("async_run");
         let (mut conn, mut observer) = (C::open(server).await, C::Observer::open(server));

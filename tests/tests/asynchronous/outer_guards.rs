@@ -18,8 +18,8 @@ use diesel_async::{
 };
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Proxy, Server, TestConnection, async_servers, on_every_server_async,
-    on_mysql_async, on_postgres_async, unique_key, wait_for,
+    AsyncTestConnection, Kind, Proxy, Server, TestConnection, async_servers,
+    on_every_network_server_async, on_mysql_async, on_postgres_async, unique_key, wait_for,
 };
 use tokio::runtime::Builder;
 use tokio::time::timeout;
@@ -78,7 +78,7 @@ fn watch_hand_over(conn: &mut AsyncPgConnection) -> Arc<AtomicBool> {
     dropped
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     /// The connection is still waiting, and answers nothing.
     async fn a_guard_around_a_dropped_wait_is_released_without_waiting_for_it<C: CancelTest>(server: &Server) {
         let (outer, inner) = (unique_key("outer_release"), unique_key("outer_release_inner"));

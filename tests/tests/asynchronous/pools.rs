@@ -13,7 +13,7 @@ use diesel_async::{
 };
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Server, TestConnection, block_on, run_on_every_server_async,
+    AsyncTestConnection, Kind, Server, TestConnection, block_on, run_on_every_network_server_async,
     unique_key, wait_for,
 };
 
@@ -136,7 +136,7 @@ macro_rules! on_pools {
 
             $(#[test]
             fn $pool() {
-                run_on_every_server_async(
+                run_on_every_network_server_async(
                     |server| block_on(super::$name::<super::$pool::Pool<AsyncPgConnection>>(server)),
                     |server| block_on(super::$name::<super::$pool::Pool<AsyncMysqlConnection>>(server)),
                 );

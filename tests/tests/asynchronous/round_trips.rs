@@ -9,7 +9,7 @@ use std::time::Duration;
 use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection};
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Proxy, Server, TestConnection, on_every_server_async,
+    AsyncTestConnection, Kind, Proxy, Server, TestConnection, on_every_network_server_async,
     on_mysql_async, on_postgres_async, unique_key, wait_for,
 };
 
@@ -87,7 +87,7 @@ async fn transaction<C: LockTest>(conn: &mut C, key: &str) -> Result<(), Error> 
     conn.advisory_lock(key).transaction(async |_| Ok(())).await
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn a_free_lock_takes_one_and_its_release_one<C: LockTest>(server: &Server) {
         let key = unique_key("async_trips_free");
         let Counted { conn, proxy } = Counted::<C>::open(server).await;

@@ -12,8 +12,8 @@ use diesel_async::{
 };
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error, LockKey};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Server, TestConnection, on_every_server_async, on_mysql_async,
-    on_postgres_async, unique_key, wait_for,
+    AsyncTestConnection, Kind, Server, TestConnection, on_every_network_server_async,
+    on_mysql_async, on_postgres_async, unique_key, wait_for,
 };
 
 use crate::support::*;
@@ -121,7 +121,7 @@ async fn count_in_contention<C: LockTest>(
     assert_free(&mut observer, &key);
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn it_holds_the_lock_commits_and_frees<C: LockTest>(server: &Server) {
         let key = unique_key("async_transaction_commits");
         let table = Table::new(server);

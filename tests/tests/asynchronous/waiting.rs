@@ -9,7 +9,8 @@ use diesel::sql_types::{Nullable, Text};
 use diesel_async::{AsyncMysqlConnection, AsyncPgConnection, RunQueryDsl};
 use dlock_diesel_async::{AdvisoryLockExt, Error, LockKey};
 use dlock_tests::{
-    Kind, PATIENCE, Proxy, Server, TestConnection, on_every_server_async, unique_key, wait_for,
+    Kind, PATIENCE, Proxy, Server, TestConnection, on_every_network_server_async, unique_key,
+    wait_for,
 };
 
 use crate::support::*;
@@ -17,7 +18,7 @@ use crate::support::*;
 const SHORT: Duration = Duration::from_millis(30);
 const LONG: Duration = Duration::from_secs(60);
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn a_wait_is_in_the_servers_queue_with_and_without_a_limit<C: LockTest>(server: &Server) {
         let key = unique_key("async_queue");
         let mut observer = C::Observer::open(server);
@@ -449,7 +450,7 @@ fn outlasts<O: TestConnection>(observer: &mut O, waiter: &Task<()>, bound: Durat
     });
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn no_setting_is_changed_by_success_wait_timeout_or_cancel<C: SettingsTest>(server: &Server) {
         let mut observer = C::Observer::open(server);
         for bounds in C::BOUNDS {
