@@ -205,10 +205,10 @@ struct Leader<P: Pool> {
 async fn task<P: Pool, F: Future<Output = ()> + Send + 'static>(
     pool: &P,
     work: impl FnOnce(P::Pooled, Stage) -> F,
-) -> Task<()> {
+) -> Background<()> {
     let mut conn = pool.take().await;
     let id = conn.backend_id().await;
-    Task::spawn(id, |stage| work(conn, stage))
+    Background::spawn(id, |stage| work(conn, stage))
 }
 
 on_pools! { [bb8, deadpool, mobc]:

@@ -8,8 +8,8 @@ use dlock_diesel_async::{
     AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error, Holder, LockConnection, Mode,
 };
 use dlock_tests::{
-    Server, TestConnection, on_every_network_server_async, on_postgres_async,
-    run_on_every_network_server_async, unique_key,
+    Server, on_every_network_server_async, on_postgres_async, run_on_every_network_server_async,
+    unique_key,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -100,7 +100,7 @@ async fn waits<C: LockTest>(mut conn: C, key: String) {
 
 fn everything_on<C: LockTest>(server: &Server, runtime: &Runtime) {
     let key = unique_key("async_runtime");
-    let mut observer = C::Observer::open(server);
+    let mut observer = C::observer(server);
     // Spawned, and on the thread that blocks.
     let mut conn = runtime.block_on(async {
         let conn = C::open(server).await;
@@ -170,7 +170,7 @@ fn tasks_of_one_thread_contend_for_a_key() {
                 task.await.expect("the task's assertions");
             }
         });
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         assert_eq!(table.value(&mut observer), TASKS * ROUNDS);
         assert_free(&mut observer, &key);
     }
@@ -198,7 +198,7 @@ on_every_network_server_async! {
             })
         }
         spawn(conn, key.clone()).await.expect("the task's assertions");
-        wait_until_free(&mut C::Observer::open(server), &key);
+        wait_until_free(&mut C::observer(server), &key);
     }
 }
 
