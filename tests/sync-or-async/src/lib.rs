@@ -1,6 +1,7 @@
 //! Tests that are written once, for async connections, and compiled for sync ones as well.
 //!
-//! It works on tokens, and so in closures and within `assert!` and other macros, too.
+//! It works on tokens, and so in closures and within `assert!` and other macros, too. The crate bisync, which did the same,
+//! has been withdrawn, and maybe-async looks into neither.
 
 use proc_macro::{Group, Ident, TokenStream, TokenTree};
 

@@ -22,10 +22,17 @@ pub(crate) fn plain_transaction(_: Kind) -> u64 {
 }
 
 on_every_network_server_async! {
-    async fn a_future_that_is_not_polled_takes_none<C: LockTest>(server: &Server) {
-        let mut counted = Counted::<C>::open(server).await;
+    async fn a_future_that_is_not_polled_takes_none_and_locks_nothing<C: LockTest>(server: &Server) {
         let key = unique_key("async_trips_none");
-        assert_eq!(counted.count(async |conn| drop(conn.advisory_lock(&key).timeout(LONG).acquire())).await, 0);
+        let (mut counted, mut observer) = (Counted::<C>::open(server).await, C::observer(server));
+        let trips = counted.count(async |conn| {
+            let acquire = conn.advisory_lock(&key).timeout(LONG).acquire();
+            assert_free(&mut observer, &key);
+            drop(acquire);
+        });
+        assert_eq!(trips.await, 0);
+        assert_free(&mut observer, &key);
+        assert_clean(&mut counted.conn, &mut observer).await;
     }
 
     async fn inside_a_transaction_a_lock_takes_two_and_so_does_its_release_on_postgres<C: LockTest>(server: &Server) {
