@@ -1,10 +1,11 @@
 use std::time::Duration;
 
 use diesel::sql_types::{BigInt, Nullable, Text};
-use diesel::{MysqlConnection, PgConnection};
+use diesel::{MysqlConnection, PgConnection, SqliteConnection};
 use diesel_async::pooled_connection::PoolableConnection;
-use diesel_async::{AsyncMysqlConnection, AsyncPgConnection, RunQueryDsl};
-use dlock_diesel_async::LockConnection;
+use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
+use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection, RunQueryDsl};
+use dlock_diesel_async::{LockConnection, SqliteLocksExt};
 
 use crate::{Kind, Server, TestConnection, server::without_password};
 
@@ -153,6 +154,44 @@ impl AsyncTestConnection for AsyncMysqlConnection {
     }
 }
 
+impl AsyncTestConnection for SyncConnectionWrapper<SqliteConnection> {
+    type Observer = SqliteConnection;
+
+    const KIND: Kind = Kind::Sqlite;
+
+    async fn open_url(url: &str) -> Self {
+        let mut conn = match Self::establish(url).await {
+            Ok(conn) => conn,
+            Err(error) => panic!("cannot open {url}: {error}"),
+        };
+        conn.execute_sql("PRAGMA busy_timeout = 20000").await;
+        let enabled = conn.enable_advisory_locks().await;
+        enabled.expect("SQLite can have locks");
+        conn
+    }
+
+    async fn number(&mut self, query: &str) -> Option<i64> {
+        let rows = diesel::dsl::sql::<Nullable<BigInt>>(query).load(self).await;
+        only(query, rows)
+    }
+
+    async fn text(&mut self, query: &str) -> Option<String> {
+        let rows = diesel::dsl::sql::<Nullable<Text>>(query).load(self).await;
+        only(query, rows)
+    }
+
+    async fn backend_id(&mut self) -> i64 {
+        let id = self.number("SELECT dlock_session()").await;
+        id.expect("a session has an id")
+    }
+
+    fn cancellation(&self) -> impl Future<Output = ()> + Send + 'static {
+        std::future::poll_fn(|_| -> std::task::Poll<()> {
+            panic!("a wait on SQLite needs no cancel: use `on_every_network_server_async!`")
+        })
+    }
+}
+
 /// The only row.
 fn only<T>(query: &str, rows: diesel::QueryResult<Vec<T>>) -> T {
     match rows.map(<[T; 1]>::try_from) {
@@ -162,11 +201,13 @@ fn only<T>(query: &str, rows: diesel::QueryResult<Vec<T>>) -> T {
     }
 }
 
-/// Makes tests that run on every one of [`async_servers`](crate::async_servers), generic over the connection type.
+/// Makes tests that run on every one of [`async_servers`](crate::async_servers) and on SQLite, generic over the
+/// connection type.
 ///
 /// Each runs on a runtime of its own with two threads, so that sync observers may block one. A bound may also be a trait
-/// of one's own, with [`AsyncTestConnection`] as a supertrait, that is implemented for `AsyncPgConnection` and
-/// `AsyncMysqlConnection`. For the rest, see [`on_every_server!`](crate::on_every_server).
+/// of one's own, with [`AsyncTestConnection`] as a supertrait, that is implemented for `AsyncPgConnection`,
+/// `AsyncMysqlConnection` and `SyncConnectionWrapper<SqliteConnection>`. For the rest, see
+/// [`on_every_server!`](crate::on_every_server).
 #[macro_export]
 macro_rules! on_every_server_async {
     ($(
@@ -177,7 +218,31 @@ macro_rules! on_every_server_async {
         $(#[$attribute])*
         fn $name() {
             async fn body<$Conn: $bound>($server: $Server) $body
+            type Sqlite = $crate::diesel_async::sync_connection_wrapper::SyncConnectionWrapper<
+                $crate::diesel::SqliteConnection,
+            >;
             $crate::run_on_every_server_async(
+                |server| $crate::block_on(body::<$crate::diesel_async::AsyncPgConnection>(server)),
+                |server| $crate::block_on(body::<$crate::diesel_async::AsyncMysqlConnection>(server)),
+                |server| $crate::block_on(body::<Sqlite>(server)),
+            );
+        }
+    )*};
+}
+
+/// As [`on_every_server_async!`], without SQLite: for what needs a server as a process of its own. See
+/// [`on_every_network_server!`](crate::on_every_network_server).
+#[macro_export]
+macro_rules! on_every_network_server_async {
+    ($(
+        $(#[$attribute:meta])*
+        async fn $name:ident<$Conn:ident: $bound:path>($server:ident: $Server:ty) $body:block
+    )*) => {$(
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            async fn body<$Conn: $bound>($server: $Server) $body
+            $crate::run_on_every_network_server_async(
                 |server| $crate::block_on(body::<$crate::diesel_async::AsyncPgConnection>(server)),
                 |server| $crate::block_on(body::<$crate::diesel_async::AsyncMysqlConnection>(server)),
             );

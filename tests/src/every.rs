@@ -137,7 +137,22 @@ fn fresh_sqlite() -> &'static Server {
 /// What [`on_every_server_async!`](crate::on_every_server_async) expands to.
 #[doc(hidden)]
 #[track_caller]
-pub fn run_on_every_server_async(on_postgres: fn(&'static Server), on_mysql: fn(&'static Server)) {
+pub fn run_on_every_server_async(
+    on_postgres: fn(&'static Server),
+    on_mysql: fn(&'static Server),
+    on_sqlite: fn(&'static Server),
+) {
+    let on_network = failures(async_servers(), on_postgres, on_mysql);
+    report(on_network.chain(failure(fresh_sqlite(), on_sqlite)));
+}
+
+/// What [`on_every_network_server_async!`](crate::on_every_network_server_async) expands to.
+#[doc(hidden)]
+#[track_caller]
+pub fn run_on_every_network_server_async(
+    on_postgres: fn(&'static Server),
+    on_mysql: fn(&'static Server),
+) {
     report(failures(async_servers(), on_postgres, on_mysql));
 }
 

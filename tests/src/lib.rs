@@ -37,8 +37,8 @@ pub use async_connection::block_on;
 pub use connection::TestConnection;
 #[doc(hidden)]
 pub use every::{
-    run_on, run_on_async, run_on_every_network_server, run_on_every_server,
-    run_on_every_server_async, run_on_sqlite,
+    run_on, run_on_async, run_on_every_network_server, run_on_every_network_server_async,
+    run_on_every_server, run_on_every_server_async, run_on_sqlite,
 };
 pub use key::unique_key;
 pub use process::Process;

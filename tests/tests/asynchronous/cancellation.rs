@@ -21,10 +21,9 @@ use diesel_async::{
     AsyncConnection, AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection,
     TransactionManager,
 };
-use dlock_core::PostgresKey;
-use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error, LockKey};
+use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Proxy, Server, TestConnection, on_every_server_async,
+    AsyncTestConnection, Kind, Proxy, Server, TestConnection, on_every_network_server_async,
     on_postgres_async, unique_key, wait_for, wait_for_within,
 };
 
@@ -451,19 +450,6 @@ fn is_transaction_broken<C: AsyncConnection>(conn: &mut C) -> bool {
     status.transaction_depth().is_err()
 }
 
-/// The key in SQL: PostgreSQL's `bigint`, or MySQL's quoted name.
-pub(super) fn literal(kind: Kind, key: &str) -> String {
-    let key = LockKey::from(key);
-    match kind {
-        Kind::Postgres => match key.to_postgres().expect("a valid key") {
-            PostgresKey::BigInt(number) => format!("'{number}'::bigint"),
-            other => panic!("text becomes a bigint, not {other:?}"),
-        },
-        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
-        Kind::Mysql => format!("'{}'", key.to_mysql().expect("a valid key")),
-    }
-}
-
 /// Another session, which holds the lock and takes it, in plain SQL.
 struct Other<C> {
     conn: C,
@@ -478,7 +464,7 @@ impl<C: AsyncTestConnection> Other<C> {
         }
         Self {
             conn,
-            literal: literal(C::KIND, key),
+            literal: literal(C::KIND, &key.into()),
         }
     }
 
@@ -972,7 +958,7 @@ fn drop_again_and_again<C: CancelTest>(server: &'static Server, enough: usize, c
     tally.assert_hit(cancelling);
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn ten_thousand_drops_leave_no_lock_and_no_connection_out_of_step<C: CancelTest>(server: &'static Server) {
         drop_again_and_again::<C>(server, DROPS, false);
     }
@@ -1046,9 +1032,9 @@ async fn returned_or_ended<C: CancelTest>(
     }
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn the_next_user_of_a_pool_is_in_step_and_holds_nothing<C: CancelTest>(server: &'static Server) {
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let pool = pool::<C>(&server.url).await;
         let mut numbers = Numbers(0);
         let (mut drops, mut calls) = (0, 0);
@@ -1101,7 +1087,7 @@ on_every_server_async! {
     }
 
     async fn a_dropped_wait_that_is_cancelled_leaves_the_queue_at_once<C: CancelTest>(server: &'static Server) {
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         for &call in C::CALLS.iter().filter(|call| call.can_be_cancelled()) {
             let key = unique_key("cancel_with");
             let mut subject = Subject::<C>::open(server).await;
@@ -1128,7 +1114,7 @@ on_every_server_async! {
     async fn a_grant_whose_answer_was_not_read_is_undone<C: CancelTest>(server: &'static Server) {
         const CALLS: [Call; 6] =
             [Call::Acquire, Call::TryAcquire, Call::Timeout, Call::PollEvery, Call::Run, Call::Transaction];
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         for taken in [false, true] {
             for call in CALLS {
                 // A limit that has passed is no grant.
@@ -1183,7 +1169,7 @@ on_every_server_async! {
     }
 
     async fn a_question_that_is_dropped_leaves_the_connection_in_step_or_broken<C: CancelTest>(server: &'static Server) {
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         for times in 0..8 {
             let key = unique_key("cancel_question");
             let mut conn = C::open(server).await;
@@ -1206,7 +1192,7 @@ on_every_server_async! {
     }
 
     async fn a_release_that_is_dropped_releases_no_other_hold<C: CancelTest>(server: &'static Server) {
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         for times in 0..8 {
             for outer in [false, true] {
                 let key = unique_key("cancel_release");
@@ -1247,7 +1233,7 @@ on_every_server_async! {
     }
 
     async fn an_outer_hold_survives_a_dropped_request_for_the_same_lock<C: CancelTest>(server: &'static Server) {
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         for times in 0..8 {
             let key = unique_key("cancel_outer");
             let mut subject = Subject::<C>::open(server).await;
@@ -1283,7 +1269,7 @@ on_every_server_async! {
     }
 
     async fn an_outer_hold_survives_a_dropped_wait_for_another_lock<C: CancelTest>(server: &'static Server) {
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         for cancel in [false, true] {
             let (key, another) = (unique_key("cancel_outer"), unique_key("cancel_another"));
             let mut subject = Subject::<C>::open(server).await;
@@ -1324,7 +1310,7 @@ on_every_server_async! {
 
     async fn a_timer_around_acquire<C: CancelTest>(server: &'static Server) {
         let key = unique_key("cancel_timer");
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let (mut conn, mut second) = (C::open(server).await, C::open(server).await);
         let id = conn.backend_id().await;
         assert!(try_lock(&mut observer, &key));
@@ -1344,7 +1330,7 @@ on_every_server_async! {
 
     async fn select_between_two_locks_leaves_one<C: CancelTest>(server: &'static Server) {
         let (a, b) = (unique_key("select_a"), unique_key("select_b"));
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         for taken in [None, Some(&a), Some(&b)] {
             let (mut first, mut second) = (C::open(server).await, C::open(server).await);
             let ids = [first.backend_id().await, second.backend_id().await];
@@ -1379,7 +1365,7 @@ on_every_server_async! {
     }
 
     async fn a_transaction_that_is_dropped_leaves_nothing_in_the_pool<C: CancelTest>(server: &'static Server) {
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let pool = pool::<C>(&server.url).await;
         // At READ COMMITTED, PostgreSQL begins with the lock.
         for phase in [Phase::Nothing, Phase::Asking, Phase::Waiting, Phase::Beginning, Phase::Working, Phase::Ending] {
@@ -1496,7 +1482,7 @@ on_postgres_async! {
 /// Drops waits of these calls, closes the connection, and sees that the server's queue is empty, while another session
 /// has the lock all the time.
 async fn leaves_when_closed<C: CancelTest>(server: &'static Server, of: fn(Call) -> bool) {
-    let mut observer = C::Observer::open(server);
+    let mut observer = C::observer(server);
     let mut late = Vec::new();
     for &call in C::CALLS
         .iter()

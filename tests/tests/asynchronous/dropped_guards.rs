@@ -7,7 +7,7 @@ use std::time::Duration;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt};
 use dlock_tests::{
-    AsyncTestConnection, Kind, PATIENCE, Server, TestConnection, on_every_server_async,
+    AsyncTestConnection, Kind, PATIENCE, Server, TestConnection, on_every_network_server_async,
     on_mysql_async, on_postgres_async, unique_key, wait_for,
 };
 use tokio::sync::{Mutex, oneshot};
@@ -43,10 +43,10 @@ fn close<C: CancelTest>(conn: C, observer: &mut C::Observer, key: &str) {
     assert_free(observer, key);
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn a_borrowed_guard<C: CancelTest>(server: &Server) {
         let key = unique_key("drop_borrowed");
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let mut conn = C::open(server).await;
         let id = conn.backend_id().await;
         let guard = conn.advisory_lock(&key).acquire().await.expect("the lock is free");
@@ -61,7 +61,7 @@ on_every_server_async! {
 
     async fn a_guard_that_owns_its_connection_closes_it<C: CancelTest>(server: &Server) {
         let key = unique_key("drop_owned");
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let mut conn = Box::new(C::open(server).await);
         let id = conn.backend_id().await;
         let guard = AdvisoryLock::new(conn, &key).acquire().await.expect("the lock is free");
@@ -74,7 +74,7 @@ on_every_server_async! {
 
     async fn a_guard_that_owns_a_pooled_connection_leaves_the_next_user_nothing<C: CancelTest>(server: &Server) {
         let key = unique_key("drop_pooled");
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let pool = pool::<C>(&server.url).await;
         for _ in 0..3 {
             let mut conn = pool.get_owned().await.expect("a connection");
@@ -97,7 +97,7 @@ on_every_server_async! {
             for aborted in [false, true] {
                 let key = unique_key("drop_open");
                 let table = Table::new(server);
-                let mut observer = C::Observer::open(server);
+                let mut observer = C::observer(server);
                 let mut conn = C::open(server).await;
                 let id = conn.backend_id().await;
                 let mut guard = conn.advisory_lock(&key).acquire().await.expect("the lock is free");
@@ -123,7 +123,7 @@ on_every_server_async! {
 
     async fn a_guard_acquired_inside_a_transaction<C: CancelTest>(server: &Server) {
         let key = unique_key("drop_inside");
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let mut conn = C::open(server).await;
         let id = conn.backend_id().await;
         begin(&mut conn).await;
@@ -137,7 +137,7 @@ on_every_server_async! {
 
     async fn a_task_that_is_aborted<C: CancelTest>(server: &Server) {
         let key = unique_key("drop_aborted_task");
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let conn = Arc::new(Mutex::new(C::open(server).await));
         let id = conn.lock().await.backend_id().await;
         // The lock owns the connection for a while, and the connection outlives it.
@@ -165,8 +165,8 @@ on_every_server_async! {
 
     async fn a_task_that_is_aborted_with_its_connection<C: CancelTest>(server: &Server) {
         let key = unique_key("drop_aborted_connection");
-        let mut observer = C::Observer::open(server);
-        let task = in_task(server, |mut conn: C, _stage| {
+        let mut observer = C::observer(server);
+        let task = in_background(server, |mut conn: C, _stage| {
             let key = key.clone();
             async move {
                 let _guard = conn.advisory_lock(&key).acquire().await.expect("the lock is free");
@@ -182,7 +182,7 @@ on_every_server_async! {
 
     async fn a_panic<C: CancelTest>(server: &Server) {
         let key = unique_key("drop_panic");
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let conn = Arc::new(Mutex::new(C::open(server).await));
         let id = conn.lock().await.backend_id().await;
         let borrowed = Arc::clone(&conn).lock_owned().await;
@@ -205,7 +205,7 @@ on_every_server_async! {
 
     async fn a_panic_with_a_pooled_connection<C: CancelTest>(server: &Server) {
         let key = unique_key("drop_panic_pooled");
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let pool = pool::<C>(&server.url).await;
         let conn = pool.get_owned().await.expect("a connection");
         let task = tokio::spawn({
@@ -231,7 +231,7 @@ on_every_server_async! {
                     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
                     let runtime = runtime.expect("a runtime");
                     let mut conn = runtime.block_on(C::open(server));
-                    let mut observer = C::Observer::open(server);
+                    let mut observer = C::observer(server);
                     let id = runtime.block_on(conn.backend_id());
                     if owned {
                         let guard = runtime.block_on(AdvisoryLock::new(Box::new(conn), &key).acquire());
@@ -252,7 +252,7 @@ on_every_server_async! {
                 }
             });
             thread.join().expect("nothing panics");
-            let mut observer = C::Observer::open(server);
+            let mut observer = C::observer(server);
             timed(free_once_closed(C::KIND), "the lock after the runtime", || holders(&mut observer, &key).is_empty());
             assert_free(&mut observer, &key);
         }
@@ -260,7 +260,7 @@ on_every_server_async! {
 
     async fn a_thread_without_a_runtime<C: CancelTest>(server: &Server) {
         let key = unique_key("drop_thread");
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let mut conn = C::open(server).await;
         let guard = conn.advisory_lock(&key).acquire().await.expect("the lock is free");
         thread::scope(|scope| {
@@ -286,7 +286,7 @@ on_every_server_async! {
         for same in [false, true] {
             let key = unique_key("drop_outer");
             let inner_key = if same { key.clone() } else { unique_key("drop_inner") };
-            let mut observer = C::Observer::open(server);
+            let mut observer = C::observer(server);
             let mut conn = C::open(server).await;
             let id = conn.backend_id().await;
             let mut outer = conn.advisory_lock(&key).acquire().await.expect("the lock is free");

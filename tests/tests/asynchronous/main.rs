@@ -1,13 +1,17 @@
-//! What `dlock-diesel-async` promises, on real servers.
+//! What `dlock-diesel-async` promises, on real servers: here what it alone does, and in `../both` what both crates do.
 
-mod acquire;
+#[path = "../both/mod.rs"]
+mod both;
 mod cancellation;
 mod dropped_guards;
+mod flavor;
 mod guard;
+mod open_transactions;
 mod outer_guards;
+mod panics;
 mod pools;
 mod round_trips;
 mod runtimes;
+mod settings;
 mod support;
-mod transaction;
-mod waiting;
+mod sync_crate;

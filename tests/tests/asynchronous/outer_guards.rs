@@ -18,8 +18,8 @@ use diesel_async::{
 };
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Proxy, Server, TestConnection, async_servers, on_every_server_async,
-    on_mysql_async, on_postgres_async, unique_key, wait_for,
+    AsyncTestConnection, Kind, Proxy, Server, TestConnection, async_servers,
+    on_every_network_server_async, on_mysql_async, on_postgres_async, unique_key, wait_for,
 };
 use tokio::runtime::Builder;
 use tokio::time::timeout;
@@ -78,11 +78,11 @@ fn watch_hand_over(conn: &mut AsyncPgConnection) -> Arc<AtomicBool> {
     dropped
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     /// The connection is still waiting, and answers nothing.
     async fn a_guard_around_a_dropped_wait_is_released_without_waiting_for_it<C: CancelTest>(server: &Server) {
         let (outer, inner) = (unique_key("outer_release"), unique_key("outer_release_inner"));
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         assert!(try_lock(&mut observer, &inner));
         let mut conn = C::open(server).await;
         let mut guard = conn.advisory_lock(&outer).acquire().await.expect("a free lock");
@@ -100,7 +100,7 @@ on_every_server_async! {
 
     async fn run_around_a_dropped_wait_does_not_wait_for_it<C: CancelTest>(server: &Server) {
         let (outer, inner) = (unique_key("outer_run"), unique_key("outer_run_inner"));
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         assert!(try_lock(&mut observer, &inner));
         let mut conn = C::open(server).await;
         let run = conn.advisory_lock(&outer).run(async |conn| {
@@ -117,7 +117,7 @@ on_every_server_async! {
 
     async fn a_transaction_around_a_dropped_wait_does_not_wait_for_it<C: CancelTest>(server: &Server) {
         let (outer, inner) = (unique_key("outer_transaction"), unique_key("outer_transaction_inner"));
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         assert!(try_lock(&mut observer, &inner));
         let mut conn = C::open(server).await;
         let transaction = conn.advisory_lock(&outer).transaction(async |conn| {
@@ -134,7 +134,7 @@ on_every_server_async! {
 
     async fn the_outermost_hold_survives_the_release_of_a_guard_around_a_dropped_wait<C: CancelTest>(server: &Server) {
         let [outermost, middle, inner] = ["outermost", "middle", "inner"].map(unique_key);
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         assert!(try_lock(&mut observer, &inner));
         let mut conn = C::open(server).await;
         let id = conn.backend_id().await;
@@ -162,7 +162,7 @@ on_every_server_async! {
     async fn a_guard_around_a_dropped_commit_is_released_and_the_connection_is_broken<C: CancelTest>(server: &Server) {
         for released in [true, false] {
             let key = unique_key("outer_commit");
-            let mut observer = C::Observer::open(server);
+            let mut observer = C::observer(server);
             let proxy = Proxy::start(server);
             let mut conn = C::open(&proxy.server(server)).await;
             let mut guard = conn.advisory_lock(&key).acquire().await.expect("a free lock");
@@ -197,7 +197,7 @@ on_every_server_async! {
     /// It may be closed only when it is met again.
     async fn what_a_pool_keeps_although_it_is_broken_holds_nothing<C: CancelTest>(server: &Server) {
         let key = unique_key("kept_broken");
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         let mut conn = C::open(server).await;
         drop(conn.advisory_lock(&key).acquire().await.expect("a free lock"));
         timed(FREE_IN_STEP, "the lock of a dropped guard", || holders(&mut observer, &key).is_empty());
@@ -358,7 +358,7 @@ fn wait_and_drop<C: LockTest>(
     key: &str,
     cancelled: std::sync::mpsc::Sender<()>,
 ) {
-    let mut observer = C::Observer::open(server);
+    let mut observer = C::observer(server);
     assert!(try_lock(&mut observer, key));
     let conn = Box::new(runtime.block_on(C::open(server)));
     let cancel = async move { cancelled.send(()) };

@@ -13,7 +13,7 @@ use diesel_async::{
 };
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Server, TestConnection, block_on, run_on_every_server_async,
+    AsyncTestConnection, Kind, Server, TestConnection, block_on, run_on_every_network_server_async,
     unique_key, wait_for,
 };
 
@@ -136,7 +136,7 @@ macro_rules! on_pools {
 
             $(#[test]
             fn $pool() {
-                run_on_every_server_async(
+                run_on_every_network_server_async(
                     |server| block_on(super::$name::<super::$pool::Pool<AsyncPgConnection>>(server)),
                     |server| block_on(super::$name::<super::$pool::Pool<AsyncMysqlConnection>>(server)),
                 );
@@ -205,10 +205,10 @@ struct Leader<P: Pool> {
 async fn task<P: Pool, F: Future<Output = ()> + Send + 'static>(
     pool: &P,
     work: impl FnOnce(P::Pooled, Stage) -> F,
-) -> Task<()> {
+) -> Background<()> {
     let mut conn = pool.take().await;
     let id = conn.backend_id().await;
-    Task::spawn(id, |stage| work(conn, stage))
+    Background::spawn(id, |stage| work(conn, stage))
 }
 
 on_pools! { [bb8, deadpool, mobc]:

@@ -8,7 +8,7 @@ use dlock_diesel_async::{
     AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error, Holder, LockConnection, Mode,
 };
 use dlock_tests::{
-    Server, TestConnection, on_every_server_async, on_postgres_async, run_on_every_server_async,
+    Server, on_every_network_server_async, on_postgres_async, run_on_every_network_server_async,
     unique_key,
 };
 use tokio::runtime::{Builder, Runtime};
@@ -100,7 +100,7 @@ async fn waits<C: LockTest>(mut conn: C, key: String) {
 
 fn everything_on<C: LockTest>(server: &Server, runtime: &Runtime) {
     let key = unique_key("async_runtime");
-    let mut observer = C::Observer::open(server);
+    let mut observer = C::observer(server);
     // Spawned, and on the thread that blocks.
     let mut conn = runtime.block_on(async {
         let conn = C::open(server).await;
@@ -131,7 +131,7 @@ fn everything_works_and_is_send_on_a_multi_thread_runtime() {
         let runtime = builder.worker_threads(3).enable_all().build();
         everything_on::<C>(server, &runtime.expect("a runtime"));
     }
-    run_on_every_server_async(test::<AsyncPgConnection>, test::<AsyncMysqlConnection>);
+    run_on_every_network_server_async(test::<AsyncPgConnection>, test::<AsyncMysqlConnection>);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn everything_works_on_a_current_thread_runtime() {
         let runtime = Builder::new_current_thread().enable_all().build();
         everything_on::<C>(server, &runtime.expect("a runtime"));
     }
-    run_on_every_server_async(test::<AsyncPgConnection>, test::<AsyncMysqlConnection>);
+    run_on_every_network_server_async(test::<AsyncPgConnection>, test::<AsyncMysqlConnection>);
 }
 
 #[test]
@@ -170,14 +170,14 @@ fn tasks_of_one_thread_contend_for_a_key() {
                 task.await.expect("the task's assertions");
             }
         });
-        let mut observer = C::Observer::open(server);
+        let mut observer = C::observer(server);
         assert_eq!(table.value(&mut observer), TASKS * ROUNDS);
         assert_free(&mut observer, &key);
     }
-    run_on_every_server_async(test::<AsyncPgConnection>, test::<AsyncMysqlConnection>);
+    run_on_every_network_server_async(test::<AsyncPgConnection>, test::<AsyncMysqlConnection>);
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn locks_and_guards_are_send_and_sync_where_their_connection_is<C: LockTest>(server: &Server) {
         fn is_send<T: Send>(value: T) -> T {
             value
@@ -198,7 +198,7 @@ on_every_server_async! {
             })
         }
         spawn(conn, key.clone()).await.expect("the task's assertions");
-        wait_until_free(&mut C::Observer::open(server), &key);
+        wait_until_free(&mut C::observer(server), &key);
     }
 }
 

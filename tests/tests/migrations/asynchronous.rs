@@ -19,8 +19,8 @@ use diesel_migrations::MigrationHarness;
 use dlock_diesel::AdvisoryLockExt as _;
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error};
 use dlock_tests::{
-    AsyncTestConnection, Kind, PATIENCE, Proxy, Server, TestConnection, on_every_server_async,
-    on_postgres_async, unique_key, wait_for,
+    AsyncTestConnection, Kind, PATIENCE, Proxy, Server, TestConnection,
+    on_every_network_server_async, on_postgres_async, unique_key, wait_for,
 };
 use tokio::runtime;
 use tokio::task::JoinHandle;
@@ -222,7 +222,7 @@ fn wait_until_free<O: Migratable>(observer: &mut O, key: &str) {
     });
 }
 
-on_every_server_async! {
+on_every_network_server_async! {
     async fn tasks_that_start_at_once_apply_each_migration_once<C: AsyncMigratable>(server: &Server) {
         let database = FreshDatabase::<C::Observer>::create(server);
         let server = &database.server;

@@ -1,17 +1,16 @@
-//! What `dlock-diesel` promises, on real servers.
+//! What `dlock-diesel` promises, on real servers: here what it alone does, and in `../both` what both crates do.
 
-mod acquire;
+#[path = "../both/mod.rs"]
+mod both;
+mod dropped_guards;
 mod errors;
-mod guard;
-mod holders;
-mod inside_transaction;
+mod flavor;
 mod names;
-mod observe;
+mod open_transactions;
+mod panics;
 mod pool;
 mod processes;
 mod races;
 mod round_trips;
 mod settings;
 mod support;
-mod transaction;
-mod waiting;

@@ -9,7 +9,7 @@ use dlock_tests::{
     unique_key,
 };
 
-use crate::observe::{LockTestConnection, assert_free, assert_held};
+use crate::support::*;
 
 /// Keys that some server, or some library, takes for each other.
 fn awkward_keys(unique: &str) -> Vec<LockKey> {
@@ -119,7 +119,7 @@ fn character_sets(server: &Server) -> Vec<&'static str> {
 }
 
 on_every_server! {
-    fn distinct_keys_are_distinct_locks<C: LockTestConnection>(server: &Server) {
+    fn distinct_keys_are_distinct_locks<C: LockTest>(server: &Server) {
         let keys = awkward_keys(&unique_key("n"));
         let (mut holder, mut other, mut observer) = (C::open(server), C::open(server), C::open(server));
         let (holder_id, other_id) = (holder.backend_id(), other.backend_id());
@@ -139,7 +139,7 @@ on_every_server! {
         }
         for (index, key) in keys.iter().enumerate() {
             let id = if index % 2 == 0 { holder_id } else { other_id };
-            assert_held(&mut observer, key, id);
+            assert_held_by(&mut observer, key, id);
         }
         // Two keys of one session would pass until here: it counts its holds. To release one frees that one alone.
         let mut expected: HashMap<&LockKey, i64> = keys
@@ -157,7 +157,7 @@ on_every_server! {
             assert_free(&mut observer, key);
             if index % 10 == 0 {
                 for (key, id) in &expected {
-                    assert_eq!(observer.holder_ids(key), [*id], "{key}");
+                    assert_eq!(holders(&mut observer, *key), [*id], "{key}");
                 }
             }
         }
@@ -165,7 +165,7 @@ on_every_server! {
 }
 
 on_every_network_server! {
-    fn a_key_is_one_lock_whatever_the_clients_character_set<C: LockTestConnection>(server: &Server) {
+    fn a_key_is_one_lock_whatever_the_clients_character_set<C: LockTest>(server: &Server) {
         let keys = awkward_keys(&unique_key("c"));
         let mut observer = C::open(server);
         let mut conns = character_sets(server).into_iter().map(|character_set| {
@@ -180,7 +180,7 @@ on_every_network_server! {
             let ((_, holder), others) = conns.split_first_mut().expect("some");
             let id = holder.backend_id();
             let lock = holder.advisory_lock(key).try_acquire().expect("a try").expect("a free lock");
-            assert_held(&mut observer, key, id);
+            assert_held_by(&mut observer, key, id);
             for (character_set, other) in others {
                 let taken = other.advisory_lock(key).try_acquire().expect("a try").is_none();
                 assert!(taken, "{key} is another lock after {character_set}");
@@ -194,14 +194,14 @@ on_every_network_server! {
 }
 
 /// Takes a lock on SQLite, with a number of its own.
-fn hold_by_hand<C: LockTestConnection>(conn: &mut C, key: &LockKey) {
+fn hold_by_hand<C: LockTest>(conn: &mut C, key: &LockKey) {
     let key = key.to_sqlite().expect("a valid key");
     let held = conn.number(&format!("SELECT dlock_acquire({key}, 1, 0, -1 - {key})"));
     assert_eq!(held, Some(1), "{key}");
 }
 
 /// Releases one hold that has no guard.
-fn release_by_hand<C: LockTestConnection>(conn: &mut C, key: &LockKey) {
+fn release_by_hand<C: LockTest>(conn: &mut C, key: &LockKey) {
     let released = match C::KIND {
         Kind::Postgres => {
             let key = match key.to_postgres().expect("a valid key") {

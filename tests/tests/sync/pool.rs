@@ -342,7 +342,7 @@ on_every_network_server! {
             proxy.cut();
             drop(guards);
             for n in 0..size {
-                wait_until_free(&mut observer, &format!("{key}/{n}"));
+                wait_until_free(&mut observer, format!("{key}/{n}"));
             }
             assert_next_users_are_clean(&pool, &mut observer, &key);
         }

@@ -1,8 +1,5 @@
-//! Threads and processes in contention, and processes that die.
+//! Processes in contention, and processes that die.
 
-use std::thread;
-
-use dlock_diesel::AdvisoryLockExt;
 use dlock_tests::{
     Process, Server, dlock_child, on_every_network_server, on_every_server, unique_key, wait_for,
 };
@@ -19,7 +16,7 @@ fn start(command: std::process::Command) -> (Process, i64) {
 }
 
 /// Four processes add one to each of two counters; all for one counter use its key, if it has one.
-fn count_in_processes(server: &Server, counters: [(&Table<'_>, Option<&str>); 2], rounds: u32) {
+fn count_in_processes(server: &Server, counters: [(&Table, Option<&str>); 2], rounds: u32) {
     let mut processes: Vec<Process> = Vec::new();
     for (table, key) in counters.into_iter().chain(counters) {
         let mut command = dlock_child![
@@ -45,29 +42,6 @@ fn count_in_processes(server: &Server, counters: [(&Table<'_>, Option<&str>); 2]
 }
 
 on_every_server! {
-    fn eight_threads_on_two_keys_lose_no_update<C: LockTest>(server: &Server) {
-        const THREADS: i64 = 8;
-        const ROUNDS: i64 = 15;
-        let counters = [(); 2].map(|()| (unique_key("threads"), Table::counter(server)));
-        thread::scope(|scope| {
-            for thread in 0..THREADS {
-                let counters = &counters;
-                scope.spawn(move || {
-                    let mut conn = C::open(server);
-                    for round in 0..2 * ROUNDS {
-                        let (key, table) = &counters[((thread + round) % 2) as usize];
-                        conn.advisory_lock(key).run(|conn| table.increment(conn)).expect("the lock");
-                    }
-                });
-            }
-        });
-        let mut observer = C::open(server);
-        for (key, table) in &counters {
-            assert_eq!(table.value(&mut observer), THREADS * ROUNDS);
-            assert_free(&mut observer, key);
-        }
-    }
-
     fn four_processes_on_two_keys_lose_no_update<C: LockTest>(server: &Server) {
         const ROUNDS: u32 = 50;
         let keys = [unique_key("processes"), unique_key("processes")];
@@ -80,7 +54,7 @@ on_every_server! {
         }
     }
 
-    /// What the tests above would show if the lock did not work. In this order, always; in contention, nearly always.
+    /// What the test above would show if the lock did not work. In this order, always; in contention, nearly always.
     fn without_the_lock_updates_are_lost<C: LockTest>(server: &Server) {
         let table = Table::counter(server);
         let (mut a, mut b) = (C::open(server), C::open(server));

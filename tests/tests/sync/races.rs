@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::TransactionManager;
 use diesel::{Connection, MysqlConnection, PgConnection};
-use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
+use dlock_diesel::{AdvisoryLockExt, Error};
 use dlock_tests::{
     Server, on_every_network_server, on_every_server, on_mysql, on_postgres, unique_key,
 };
 
-use crate::observe::{LockTestConnection, assert_free, in_background};
+use crate::support::*;
 
 /// How long each kind of race is run for, on each server.
 const RUN: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ enum Against {
 }
 
 /// Runs rounds in which the holder releases the lock just as the wait ends.
-fn race<C: LockTestConnection>(
+fn race<C: LockTest>(
     server: &'static Server,
     name: &str,
     against: Against,
@@ -171,7 +171,7 @@ fn race<C: LockTestConnection>(
         }
         if outcome == "acquired" {
             assert_eq!(
-                observer.holder_ids(&LockKey::from(&key)),
+                holders(&mut observer, &key),
                 [id],
                 "it says that it holds the lock"
             );
@@ -186,7 +186,7 @@ fn race<C: LockTestConnection>(
         }
         assert!(!outcome.starts_with("refused"), "{outcome}");
         // The server ends a session in its own time.
-        let nobody = |observer: &mut C| observer.holder_ids(&LockKey::from(&key)).is_empty();
+        let nobody = |observer: &mut C| holders(observer, &key).is_empty();
         if outcome.starts_with("broken") {
             dlock_tests::wait_for("the end of the broken session", || nobody(&mut observer));
         }
@@ -220,7 +220,7 @@ fn race<C: LockTestConnection>(
 const LIMIT: Duration = Duration::from_millis(4);
 
 on_every_server! {
-    fn a_limit_that_passes_as_the_lock_is_granted<C: LockTestConnection>(server: &'static Server) {
+    fn a_limit_that_passes_as_the_lock_is_granted<C: LockTest>(server: &'static Server) {
         race::<C>(server, "limit", Against::Limit, "", |conn, key, held| {
             let lock = conn.advisory_lock(key).timeout(LIMIT).acquire()?;
             held();
@@ -231,7 +231,7 @@ on_every_server! {
 }
 
 on_every_network_server! {
-    fn a_cancel_that_comes_as_the_lock_is_granted<C: LockTestConnection>(server: &'static Server) {
+    fn a_cancel_that_comes_as_the_lock_is_granted<C: LockTest>(server: &'static Server) {
         race::<C>(server, "cancel", Against::Cancel, "", |conn, key, held| {
             let lock = conn.advisory_lock(key).acquire()?;
             held();
@@ -240,7 +240,7 @@ on_every_network_server! {
         });
     }
 
-    fn a_cancel_of_a_wait_with_a_limit_that_comes_as_the_lock_is_granted<C: LockTestConnection>(server: &'static Server) {
+    fn a_cancel_of_a_wait_with_a_limit_that_comes_as_the_lock_is_granted<C: LockTest>(server: &'static Server) {
         race::<C>(server, "cancel_limit", Against::Cancel, "", |conn, key, held| {
             let lock = conn.advisory_lock(key).timeout(Duration::from_secs(60)).acquire()?;
             held();

@@ -10,14 +10,12 @@ use dlock_tests::{
     Server, TestConnection, on_every_network_server, on_mysql, on_postgres, unique_key, wait_for,
 };
 
-use crate::observe::{
-    Background, LockTestConnection, Stage, TestUser, assert_free, assert_held, on_connection,
-};
+use crate::support::*;
 
 const SHORT: Duration = Duration::from_millis(30);
 
 /// A connection whose settings can be compared.
-trait SettingsConnection: LockTestConnection {
+trait SettingsConnection: LockTest {
     /// Everything that a session can set, except what is dlock's own and what changes all the time.
     fn settings(&mut self) -> BTreeMap<String, String>;
 
@@ -205,7 +203,7 @@ fn direct<C: SettingsConnection>(server: &Server, key: &str, actor: Background<(
                 .acquire()
                 .expect("a free lock"),
         );
-        assert_held(&mut observer, format!("{key}/{what}"), id);
+        assert_held_by(&mut observer, format!("{key}/{what}"), id);
     };
     hold(&mut held, "held");
     hold(&mut granted, "granted");
@@ -229,7 +227,7 @@ fn direct<C: SettingsConnection>(server: &Server, key: &str, actor: Background<(
 }
 
 /// Waits without a limit for a lock that is held for longer than `bound`.
-fn outlasts<C: LockTestConnection>(
+fn outlasts<C: LockTest>(
     server: &Server,
     conn: C,
     bound: Duration,
@@ -253,12 +251,12 @@ fn outlasts<C: LockTestConnection>(
     assert_free(&mut observer, &key);
 }
 
-fn acquire<C: LockTestConnection>(conn: &mut C, key: &str) -> Result<(), Error> {
+fn acquire<C: LockTest>(conn: &mut C, key: &str) -> Result<(), Error> {
     conn.advisory_lock(key).acquire()?.release()?;
     Ok(())
 }
 
-fn acquire_within_a_day<C: LockTestConnection>(conn: &mut C, key: &str) -> Result<(), Error> {
+fn acquire_within_a_day<C: LockTest>(conn: &mut C, key: &str) -> Result<(), Error> {
     let day = Duration::from_secs(86_400);
     conn.advisory_lock(key).timeout(day).acquire()?.release()?;
     Ok(())
@@ -275,7 +273,7 @@ on_every_network_server! {
                         conn.execute_sql(bounds);
                     }
                     stage.pause();
-                    every_outcome(&mut conn, stage, &key, session_lock);
+                    every_outcome(&mut conn, &stage, &key, session_lock);
                     stage.pause();
                 }
             });
@@ -312,7 +310,7 @@ on_every_network_server! {
         held.release().expect("a release");
         for waiter in waiters {
             waiter.says("acquired");
-            assert_held(&mut observer, &key, waiter.id);
+            assert_held_by(&mut observer, &key, waiter.id);
             waiter.go_on();
             waiter.join();
         }
@@ -323,7 +321,7 @@ on_every_network_server! {
             let key = unique_key("settings_inside");
             let actor = on_connection(C::open(server), {
                 let key = key.clone();
-                move |mut conn: C, stage| inside(&mut conn, stage, &key, bounds, session_lock)
+                move |mut conn: C, stage| inside(&mut conn, &stage, &key, bounds, session_lock)
             });
             direct::<C>(server, &key, actor);
         }
@@ -363,7 +361,7 @@ on_postgres! {
             let key = unique_key("settings_xact");
             let actor = on_connection(PgConnection::open(server), {
                 let key = key.clone();
-                move |mut conn, stage| inside(&mut conn, stage, &key, bounds, transaction_lock)
+                move |mut conn, stage| inside(&mut conn, &stage, &key, bounds, transaction_lock)
             });
             direct::<PgConnection>(server, &key, actor);
         }
@@ -371,13 +369,13 @@ on_postgres! {
 
     fn timeouts_of_the_role_do_not_cut_a_wait_short_and_stay(server: &Server) {
         let bound = Duration::from_millis(500);
-        let mut user = TestUser::<PgConnection>::create(server, "");
-        let name = user.to_string();
+        let mut admin = PgConnection::open(server);
+        let user = TestUser::create(PgConnection::open(server), server, "");
         for setting in timeouts(server) {
-            user.admin().execute_sql(&format!("ALTER ROLE {name} SET {setting} = '500ms'"));
+            admin.execute_sql(&format!("ALTER ROLE {} SET {setting} = '500ms'", &*user));
         }
         for lock in [acquire, acquire_within_a_day] {
-            let mut conn = user.open();
+            let mut conn = PgConnection::open_url(user.url());
             let before = conn.settings();
             assert!(before["lock_timeout"].starts_with("500ms"));
             outlasts(server, conn, bound, move |conn, key| {
@@ -499,8 +497,8 @@ on_mysql! {
     fn a_limit_of_the_user_account_does_not_cut_a_wait_short_and_stays(server: &Server) {
         // MySQL has a global value only.
         let options = if server.is_mariadb() { "WITH MAX_STATEMENT_TIME 0.4" } else { "" };
-        let user = TestUser::<MysqlConnection>::create(server, options);
-        let mut conn = user.open();
+        let user = TestUser::create(MysqlConnection::open(server), server, options);
+        let mut conn = MysqlConnection::open_url(user.url());
         let before = conn.settings();
         if server.is_mariadb() {
             assert_eq!(before["max_statement_time"], "0.400000");
@@ -546,7 +544,7 @@ on_mysql! {
         let mut lock = conn.advisory_lock(&key).acquire().expect("a free lock");
         for end in ["COMMIT", "ROLLBACK"] {
             lock.execute_sql(end);
-            assert_held(&mut observer, &key, id);
+            assert_held_by(&mut observer, &key, id);
         }
         lock.release().expect("a release");
         assert_free(&mut observer, &key);

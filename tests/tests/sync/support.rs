@@ -1,22 +1,38 @@
-//! What the tests ask of a server, from another connection and in plain SQL: the code under test has no say in it.
+//! Sync connections, and threads that wait for locks.
 
-use std::any::Any;
 use std::panic::resume_unwind;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use diesel::connection::TransactionManager;
 use diesel::dsl::sql;
 use diesel::r2d2::{self, CustomizeConnection, NopConnectionCustomizer, R2D2Connection};
 use diesel::sql_types::BigInt;
 use diesel::{MysqlConnection, PgConnection, QueryResult, RunQueryDsl, SqliteConnection};
-use dlock_core::PostgresKey;
-use dlock_diesel::{EnableAdvisoryLocks, Error, LockConnection, LockKey};
-use dlock_tests::{Kind, Server, TestConnection, unique_key, wait_for};
+use dlock_core::Dialect;
+use dlock_diesel::{EnableAdvisoryLocks, LockBackend, LockConnection, LockKey};
+use dlock_tests::{PATIENCE, Server, TestConnection, wait_for};
 
-use crate::observe::sqlite_holder_ids;
+pub(crate) use crate::both::app_error::{AppError, panic_quietly};
+pub(crate) use crate::both::connection::*;
+pub(crate) use crate::both::observe::*;
+pub(crate) use crate::both::table::Table;
+pub(crate) use crate::both::user::TestUser;
 
 /// A connection that can take locks, be looked at, and be pooled.
-pub(crate) trait LockTest: TestConnection + LockConnection + R2D2Connection {
+pub(crate) trait LockTest:
+    TestConnection + LockConnection<Backend: LockBackend<Dialect: Dialect<Key: Send>>> + R2D2Connection
+{
+    /// Frees every lock of this session, behind the back of its guards.
+    const RELEASE_ALL: &str = release_all(Self::KIND);
+
+    /// A connection that looks at the others.
+    #[track_caller]
+    fn observer(server: &Server) -> Self {
+        Self::open(server)
+    }
+
     /// As [`number`](TestConnection::number), but returns the error.
     fn try_number(&mut self, query: &str) -> QueryResult<i64>;
 
@@ -59,305 +75,143 @@ impl CustomizeConnection<SqliteConnection, r2d2::Error> for ReadyForLocks {
     }
 }
 
-/// The key as SQLite's number, PostgreSQL's `bigint`, or MySQL's quoted name.
-fn literal(kind: Kind, key: &str) -> String {
-    let key = LockKey::from(key);
-    match kind {
-        Kind::Postgres => match key.to_postgres().expect("a valid key") {
-            PostgresKey::BigInt(number) => format!("'{number}'::bigint"),
-            other => panic!("text becomes a bigint, not {other:?}"),
-        },
-        Kind::Mysql => format!("'{}'", key.to_mysql().expect("a valid key")),
-        Kind::Sqlite => key.to_sqlite().expect("a valid key").to_string(),
-    }
-}
-
-/// The sessions that hold the lock, in whatever mode.
-pub(crate) fn holders<C: TestConnection>(observer: &mut C, key: &str) -> Vec<i64> {
-    if C::KIND == Kind::Sqlite {
-        let observer = (observer as &mut dyn Any).downcast_mut();
-        return sqlite_holder_ids(observer.expect("BUG: its kind is SQLite"), &key.into());
-    }
-    let key = literal(C::KIND, key);
-    let ids = match C::KIND {
-        Kind::Postgres => observer.text(&format!(
-            "SELECT string_agg(pid::text, ' ' ORDER BY pid) FROM pg_locks \
-             WHERE locktype = 'advisory' AND objsubid = 1 AND granted \
-             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-             AND ((classid::bigint << 32) | objid::bigint) = {key}"
-        )),
-        Kind::Mysql => observer.text(&format!("SELECT CAST(IS_USED_LOCK({key}) AS CHAR)")),
-        Kind::Sqlite => unreachable!("BUG: asked above"),
-    };
-    let ids = ids.unwrap_or_default();
-    let parse = |id: &str| id.parse().expect("a number");
-    ids.split_whitespace().map(parse).collect()
-}
-
-/// Takes the lock with plain SQL, if it is free.
-pub(crate) fn try_lock<C: TestConnection>(conn: &mut C, key: &str) -> bool {
-    let key = literal(C::KIND, key);
-    let sql = match C::KIND {
-        Kind::Postgres => format!("SELECT pg_try_advisory_lock({key})"),
-        Kind::Mysql => format!("SELECT GET_LOCK({key}, 0)"),
-        // Under a number that dlock never gives to a request.
-        Kind::Sqlite => format!("SELECT dlock_acquire({key}, 1, 0, -{key})"),
-    };
-    conn.number(&sql) == Some(1)
-}
-
-/// Releases with plain SQL what [`try_lock`] took.
-#[track_caller]
-pub(crate) fn unlock<C: TestConnection>(conn: &mut C, key: &str) {
-    let key = literal(C::KIND, key);
-    let sql = match C::KIND {
-        Kind::Postgres => format!("SELECT pg_advisory_unlock({key})"),
-        Kind::Mysql => format!("SELECT RELEASE_LOCK({key})"),
-        Kind::Sqlite => format!("SELECT dlock_release({key}, -{key})"),
-    };
-    assert_eq!(conn.number(&sql), Some(1), "the lock was held");
-}
-
-/// Another session holds the lock, alone, and the observer cannot have it.
-#[track_caller]
-pub(crate) fn assert_held_by<C: TestConnection>(observer: &mut C, key: &str, backend_id: i64) {
-    assert_ne!(observer.backend_id(), backend_id, "ask another connection");
-    assert_eq!(holders(observer, key), [backend_id], "holders of {key}");
-    assert!(!try_lock(observer, key), "{key} is held");
-}
-
-const NOBODY: [i64; 0] = [];
-
-/// Nobody holds the lock, and the observer can have it.
-#[track_caller]
-pub(crate) fn assert_free<C: TestConnection>(observer: &mut C, key: &str) {
-    assert_eq!(holders(observer, key), NOBODY, "holders of {key}");
-    assert!(try_lock(observer, key), "{key} is free");
-    unlock(observer, key);
-}
-
-/// The lock becomes free: a server needs a moment to notice that a session has ended.
-#[track_caller]
-pub(crate) fn wait_until_free<C: TestConnection>(observer: &mut C, key: &str) {
-    wait_for(format!("{key} to be free"), || {
-        holders(observer, key).is_empty()
-    });
-    assert_free(observer, key);
-}
-
-/// The session holds no lock at all.
-#[track_caller]
-pub(crate) fn assert_holds_nothing<C: TestConnection>(conn: &mut C, observer: &mut C) {
-    let backend_id = conn.backend_id();
-    assert_ne!(observer.backend_id(), backend_id, "ask another connection");
-    let held = match C::KIND {
-        Kind::Postgres => observer.number(&format!(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = {backend_id}"
-        )),
-        // How many there were.
-        Kind::Mysql => conn.number("SELECT CAST(RELEASE_ALL_LOCKS() AS SIGNED)"),
-        Kind::Sqlite => conn.number("SELECT dlock_release_all()"),
-    };
-    assert_eq!(held, Some(0), "locks that session {backend_id} holds");
-}
-
-/// Whether a transaction is open on the server, aborted or not.
-pub(crate) fn in_transaction<C: TestConnection>(conn: &mut C, observer: &mut C) -> bool {
-    match C::KIND {
-        Kind::Postgres => {
-            let id = conn.backend_id();
-            let sql = format!("SELECT state FROM pg_stat_activity WHERE pid = {id}");
-            observer.text(&sql).as_deref() != Some("idle")
-        }
-        // Refused in a transaction, with error 1568.
-        Kind::Mysql => conn.batch_execute("SET TRANSACTION READ WRITE").is_err(),
-        // Refused in a transaction.
-        Kind::Sqlite => conn.batch_execute("BEGIN; ROLLBACK").is_err(),
-    }
-}
-
-/// The session works, in no transaction, and holds no lock; Diesel thinks so, too.
-#[track_caller]
-pub(crate) fn assert_clean<C: TestConnection>(conn: &mut C, observer: &mut C) {
-    // First, for on PostgreSQL the next query mends what Diesel thinks.
-    assert!(!is_broken(conn), "the connection counts as broken");
-    assert_eq!(depth(conn), 0, "Diesel's transactions");
-    assert_eq!(conn.number("SELECT 1"), Some(1), "the connection works");
-    assert!(!in_transaction(conn, observer), "a transaction is open");
-    assert_holds_nothing(conn, observer);
-}
-
 /// Whether a pool would discard the connection.
 pub(crate) fn is_broken<C: diesel::Connection>(conn: &mut C) -> bool {
     C::TransactionManager::is_broken_transaction_manager(conn)
 }
 
-/// How many transactions Diesel thinks are open.
-#[track_caller]
-pub(crate) fn depth<C: diesel::Connection>(conn: &mut C) -> u32 {
-    C::TransactionManager::transaction_manager_status_mut(conn)
-        .transaction_depth()
-        .expect("the connection is not broken")
-        .map_or(0, u32::from)
+/// Gives others a chance to come in between.
+pub(crate) fn yield_now() {
+    thread::yield_now();
 }
 
-/// Begins a transaction by hand, in the transaction that is open if there is one.
-#[track_caller]
-pub(crate) fn begin<C: diesel::Connection>(conn: &mut C) {
-    C::TransactionManager::begin_transaction(conn).expect("a transaction begins");
+/// Runs `work` in another thread.
+pub(crate) fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    join(thread::spawn(work))
 }
 
-/// Commits what [`begin`] began.
+/// What the thread returns.
 #[track_caller]
-pub(crate) fn commit<C: diesel::Connection>(conn: &mut C) {
-    C::TransactionManager::commit_transaction(conn).expect("the transaction commits");
+fn join<T>(thread: JoinHandle<T>) -> T {
+    wait_for("the end of the thread", || thread.is_finished());
+    match thread.join() {
+        Ok(value) => value,
+        Err(panic) => resume_unwind(panic),
+    }
 }
 
-/// Rolls back what [`begin`] began.
-#[track_caller]
-pub(crate) fn roll_back<C: diesel::Connection>(conn: &mut C) {
-    C::TransactionManager::rollback_transaction(conn).expect("the transaction rolls back");
+/// What happens on another connection, in a thread of its own.
+pub(crate) struct Background<T> {
+    pub(crate) id: i64,
+    thread: JoinHandle<T>,
+    said: Receiver<String>,
+    told: Sender<()>,
 }
 
-/// Runs `f` in a thread, on a connection of its own, and returns when the server shows that it waits for a lock.
-#[track_caller]
-pub(crate) fn waiting<C: TestConnection, T: Send + 'static>(
+/// The thread's end of [`Background`].
+pub(crate) struct Stage {
+    say: Sender<String>,
+    go_on: Receiver<()>,
+}
+
+impl Stage {
+    /// Tells the test how far it has come.
+    pub(crate) fn say(&self, what: impl Into<String>) {
+        // A test that has failed does not listen any more.
+        let _ = self.say.send(what.into());
+    }
+
+    /// Waits until the test says that it may go on.
+    pub(crate) fn pause(&self) {
+        let go_on = self.go_on.recv_timeout(PATIENCE);
+        go_on.expect("the test goes on in time");
+    }
+}
+
+/// Runs `work` with a connection of its own.
+pub(crate) fn in_background<C: LockTest, T: Send + 'static>(
     server: &Server,
-    observer: &mut C,
-    f: impl FnOnce(&mut C) -> T + Send + 'static,
-) -> (i64, JoinHandle<T>) {
-    let mut conn = C::open(server);
-    let backend_id = conn.backend_id();
-    let thread = thread::spawn(move || f(&mut conn));
-    wait_for("a waiter in the server's queue", || {
-        observer.is_waiting(backend_id)
-    });
-    (backend_id, thread)
+    work: impl FnOnce(C, Stage) -> T + Send + 'static,
+) -> Background<T> {
+    on_connection(C::open(server), work)
 }
 
-/// Ends another session, and waits until it is gone.
-#[track_caller]
-pub(crate) fn kill<C: TestConnection>(observer: &mut C, backend_id: i64) {
-    observer.kill(backend_id);
-    wait_for("the end of the session", || {
-        !observer.is_connected(backend_id)
-    });
-}
-
-/// Panics, without a message on standard error.
-pub(crate) fn panic_quietly() -> ! {
-    resume_unwind(Box::new("as asked"))
-}
-
-/// The error of an application.
-#[derive(Debug)]
-pub(crate) enum AppError {
-    /// One of its own.
-    Own,
-    /// The lock's, or the database's.
-    Lock(Error),
-}
-
-impl From<Error> for AppError {
-    fn from(error: Error) -> Self {
-        Self::Lock(error)
+/// Runs `work` with this connection.
+pub(crate) fn on_connection<C: LockTest, T: Send + 'static>(
+    mut conn: C,
+    work: impl FnOnce(C, Stage) -> T + Send + 'static,
+) -> Background<T> {
+    let id = conn.backend_id();
+    let (say, said) = channel();
+    let (told, go_on) = channel();
+    Background {
+        id,
+        thread: thread::spawn(move || work(conn, Stage { say, go_on })),
+        said,
+        told,
     }
 }
 
-impl From<diesel::result::Error> for AppError {
-    fn from(error: diesel::result::Error) -> Self {
-        Self::Lock(error.into())
-    }
-}
-
-/// A table of the test's own, of different numbers `n`. Dropped with this.
-#[derive(Debug)]
-pub(crate) struct Table<'s> {
-    server: &'s Server,
-    name: String,
-}
-
-impl<'s> Table<'s> {
-    /// An empty one.
-    pub(crate) fn new(server: &'s Server) -> Self {
-        let name = unique_key("t").replace(['/', '-'], "_");
-        let table = Self { server, name };
-        let name = &table.name;
-        table.prepare(&format!(
-            "CREATE TABLE {name} (n BIGINT NOT NULL, UNIQUE (n))"
-        ));
-        table
-    }
-
-    /// One with a single row, to count in.
-    pub(crate) fn counter(server: &'s Server) -> Self {
-        let table = Self::new(server);
-        table.prepare(&table.insert(0));
-        table
-    }
-
-    fn prepare(&self, sql: &str) {
-        match self.server.kind {
-            Kind::Postgres => PgConnection::open(self.server).execute_sql(sql),
-            Kind::Mysql => MysqlConnection::open(self.server).execute_sql(sql),
-            Kind::Sqlite => SqliteConnection::open(self.server).execute_sql(sql),
-        }
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The statement that inserts a row. It fails if there is such a row, which on PostgreSQL aborts the transaction.
-    pub(crate) fn insert(&self, n: i64) -> String {
-        format!("INSERT INTO {} (n) VALUES ({n})", self.name)
-    }
-
-    /// How many rows `conn` sees.
+impl<T> Background<T> {
+    /// Waits until the server shows that it waits for a lock.
     #[track_caller]
-    pub(crate) fn rows<C: TestConnection>(&self, conn: &mut C) -> i64 {
-        let count = conn.number(&format!("SELECT COUNT(*) FROM {}", self.name));
-        count.expect("a count")
+    pub(crate) fn waits<O: TestConnection>(&self, observer: &mut O) {
+        wait_for(format!("session {} to wait for a lock", self.id), || {
+            assert!(!self.is_finished(), "session {} does not wait", self.id);
+            observer.is_waiting(self.id)
+        });
     }
 
-    /// The value of a [`counter`](Self::counter).
+    /// Waits until the server shows that it has waited for so long.
     #[track_caller]
-    pub(crate) fn value<C: TestConnection>(&self, conn: &mut C) -> i64 {
-        let value = conn.number(&format!("SELECT n FROM {}", self.name));
-        value.expect("a value")
+    pub(crate) fn still_waits<O: TestConnection>(&self, observer: &mut O, at_least: Duration) {
+        self.waits(observer);
+        let started = Instant::now();
+        wait_for("the session to wait still", || {
+            assert!(!self.is_finished(), "the wait was cut short");
+            observer.is_waiting(self.id) && started.elapsed() > at_least
+        });
     }
 
-    /// Reads a counter, and then writes what it was plus one: if two do that at once, an update is lost.
-    pub(crate) fn increment<C: LockTest>(&self, conn: &mut C) -> QueryResult<()> {
-        let next = conn.try_number(&format!("SELECT n FROM {}", self.name))? + 1;
-        conn.batch_execute(&format!("UPDATE {} SET n = {next}", self.name))
+    /// Waits until the server shows that it alone has the lock.
+    #[track_caller]
+    pub(crate) fn holds<O: TestConnection>(&self, observer: &mut O, key: impl Into<LockKey>) {
+        let key = key.into();
+        wait_for(format!("session {} to have {key}", self.id), || {
+            holders(observer, &key) == [self.id]
+        });
+        assert_held_by(observer, key, self.id);
     }
-}
 
-impl Drop for Table<'_> {
-    fn drop(&mut self) {
-        // With a limit, for after a failure somebody may still use it.
-        let name = &self.name;
-        let _ = match self.server.kind {
-            Kind::Postgres => try_execute::<PgConnection>(
-                &self.server.url,
-                &["SET lock_timeout = '2s'", &format!("DROP TABLE {name}")],
-            ),
-            Kind::Mysql => try_execute::<MysqlConnection>(
-                &self.server.url,
-                &["SET lock_wait_timeout = 2", &format!("DROP TABLE {name}")],
-            ),
-            Kind::Sqlite => try_execute::<SqliteConnection>(
-                &self.server.url,
-                &["PRAGMA busy_timeout = 2000", &format!("DROP TABLE {name}")],
-            ),
-        };
+    /// Waits until the thread says `expected`.
+    #[track_caller]
+    pub(crate) fn says(&self, expected: &str) {
+        assert_eq!(self.said.recv_timeout(PATIENCE).as_deref(), Ok(expected));
     }
-}
 
-fn try_execute<C: TestConnection>(url: &str, statements: &[&str]) -> Option<()> {
-    let mut conn = C::establish(url).ok()?;
-    statements
-        .iter()
-        .try_for_each(|sql| conn.batch_execute(sql).ok())
+    /// Whether the next thing that the thread has said already is `expected`. What it says else is dropped.
+    pub(crate) fn has_said(&self, expected: &str) -> bool {
+        self.said.try_recv().is_ok_and(|said| said == expected)
+    }
+
+    /// The next thing that the thread says.
+    #[track_caller]
+    pub(crate) fn hear(&self) -> String {
+        self.said.recv_timeout(PATIENCE).expect("the thread speaks")
+    }
+
+    /// Lets the thread go on.
+    pub(crate) fn go_on(&self) {
+        self.told.send(()).expect("the thread is there");
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// What the thread returns.
+    #[track_caller]
+    pub(crate) fn join(self) -> T {
+        join(self.thread)
+    }
 }

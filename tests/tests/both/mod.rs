@@ -1,0 +1,18 @@
+//! What both crates promise, and what the tests of both use: `#[both]` compiles it for sync and for async connections.
+//!
+//! The two differ in what `crate::flavor` names.
+
+pub(crate) mod app_error;
+pub(crate) mod connection;
+pub(crate) mod observe;
+pub(crate) mod round_trips;
+pub(crate) mod table;
+pub(crate) mod user;
+
+mod acquire;
+mod errors;
+mod guard;
+mod holders;
+pub(crate) mod inside_transaction;
+pub(crate) mod transaction;
+mod waiting;
