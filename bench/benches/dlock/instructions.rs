@@ -14,31 +14,10 @@ pub(crate) fn run(bench: &Bench) -> Section {
          counts it: what a thousand turns take more than five hundred, for each turn. Raw as in section 1. The difference \
          is what dlock costs. It does not depend on how busy the machine is.",
     );
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        section.paragraph("Not measured: there is no `valgrind` on this machine.");
-        return section;
-    }
     let mut rows = Vec::new();
     for server in &bench.servers {
         for api in Api::BOTH {
-            let turns = if bench.quick { 50 } else { 500 };
-            let [dlock, raw] = ["dlock", "raw"].map(|what| {
-                let [once, twice] = [turns, 2 * turns].map(|turns| count(server, api, what, turns));
-                Ok::<_, String>(twice?.saturating_sub(once?) / turns)
-            });
-            rows.push(match (dlock, raw) {
-                (Ok(dlock), Ok(raw)) => vec![
-                    server.name.clone(),
-                    api.to_string(),
-                    dlock.to_string(),
-                    raw.to_string(),
-                    dlock.saturating_sub(raw).to_string(),
-                    format!("{:.2}", dlock as f64 / raw as f64),
-                ],
-                (Err(error), _) | (_, Err(error)) => {
-                    vec![server.name.clone(), api.to_string(), error]
-                }
-            });
+            rows.push(row(bench, server, api, Counted::Instructions));
         }
     }
     section.table(
@@ -48,8 +27,71 @@ pub(crate) fn run(bench: &Bench) -> Section {
     section
 }
 
-/// The instructions of a process that takes a lock so often.
-fn count(server: &Server, api: Api, what: &str, turns: u64) -> Result<u64, String> {
+/// What valgrind counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Counted {
+    Instructions,
+    Allocations,
+}
+
+impl Counted {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Counted::Instructions => &["--tool=callgrind", "--callgrind-out-file=/dev/null"],
+            Counted::Allocations => &[
+                "--tool=memcheck",
+                "--leak-check=no",
+                "--undef-value-errors=no",
+            ],
+        }
+    }
+
+    /// The number in what valgrind prints.
+    fn read(self, text: &str) -> Option<u64> {
+        let (before, after) = match self {
+            Counted::Instructions => ("Collected : ", ""),
+            Counted::Allocations => ("total heap usage: ", " allocs"),
+        };
+        let line = text
+            .lines()
+            .find_map(|line| Some(line.split_once(before)?.1))?;
+        let number = match after {
+            "" => line,
+            after => line.split_once(after)?.0,
+        };
+        number.trim().replace(',', "").parse().ok()
+    }
+}
+
+/// Server, API, dlock's number for each turn, raw's, the difference and the ratio.
+pub(crate) fn row(bench: &Bench, server: &Server, api: Api, counted: Counted) -> Vec<String> {
+    let turns = if bench.quick { 50 } else { 500 };
+    let [dlock, raw] = ["dlock", "raw"].map(|what| {
+        let [once, twice] =
+            [turns, 2 * turns].map(|turns| count(server, api, what, turns, counted));
+        Ok::<_, String>(twice?.saturating_sub(once?) as f64 / turns as f64)
+    });
+    match (dlock, raw) {
+        (Ok(dlock), Ok(raw)) => vec![
+            server.name.clone(),
+            api.to_string(),
+            format!("{dlock:.0}"),
+            format!("{raw:.0}"),
+            format!("{:.0}", dlock - raw),
+            format!("{:.2}", dlock / raw),
+        ],
+        (Err(error), _) | (_, Err(error)) => vec![server.name.clone(), api.to_string(), error],
+    }
+}
+
+/// Of a process that takes a lock so often.
+fn count(
+    server: &Server,
+    api: Api,
+    what: &str,
+    turns: u64,
+    counted: Counted,
+) -> Result<u64, String> {
     let program = env::current_exe().map_err(|error| error.to_string())?;
     let kind = match server.kind {
         Kind::Postgres => "postgres",
@@ -57,17 +99,14 @@ fn count(server: &Server, api: Api, what: &str, turns: u64) -> Result<u64, Strin
         Kind::Mysql => "mysql",
     };
     let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .args(counted.arguments())
         .arg(program)
         .args(["--exercise", kind, &server.url, &api.to_string(), what])
         .arg(turns.to_string())
         .output()
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| format!("valgrind: {error}"))?;
     let text = String::from_utf8_lossy(&output.stderr);
-    let collected = text
-        .lines()
-        .find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
-    match collected {
+    match counted.read(&text) {
         Some(count) if output.status.success() => Ok(count),
         _ => Err(format!(
             "valgrind failed: {}",

@@ -2,11 +2,11 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use dlock_diesel::LockKey;
-use dlock_tests::unique_key;
 
 use crate::Bench;
+use crate::instructions::{self, Counted};
 use crate::report::Section;
-use crate::session::{Api, How, Session};
+use crate::session::Api;
 
 pub(crate) fn run(bench: &mut Bench) -> Section {
     let mut section = Section::new("6. Keys and allocations");
@@ -32,39 +32,18 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
     section.table(&["key", "PostgreSQL", "MySQL, MariaDB"], &rows);
 
     section.paragraph(
-        "Allocations of Rust code in the calling thread, once prepared; raw statements as in section 1, whose \
-         allocations are Diesel's and the driver's:",
+        "Allocations for each acquire and release of a free lock, once prepared, as valgrind counts them, Rust's and the C \
+         libraries'; raw statements as in section 1, whose allocations are Diesel's and the driver's:",
     );
     let mut rows = Vec::new();
-    for server in bench.servers.clone() {
+    for server in &bench.servers {
         for api in Api::BOTH {
-            let mut session = api.open(server, &unique_key("bench/allocations"));
-            let [dlock, raw] = [How::DLOCK, How::RawTry].map(|how| count(&mut *session, how));
-            rows.push(vec![
-                server.name.clone(),
-                api.to_string(),
-                dlock.0.to_string(),
-                raw.0.to_string(),
-                dlock.1.to_string(),
-                raw.1.to_string(),
-            ]);
+            rows.push(instructions::row(bench, server, api, Counted::Allocations));
         }
     }
     section.table(
-        &["server", "API", "acquire", "raw", "release", "raw"],
+        &["server", "API", "dlock", "raw", "difference", "ratio"],
         &rows,
     );
     section
-}
-
-/// How often `acquire` and `release` allocate: the least of some turns, as a map or a buffer grows now and then.
-fn count(session: &mut dyn Session, how: How) -> (u64, u64) {
-    (0..20)
-        .map(|_| {
-            let acquire = allocation_counter::measure(|| session.acquire(how));
-            let release = allocation_counter::measure(|| session.release());
-            (acquire.count_total, release.count_total)
-        })
-        .min()
-        .expect("BUG: there are turns")
 }
