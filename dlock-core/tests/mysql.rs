@@ -21,8 +21,24 @@ const UNCAP: &str =
 const RECAP: &str = "SET SESSION max_statement_time = @dlock_max_statement_time";
 const KEEP_ERRNO: &str = "GET DIAGNOSTICS @dlock_conditions = NUMBER; \
     GET DIAGNOSTICS CONDITION @dlock_conditions @dlock_errno = MYSQL_ERRNO";
-const READ_ERRNO: &str = "SELECT 4611686018427387904 + CAST(? AS SIGNED) + \
-    IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL) AS answer";
+/// The text of a question.
+macro_rules! ask {
+    ($text:literal) => {
+        explained!("SELECT 4611686018427387904 + CAST(? AS SIGNED) + ", $text)
+    };
+}
+
+macro_rules! explained {
+    ($($text:literal),*) => {
+        concat!(
+            "/* dlock: a named lock; to its answer a number is added, so that it is not taken for that of another query */ ",
+            $($text),*
+        )
+    };
+}
+
+const READ_ERRNO: &str =
+    ask!("IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL) AS answer");
 /// `report`, where there are no binds.
 const REPORT: &str = "CONVERT(x'7265706f7274' USING utf8mb4)";
 
@@ -56,13 +72,15 @@ fn key(key: impl Into<LockKey>) -> String {
     Mysql::key(&key.into()).unwrap()
 }
 
-const TRY: &str = "SELECT 4611686018427387904 + CAST(? AS SIGNED) + \
+const TRY: &str = ask!(
+    "CASE GET_LOCK(CONVERT(? USING utf8mb4), 0) WHEN 1 THEN 1 \
+    WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END AS answer"
+);
+const TRY_OR_RELEASE: &str = ask!(
+    "IF(?, RELEASE_LOCK(CONVERT(? USING utf8mb4)), \
     CASE GET_LOCK(CONVERT(? USING utf8mb4), 0) WHEN 1 THEN 1 \
-    WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END AS answer";
-const TRY_OR_RELEASE: &str = "SELECT 4611686018427387904 + CAST(? AS SIGNED) + \
-    IF(?, RELEASE_LOCK(CONVERT(? USING utf8mb4)), \
-    CASE GET_LOCK(CONVERT(? USING utf8mb4), 0) WHEN 1 THEN 1 \
-    WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END) AS answer";
+    WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END) AS answer"
+);
 
 fn name() -> [Piece; 1] {
     [Piece::Binary(b"report".to_vec())]
@@ -96,8 +114,10 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn waits(self) -> Self {
         self.query(
-            "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ \
-             4611686018427387904 + CAST(? AS SIGNED) + GET_LOCK(CONVERT(? USING utf8mb4), 1000000000) AS answer",
+            explained!(
+                "SELECT /*+ MAX_EXECUTION_TIME(4294967295) */ \
+                 4611686018427387904 + CAST(? AS SIGNED) + GET_LOCK(CONVERT(? USING utf8mb4), 1000000000) AS answer"
+            ),
             &name(),
         )
     }
@@ -108,8 +128,12 @@ impl<M: Machine> Asks for Script<M> {
     fn waits_at_most(self, millis: u32, fraction: &str, longer: u32) -> Self {
         self.query(
             &format!(
-                "SELECT /*+ MAX_EXECUTION_TIME({millis}) */ 4611686018427387904 + CAST(? AS SIGNED) + GET_LOCK(CONVERT(? USING utf8mb4), \
-                 IF(VERSION() LIKE '%MariaDB%', {fraction}, {longer})) AS answer"
+                explained!(
+                    "SELECT /*+ MAX_EXECUTION_TIME({}) */ \
+                     4611686018427387904 + CAST(? AS SIGNED) + GET_LOCK(CONVERT(? USING utf8mb4), \
+                     IF(VERSION() LIKE '%MariaDB%', {}, {})) AS answer"
+                ),
+                millis, fraction, longer
             ),
             &name(),
         )
@@ -118,7 +142,7 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn asks_whether_held(self) -> Self {
         self.query(
-            "SELECT 4611686018427387904 + CAST(? AS SIGNED) + (IS_USED_LOCK(CONVERT(? USING utf8mb4)) <=> CONNECTION_ID()) AS answer",
+            ask!("(IS_USED_LOCK(CONVERT(? USING utf8mb4)) <=> CONNECTION_ID()) AS answer"),
             &name(),
         )
     }
@@ -126,7 +150,7 @@ impl<M: Machine> Asks for Script<M> {
     #[track_caller]
     fn gives_back(self) -> Self {
         self.query(
-            "SELECT 4611686018427387904 + CAST(? AS SIGNED) + RELEASE_LOCK(CONVERT(? USING utf8mb4)) AS answer",
+            ask!("RELEASE_LOCK(CONVERT(? USING utf8mb4)) AS answer"),
             &name(),
         )
     }
@@ -1092,25 +1116,10 @@ mod any_answers {
                 RECAP => Sent::Recap,
                 KEEP_ERRNO => Sent::KeepErrno,
                 READ_ERRNO => Sent::ReadErrno,
-                _ if text.starts_with(
-                    "SELECT 4611686018427387904 + CAST(? AS SIGNED) + CASE GET_LOCK(",
-                ) =>
-                {
-                    Sent::Try
-                }
-                _ if text.starts_with("SELECT /*+ MAX_EXECUTION_TIME(") => Sent::Wait,
-                _ if text.starts_with(
-                    "SELECT 4611686018427387904 + CAST(? AS SIGNED) + (IS_USED_LOCK(",
-                ) =>
-                {
-                    Sent::AskHeld
-                }
-                _ if text.starts_with(
-                    "SELECT 4611686018427387904 + CAST(? AS SIGNED) + RELEASE_LOCK(",
-                ) =>
-                {
-                    Sent::Release
-                }
+                _ if text.starts_with(ask!("CASE GET_LOCK(")) => Sent::Try,
+                _ if text.starts_with(explained!("SELECT /*+ MAX_EXECUTION_TIME(")) => Sent::Wait,
+                _ if text.starts_with(ask!("(IS_USED_LOCK(")) => Sent::AskHeld,
+                _ if text.starts_with(ask!("RELEASE_LOCK(")) => Sent::Release,
                 _ => panic!("unknown: {text}"),
             })
         }

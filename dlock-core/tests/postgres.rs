@@ -23,9 +23,9 @@ const FOREVER: Wait = Wait {
 const TRY: &str = "SELECT pg_try_advisory_lock(?)::int::bigint";
 const TRY_IN_TRANSACTION: &str = "SELECT pg_try_advisory_xact_lock(?)::int::bigint";
 const UNLOCK: &str = "SELECT pg_advisory_unlock(?)::int::bigint";
-const TRY_OR_UNLOCK: &str = "SELECT (CASE WHEN ? = 0 THEN pg_advisory_unlock(?) \
+const TRY_OR_UNLOCK: &str = "SELECT (CASE WHEN $1 = 0 THEN pg_advisory_unlock($2) \
     WHEN pg_try_advisory_lock($2) \
-    THEN set_config('dlock.granted', $1::text, false) IS NOT NULL ELSE false END)::int::bigint";
+    THEN set_config('dlock.granted', $1::text, false) IS NOT NULL ELSE false END)::int::bigint /* ?, ? */";
 const UNLOCKED: &str = "SELECT current_setting('dlock.unlocked')::bigint";
 const HAND_OVER: &str =
     "BEGIN; SELECT pg_advisory_xact_lock('42'::bigint), pg_advisory_unlock('42'::bigint)";

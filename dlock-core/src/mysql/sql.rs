@@ -15,6 +15,17 @@ fn literal(key: &str) -> String {
 
 const _: () = assert!(Nonce::BASE == 4611686018427387904, "as the statements say");
 
+/// Tells who reads the server's list of processes what it is. It is long and comes first, so that the text need not grow
+/// much when Diesel puts it together.
+macro_rules! explained {
+    ($text:literal) => {
+        concat!(
+            "/* dlock: a named lock; to its answer a number is added, so that it is not taken for that of another query */ ",
+            $text
+        )
+    };
+}
+
 /// A question whose answer is a number or NULL, and `before`, the key and `after` in it. The number that the answer is
 /// greater by is needed with diesel-async (0.9), which gives the answer that a dropped future did not read to the next
 /// query, and no pool notices.
@@ -25,7 +36,10 @@ fn ask(before: &'static str, key: &str, after: &'static str) -> Statement {
 fn question(rest: Vec<Piece>) -> Statement {
     let nonce = Nonce::new();
     let mut pieces = Vec::with_capacity(rest.len() + 3);
-    pieces.extend(["SELECT 4611686018427387904 + CAST(".into(), nonce.bind()]);
+    pieces.extend([
+        explained!("SELECT 4611686018427387904 + CAST(").into(),
+        nonce.bind(),
+    ]);
     pieces.extend(rest);
     // Otherwise the whole text would be the column's name, which comes with each answer.
     pieces.push(" AS answer".into());
@@ -104,7 +118,11 @@ pub(super) fn wait(key: &str, millis: Option<u32>) -> Statement {
     let nonce = Nonce::new();
     Statement {
         pieces: vec![
-            format!("SELECT /*+ MAX_EXECUTION_TIME({limit}) */ 4611686018427387904 + CAST(").into(),
+            format!(
+                explained!("SELECT /*+ MAX_EXECUTION_TIME({limit}) */ 4611686018427387904 + CAST("),
+                limit = limit
+            )
+            .into(),
             nonce.bind(),
             " AS SIGNED) + GET_LOCK(CONVERT(".into(),
             name(key),

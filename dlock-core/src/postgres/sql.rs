@@ -32,13 +32,16 @@ fn form(key: PostgresKey, mode: Mode) -> u8 {
     }
 }
 
-/// The binds by their numbers: the mark is the first, the key the others.
-macro_rules! or_try {
-    ($try:literal) => {
+/// The binds by their numbers, the mark and the key. Diesel puts them into the comment, so that the text is one piece,
+/// which need not grow.
+macro_rules! try_or_unlock {
+    ($try:literal, $unlock:literal) => {
         concat!(
-            ") WHEN ",
+            "SELECT (CASE WHEN $1 = 0 THEN ",
+            $unlock,
+            " WHEN ",
             $try,
-            " THEN set_config('dlock.granted', $1::text, false) IS NOT NULL ELSE false END)::int::bigint"
+            " THEN set_config('dlock.granted', $1::text, false) IS NOT NULL ELSE false END)::int::bigint /* "
         )
     };
 }
@@ -48,20 +51,26 @@ macro_rules! or_try {
 /// It is one text for both, so that the driver, which would first have to prepare another, sends the release in one
 /// message: that is obeyed even if the future that sent it is dropped.
 pub(super) fn try_or_unlock(key: PostgresKey, mode: Mode, mark: Option<Mark>) -> Statement {
-    let unlock = match mode {
-        Mode::Exclusive => " = 0 THEN pg_advisory_unlock(",
-        Mode::Shared => " = 0 THEN pg_advisory_unlock_shared(",
-    };
-    let or_try = match (key, mode) {
-        (PostgresKey::BigInt(_), Mode::Exclusive) => or_try!("pg_try_advisory_lock($2)"),
-        (PostgresKey::BigInt(_), Mode::Shared) => or_try!("pg_try_advisory_lock_shared($2)"),
-        (PostgresKey::Pair(..), Mode::Exclusive) => or_try!("pg_try_advisory_lock($2, $3)"),
-        (PostgresKey::Pair(..), Mode::Shared) => or_try!("pg_try_advisory_lock_shared($2, $3)"),
+    let text = match (key, mode) {
+        (PostgresKey::BigInt(_), Mode::Exclusive) => {
+            try_or_unlock!("pg_try_advisory_lock($2)", "pg_advisory_unlock($2)")
+        }
+        (PostgresKey::BigInt(_), Mode::Shared) => try_or_unlock!(
+            "pg_try_advisory_lock_shared($2)",
+            "pg_advisory_unlock_shared($2)"
+        ),
+        (PostgresKey::Pair(..), Mode::Exclusive) => {
+            try_or_unlock!("pg_try_advisory_lock($2, $3)", "pg_advisory_unlock($2, $3)")
+        }
+        (PostgresKey::Pair(..), Mode::Shared) => try_or_unlock!(
+            "pg_try_advisory_lock_shared($2, $3)",
+            "pg_advisory_unlock_shared($2, $3)"
+        ),
     };
     let mark = mark.map_or(0, |Mark(mark)| mark.get());
     let mut pieces = Vec::with_capacity(PIECES);
-    pieces.extend(["SELECT (CASE WHEN ".into(), Piece::BigInt(mark)]);
-    push_call(&mut pieces, unlock, key, or_try);
+    pieces.extend([text.into(), Piece::BigInt(mark)]);
+    push_call(&mut pieces, ", ", key, " */");
     Statement::cached(pieces).numbered(form(key, mode))
 }
 

@@ -33,7 +33,7 @@ impl Sent {
             Step::Query(statement) => {
                 let mark = match statement.pieces.as_slice() {
                     [Piece::Sql(start), Piece::BigInt(mark), ..]
-                        if start == "SELECT (CASE WHEN " =>
+                        if start.starts_with("SELECT (CASE WHEN $1 = 0 ") =>
                     {
                         Some(*mark)
                     }
@@ -67,7 +67,7 @@ impl Sent {
             "SELECT current_setting('dlock.unlocked')::bigint" => Sent::ReadUnlocked,
             <dlock_core::Postgres as dlock_core::Dialect>::END_SESSION => Sent::EndSession,
             _ if starts("SELECT pg_try_advisory_lock") => Sent::Try { mark: None },
-            _ if starts("SELECT (CASE WHEN ? = 0 THEN pg_advisory_unlock") => match mark {
+            _ if starts("SELECT (CASE WHEN $1 = 0 THEN pg_advisory_unlock") => match mark {
                 Some(0) => Sent::Unlock,
                 mark => Sent::Try { mark },
             },
