@@ -13,8 +13,8 @@ pub struct Statement {
     pub pieces: Vec<Piece>,
     /// Whether to keep the prepared statement: its text is one of few.
     pub cached: bool,
-    /// A number below [`NUMBERS`](Self::NUMBERS) that no other text has, on any server: those that are sent most have one,
-    /// so that a driver finds the prepared statement without reading the text.
+    /// A number from 0 to 14 that no other text has, on any server: those that are sent most have one, so that a driver
+    /// finds the prepared statement without reading the text.
     pub number: Option<u8>,
     /// What its answer is to be [checked](Nonce::check) with, if it is.
     pub nonce: Option<Nonce>,
@@ -88,9 +88,6 @@ pub enum Piece {
 }
 
 impl Statement {
-    /// How many statements have a number.
-    pub const NUMBERS: u8 = 15;
-
     /// A statement whose text is one of few, so that it is worth to be kept prepared.
     pub fn cached(pieces: Vec<Piece>) -> Self {
         Self {
@@ -207,7 +204,7 @@ mod tests {
                 texts.entry(number).or_default().insert(statement.text());
             }
         }
-        assert!(texts.keys().copied().eq(0..Statement::NUMBERS));
+        assert!(texts.keys().copied().eq(0..=14));
         let all: BTreeSet<_> = texts.values().flatten().collect();
         assert_eq!(all.len(), texts.len(), "{texts:#?}");
         assert!(texts.values().all(|texts| texts.len() == 1), "{texts:#?}");

@@ -130,7 +130,8 @@ macro_rules! value {
             $(Some($number) => {
                 CoreQuery::<Value, $number>::new($statement).get_result($conn).await
             })*
-            _ => CoreQuery::<Value>::new($statement).get_result($conn).await,
+            Some(number) => unreachable!("BUG: no type for the statement {number}"),
+            None => CoreQuery::<Value>::new($statement).get_result($conn).await,
         }
     };
 }
@@ -142,7 +143,7 @@ macro_rules! async_lock_backend {
             where
                 C: AsyncConnection<Backend = Self>,
             {
-                value!(conn, statement, 0 1 2 3 4)
+                value!(conn, statement, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
             }
 
             async fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>

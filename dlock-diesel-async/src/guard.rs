@@ -3,6 +3,7 @@ use std::ops::{Deref, DerefMut};
 
 use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, OpenTransaction};
 use dlock_diesel::glue;
+use tokio::task::unconstrained;
 
 use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
 use crate::session::Depth;
@@ -186,7 +187,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///   exclusion. What is left is done by [the drop](AdvisoryLockGuard).
     /// - [`Error::Database`] if the server could not be asked, and its session is ended; or if the connection is broken,
     ///   for instance since a wait was dropped on it, and then the drop does what is left.
-    ///   Also for a lock taken in one transaction (with
+    ///   Also if the server has forgotten the connection's prepared statements (`DEALLOCATE ALL`), and for a lock taken in
+    ///   one transaction (with
     ///   [`inside_transaction`](crate::AdvisoryLock::inside_transaction), on PostgreSQL) and released in the next.
     ///
     /// # Cancel safety
@@ -196,9 +198,9 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// - the lock of a transaction that an error has aborted, or one that was acquired inside a transaction and is
     ///   released after it (PostgreSQL);
-    /// - any lock where prepared statements are not kept
-    ///   ([`CacheSize::Disabled`](diesel::connection::CacheSize::Disabled)) or those that are kept were forgotten while it
-    ///   was held: else the release is the statement that acquired it, and goes out in one message.
+    /// - any lock where that statement is not prepared, because the connection keeps none
+    ///   ([`CacheSize::Disabled`](diesel::connection::CacheSize::Disabled)) or the acquire failed to prepare it: else it is
+    ///   the one that has acquired the lock, and goes out in one message.
     ///
     /// # Round trips
     ///
@@ -224,7 +226,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
             DialectOf::<M::Target>::release_abandonable(server_key, self.hold.mode, fence);
         // From here on the conversation sees to it, also if it is dropped.
         self.held = false;
-        let released = drive::drive(conn, machine, &self.key, None).await;
+        // Without a budget, for a task that has used its own up would not even send it in this poll.
+        let released = unconstrained(drive::drive(conn, machine, &self.key, None)).await;
         if let Err(Error::NotHeld { .. }) = released {
             // Nothing is held, but this is not the session that it was.
             session::mark_broken(conn);

@@ -124,7 +124,8 @@ macro_rules! value {
     ($conn:ident, $statement:ident, $($number:literal)*) => {
         match $statement.number {
             $(Some($number) => CoreQuery::<Value, $number>::new($statement).get_result($conn),)*
-            _ => CoreQuery::<Value>::new($statement).get_result($conn),
+            Some(number) => unreachable!("BUG: no type for the statement {number}"),
+            None => CoreQuery::<Value>::new($statement).get_result($conn),
         }
     };
 }
@@ -140,7 +141,7 @@ macro_rules! lock_backend {
             where
                 C: LoadConnection<Backend = Self>,
             {
-                value!(conn, statement, 5 6 7 8 9 10 11 12 13 14)
+                value!(conn, statement, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
             }
 
             fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>

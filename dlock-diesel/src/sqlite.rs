@@ -113,7 +113,8 @@ impl Asked {
 /// waits goes before the writer, lest they wait in a circle. After a writer it is the turn of all that wait.
 ///
 /// Just after its turn a process that wants a lock alone may be told for 15 milliseconds that it is taken where another one
-/// only waits for it. A writer that is stopped (SIGSTOP) while it waits delays readers by a quarter of a second.
+/// only waits for it. A writer that is stopped (SIGSTOP) while it waits, or whose place a forked child keeps, delays readers by
+/// a quarter of a second every now and then.
 ///
 /// A crash, SIGKILL or the end of a process frees its locks at once, and its place before others; but a child that was
 /// forked and runs no other program keeps those of a parent that ends, until it ends too or opens a connection of its own

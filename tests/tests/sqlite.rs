@@ -772,6 +772,11 @@ fn a_writer_that_waits_no_more_lets_readers_in() {
     assert!(shared.is_held().expect("an answer"));
 }
 
+/// The lock to be read, on a connection of its own.
+fn database_lock(database: &Database) -> AdvisoryLock<Box<SqliteConnection>> {
+    AdvisoryLock::new(Box::new(database.open()), "a").shared()
+}
+
 #[test]
 fn a_writer_that_is_stopped_while_it_waits_keeps_no_readers_out_of_a_free_lock() {
     let database = Database::new();
@@ -794,6 +799,16 @@ fn a_writer_that_is_stopped_while_it_waits_keeps_no_readers_out_of_a_free_lock()
             .acquire();
         lock.expect("nobody takes it").release().expect("a release");
     }
+    // Who only tries waits for nothing, and gets it sometime. Then readers share it.
+    let mut lock = None;
+    let begin = Instant::now();
+    while lock.is_none() {
+        assert!(begin.elapsed() < Duration::from_secs(8));
+        thread::sleep(Duration::from_millis(20));
+        lock = database_lock(&database).try_acquire().expect("a try");
+    }
+    let other = database_lock(&database).try_acquire().expect("a try");
+    drop((lock, other.expect("it is shared")));
     kill(id, Signal::SIGCONT).expect("it is there");
     writer.expect_line("acquired");
 }

@@ -93,7 +93,8 @@ mod affinity {
     pub(super) struct Place {
         before: CpuSet,
         here: CpuSet,
-        brought: Vec<Pid>,
+        /// And where they were before.
+        brought: Vec<(Pid, CpuSet)>,
     }
 
     impl Place {
@@ -122,8 +123,9 @@ mod affinity {
                 return Err(format!("{id} is no server's process on this machine"));
             }
             let pid = Pid::from_raw(id.try_into().map_err(|_| format!("no process: {id}"))?);
+            let before = sched_getaffinity(pid).map_err(|error| error.to_string())?;
             sched_setaffinity(pid, &self.here).map_err(|error| error.to_string())?;
-            self.brought.push(pid);
+            self.brought.push((pid, before));
             Ok(())
         }
     }
@@ -131,8 +133,8 @@ mod affinity {
     impl Drop for Place {
         fn drop(&mut self) {
             // MySQL keeps threads for sessions to come. Those that have ended need no place.
-            for pid in self.brought.iter().chain([&THIS_THREAD]) {
-                let _ = sched_setaffinity(*pid, &self.before);
+            for (pid, before) in self.brought.iter().chain([&(THIS_THREAD, self.before)]) {
+                let _ = sched_setaffinity(*pid, before);
             }
         }
     }

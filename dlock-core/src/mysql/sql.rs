@@ -16,7 +16,7 @@ fn literal(key: &str) -> String {
 const _: () = assert!(Nonce::BASE == 4611686018427387904, "as the statements say");
 
 /// Tells who reads the server's list of processes what it is. It is long and comes first, so that the text need not grow
-/// much when Diesel puts it together.
+/// much when Diesel puts it together. (A colon with a name behind it would be a bind to mysql_async.)
 macro_rules! explained {
     ($text:literal) => {
         concat!(

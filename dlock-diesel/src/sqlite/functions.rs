@@ -125,6 +125,7 @@ fn add(conn: &mut SqliteConnection, session: &Arc<Session>) -> QueryResult<()> {
     sql::dlock_holders_utils::register_nondeterministic_impl(conn, holders)?;
 
     let session = of();
+    // For who works in SQL, as `pg_advisory_unlock_all` is; nothing here calls it.
     let release_all = move || session.release_all();
     sql::dlock_release_all_utils::register_nondeterministic_impl(conn, release_all)?;
 

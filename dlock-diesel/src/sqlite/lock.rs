@@ -17,7 +17,18 @@ pub(super) const YIELD: Duration = Duration::from_millis(15);
 
 /// How long readers leave a lock that is free to the writer of another process: much longer than it pauses, unless it has
 /// been stopped.
-const PATIENCE: Duration = Duration::from_millis(250);
+const STOPPED_AFTER: Duration = Duration::from_millis(250);
+
+/// How long readers then take no notice of those who wait for them.
+const UNNOTICED: Duration = Duration::from_secs(1);
+
+/// What this process has seen of other processes' claims on a lock.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Since when nobody takes the lock, which is claimed.
+    free_since: Option<Instant>,
+    unnoticed_until: Option<Instant>,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Lock {
@@ -29,8 +40,6 @@ pub(super) struct Lock {
     pub(super) waiting: Option<LockedByte>,
     pub(super) upgrading: Option<LockedByte>,
     pub(super) claim: Option<LockedByte>,
-    /// Since when readers have seen nobody take the lock, and somebody claim it.
-    free_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -96,6 +105,7 @@ impl Lock {
         &mut self,
         file: &mut LockFile,
         key: u64,
+        seen: &mut HashMap<u64, Seen>,
     ) -> Result<bool, Trouble> {
         let is_claimed = match &self.byte {
             // After a writer of this process it is the readers' turn.
@@ -104,18 +114,29 @@ impl Lock {
             None => file.look(key, Byte::Claimed)?.is_some(),
         };
         if !is_claimed {
-            self.free_since = None;
+            seen.remove(&key);
+            return Ok(false);
+        }
+        let now = Instant::now();
+        let seen = seen.entry(key).or_default();
+        if seen.unnoticed_until.is_some_and(|until| now < until) {
             return Ok(false);
         }
         if self.holds.is_empty() {
             self.byte = None;
         }
         if self.byte.is_some() || file.elsewhere(key, Byte::Held).is_some() {
-            self.free_since = None;
+            seen.free_since = None;
             return Ok(true);
         }
-        let free_since = *self.free_since.get_or_insert_with(Instant::now);
-        Ok(free_since.elapsed() < PATIENCE)
+        let is_stopped = now - *seen.free_since.get_or_insert(now) >= STOPPED_AFTER;
+        if is_stopped {
+            *seen = Seen {
+                free_since: None,
+                unnoticed_until: Some(now + UNNOTICED),
+            };
+        }
+        Ok(!is_stopped)
     }
 
     /// Tells the readers of other processes whether a writer waits for them. While it waits for another writer it does

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 use dlock_core::{Holder, Mode};
 
 use super::file::{Byte, FileId, LockFile};
-use super::lock::{Hold, Lock, TURN, Waiter, YIELD};
+use super::lock::{Hold, Lock, Seen, TURN, Waiter, YIELD};
 use super::session::Session;
 use super::{Trouble, others};
 
@@ -120,6 +120,8 @@ pub(super) struct Database {
     pub(super) locks: HashMap<u64, Lock>,
     /// Locks that are left to other processes, until when.
     pub(super) yielded: HashMap<u64, Instant>,
+    /// Of those that readers wait for.
+    pub(super) claims: HashMap<u64, Seen>,
 }
 
 impl Database {
@@ -132,7 +134,7 @@ impl Database {
         let Waiter { session, mode, .. } = lock.queue[index];
         if mode == Mode::Exclusive
             || lock.is_held_by(session)
-            || !lock.is_left_to_a_writer(file, key)?
+            || !lock.is_left_to_a_writer(file, key, &mut self.claims)?
         {
             return Ok(false);
         }

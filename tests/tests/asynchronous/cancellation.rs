@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{pending, poll_fn};
 use std::panic::resume_unwind;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
@@ -26,6 +27,8 @@ use dlock_tests::{
     AsyncTestConnection, Kind, Proxy, Server, TestConnection, on_every_network_server_async,
     on_postgres_async, unique_key, wait_for, wait_for_within,
 };
+use tokio::sync::Semaphore;
+use tokio::task::coop;
 
 use crate::support::*;
 
@@ -147,10 +150,21 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    /// What a statement of the crates is for.
+    /// What a statement of the crates is for, with its binds behind it.
     fn of(sql: &str) -> Self {
         let has = |part: &str| sql.contains(part);
-        if has("pg_locks") || has("IS_USED_LOCK") || has("metadata_locks") {
+        // One text tries and releases, as a bind has it.
+        let first_binds = sql
+            .split_once("binds: [")
+            .map(|(_, binds)| binds.split(", ").collect::<Vec<_>>());
+        let releases = match first_binds.as_deref() {
+            Some(["0", ..]) => has("pg_try_advisory"),
+            Some([_, "1", ..]) => has("GET_LOCK"),
+            _ => false,
+        };
+        if releases {
+            Phase::Releasing
+        } else if has("pg_locks") || has("IS_USED_LOCK") || has("metadata_locks") {
             Phase::Questioning
         } else if has("DO $dlock$") && (has("advisory_lock(") || has("xact_lock("))
             || has("MAX_EXECUTION_TIME")
@@ -1230,6 +1244,27 @@ on_every_network_server_async! {
                 assert_free(&mut observer, &key);
             }
         }
+    }
+
+    /// tokio has a task that did much at a time wait for its turn, at the next thing that it could wait for.
+    async fn a_release_is_sent_by_a_task_whose_turn_is_over<C: CancelTest>(server: &'static Server) {
+        let mut observer = C::observer(server);
+        let key = unique_key("cancel_budget");
+        let mut conn = C::open(server).await;
+        let guard = conn.advisory_lock(&key).acquire().await.expect("the lock is free");
+        let semaphore = Semaphore::new(1);
+        let mut release = Box::pin(guard.release());
+        poll_fn(|context| {
+            while coop::has_budget_remaining() {
+                let acquired = pin!(semaphore.acquire()).poll(context);
+                assert!(acquired.is_ready());
+            }
+            assert!(release.as_mut().poll(context).is_pending(), "it waits for the answer");
+            Poll::Ready(())
+        })
+        .await;
+        drop(release);
+        timed(FREE_IN_STEP, "a release without a budget", || holders(&mut observer, &key).is_empty());
     }
 
     async fn an_outer_hold_survives_a_dropped_request_for_the_same_lock<C: CancelTest>(server: &'static Server) {

@@ -22,7 +22,7 @@ use dlock_tests::{
     on_every_network_server_async, on_mysql_async, on_postgres_async, unique_key, wait_for,
 };
 use tokio::runtime::Builder;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::cancellation::{CancelTest, FREE_IN_STEP, free_once_closed, timed};
 use crate::support::*;
@@ -46,11 +46,19 @@ async fn within_polls<F: Future>(future: F, mut polls: u32) -> Option<F::Output>
     .await
 }
 
-/// Drops a wait for a lock that is taken.
-async fn drop_a_wait<C: LockTest>(conn: &mut C, key: &str) {
-    let wait = conn.advisory_lock(key).inside_transaction().acquire();
-    let dropped = timeout(SHORT, wait).await;
-    dropped.map(drop).expect_err("the lock is taken");
+/// Drops a wait for a lock that is taken, once it is in the queue.
+async fn drop_a_wait<C: LockTest>(conn: &mut C, key: &str, observer: &mut C::Observer) {
+    let id = conn.backend_id().await;
+    tokio::select! {
+        acquired = conn.advisory_lock(key).inside_transaction().acquire() => {
+            panic!("the lock is taken: {:?}", acquired.map(drop));
+        }
+        () = async {
+            while !observer.is_waiting(id) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        } => {}
+    }
 }
 
 /// Drops a future that waits for an answer, which the proxy keeps for itself meanwhile.
@@ -86,7 +94,7 @@ on_every_network_server_async! {
         assert!(try_lock(&mut observer, &inner));
         let mut conn = C::open(server).await;
         let mut guard = conn.advisory_lock(&outer).acquire().await.expect("a free lock");
-        drop_a_wait(&mut *guard, &inner).await;
+        drop_a_wait(&mut *guard, &inner, &mut observer).await;
         let released = timeout(PATIENCE, guard.release()).await.expect("it does not wait");
         assert!(matches!(released.map(drop), Err(Error::Database(_))));
 
@@ -104,7 +112,7 @@ on_every_network_server_async! {
         assert!(try_lock(&mut observer, &inner));
         let mut conn = C::open(server).await;
         let run = conn.advisory_lock(&outer).run(async |conn| {
-            drop_a_wait(conn, &inner).await;
+            drop_a_wait(conn, &inner, &mut observer).await;
             Ok::<_, Error>(())
         });
         let result = timeout(PATIENCE, run).await.expect("it does not wait");
@@ -121,7 +129,7 @@ on_every_network_server_async! {
         assert!(try_lock(&mut observer, &inner));
         let mut conn = C::open(server).await;
         let transaction = conn.advisory_lock(&outer).transaction(async |conn| {
-            drop_a_wait(conn, &inner).await;
+            drop_a_wait(conn, &inner, &mut observer).await;
             Ok::<_, Error>(())
         });
         let result = timeout(PATIENCE, transaction).await.expect("it does not wait");
