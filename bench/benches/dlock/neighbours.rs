@@ -181,6 +181,11 @@ pub(crate) fn run(bench: &mut Bench, python: &Result<Python, String>) -> Section
         ],
         &rows,
     );
+    section.if_missed(
+        "async, against sqlx",
+        "Against sqlx, async: the most of it is the driver, as the rows of raw tell, which are slower than sqlx, too; the \
+         rest is what section 1 measures.",
+    );
     section
 }
 

@@ -100,6 +100,13 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
         ],
         &rows,
     );
+    section.if_missed(
+        "async: free lock",
+        "Async: the client's work, which sections 6 and 8 count. On PostgreSQL and on MySQL one text tries and releases, so \
+         that a release goes out in one message and a dropped one still releases; so it has one bind more, and on MySQL the \
+         name twice and the number by which its answer is told from that of another query. It is 1.5 µs to 3 µs in two \
+         round trips, more where the processor's caches are shared with others, and does not grow with the distance.",
+    );
     plot::bars(
         &bench.pictures.join("free.svg"),
         "acquire and release a free lock: times as long as raw",
