@@ -133,16 +133,27 @@ mod sql {
     #[diesel::declare_sql_function]
     extern "SQL" {
         fn dlock_session() -> diesel::sql_types::BigInt;
+        fn dlock_copy() -> diesel::sql_types::BigInt;
     }
 }
 
 #[test]
 fn a_connection_that_another_version_has_made_ready_is_refused() {
     let database = Database::new();
-    let mut conn = SqliteConnection::establish(database.url()).expect("a connection");
-    sql::dlock_session_utils::register_nondeterministic_impl(&conn, || -1_i64).expect("a function");
-    let error = conn.enable_advisory_locks().expect_err("not its own");
-    assert!(error.to_string().contains("another version"), "{error}");
+    // Each version counts its sessions, so that two have the same ones.
+    let mut open = database.open();
+    let number = open.backend_id();
+    for (session, copy) in [(number, None), (number, Some(1)), (-1, Some(1))] {
+        let mut conn = SqliteConnection::establish(database.url()).expect("a connection");
+        sql::dlock_session_utils::register_nondeterministic_impl(&conn, move || session)
+            .expect("a function");
+        if let Some(copy) = copy {
+            sql::dlock_copy_utils::register_nondeterministic_impl(&conn, move || copy)
+                .expect("a function");
+        }
+        let error = conn.enable_advisory_locks().expect_err("not its own");
+        assert!(error.to_string().contains("another version"), "{error}");
+    }
 }
 
 #[test]

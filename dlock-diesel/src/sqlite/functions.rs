@@ -1,7 +1,8 @@
 //! The SQL functions that the core's statements call.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ mod sql {
         fn dlock_is_held(key: BigInt, request: BigInt) -> BigInt;
         fn dlock_holders(key: BigInt) -> Text;
         fn dlock_release_all() -> BigInt;
+        fn dlock_copy() -> BigInt;
         fn dlock_session() -> BigInt;
     }
 }
@@ -59,11 +61,15 @@ pub(super) fn enable(conn: &mut SqliteConnection) -> QueryResult<()> {
             Err(_) => thread::sleep(Duration::from_millis(2)),
         }
     };
-    if !table::is_open(session) {
+    let copy: QueryResult<i64> = diesel::select(sql::dlock_copy()).get_result(conn);
+    if copy != Ok(*COPY) || !table::is_open(session) {
         return Err(Trouble::other(OF_ANOTHER).into());
     }
     Ok(())
 }
+
+/// A number that another version of this crate in the same program has not, whose sessions have the same ones.
+static COPY: LazyLock<i64> = LazyLock::new(|| RandomState::new().build_hasher().finish() as i64);
 
 fn add_all(conn: &mut SqliteConnection) -> QueryResult<()> {
     let listed: Vec<Listed> = diesel::sql_query("PRAGMA database_list").load(conn)?;
@@ -128,6 +134,8 @@ fn add(conn: &mut SqliteConnection, session: &Arc<Session>) -> QueryResult<()> {
     // For who works in SQL, as `pg_advisory_unlock_all` is; nothing here calls it.
     let release_all = move || session.release_all();
     sql::dlock_release_all_utils::register_nondeterministic_impl(conn, release_all)?;
+
+    sql::dlock_copy_utils::register_nondeterministic_impl(conn, || *COPY)?;
 
     // The last one, which says that all are there.
     let session = of();

@@ -1,10 +1,9 @@
 //! A connection that takes locks.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, PoisonError};
+use std::sync::{Arc, Condvar, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use dlock_core::{Holder, Mode};
@@ -35,12 +34,8 @@ pub(super) struct Session {
 impl Session {
     /// A connection to that file, or to no file.
     pub(super) fn new(path: Option<PathBuf>) -> Result<Self, Trouble> {
-        // The process id, and above it the count of its connections, which begins anywhere: another version of this crate in
-        // the same program has a table of its own.
-        static COUNT: LazyLock<AtomicI64> = LazyLock::new(|| {
-            let anywhere = RandomState::new().build_hasher().finish() % (1 << 30);
-            AtomicI64::new(anywhere as i64)
-        });
+        // The process id, and above it the count of its connections.
+        static COUNT: AtomicI64 = AtomicI64::new(0);
         let process = process::id();
         let id = i64::from(process) | (COUNT.fetch_add(1, Ordering::Relaxed) << 32);
         let (database, file) = match path {
