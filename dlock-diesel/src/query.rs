@@ -30,7 +30,7 @@ pub type HolderColumns = (
 
 /// A statement of the core as a Diesel query, with rows of the SQL type `ST`.
 ///
-/// The number is [the statement's](Statement::number), or [`BY_TEXT`] if it has none.
+/// The number is [the statement's](Statement::number), if it has one.
 #[derive(Debug)]
 pub struct CoreQuery<ST, const NUMBER: u8 = BY_TEXT> {
     statement: Statement,
