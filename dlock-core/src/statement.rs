@@ -108,6 +108,7 @@ impl Statement {
         }
     }
 
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub(crate) fn numbered(mut self, number: u8) -> Self {
         self.number = Some(number);
         self
