@@ -48,10 +48,6 @@ pub trait AsyncLockBackend: LockBackend {
         true
     }
 
-    /// Frees a hold without the connection, from where nothing can be awaited. `None` where only the server can.
-    #[doc(hidden)]
-    const GIVE_UP: Option<fn(&<Self::Dialect as Dialect>::Key)> = None;
-
     // Boxed, since rustc cannot prove yet that such a future is `Send`:
     // <https://github.com/rust-lang/rust/issues/100013>.
     #[doc(hidden)]

@@ -2,10 +2,10 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, OpenTransaction};
-use dlock_diesel::glue;
+use dlock_diesel::{LockBackend, glue};
 use tokio::task::unconstrained;
 
-use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
+use crate::backend::{DialectOf, KeyOf, LockConnection};
 use crate::session::Depth;
 use crate::{Error, drive, session};
 
@@ -252,7 +252,7 @@ fn give_up<C: LockConnection>(conn: &mut C, hold: &Hold<C>) {
     let sent = message
         .as_ref()
         .is_some_and(|message| session::send_unread(conn, message));
-    if let Some(give_up) = <C::Backend as AsyncLockBackend>::GIVE_UP {
+    if let Some(give_up) = C::Backend::GIVE_UP {
         if message.is_some() {
             // Rolled back, of which Diesel does not know.
             session::mark_broken(conn);

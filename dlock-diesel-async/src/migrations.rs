@@ -248,9 +248,7 @@ impl Remote {
             _ => Err(DieselError::BrokenTransactionManager),
         }
     }
-}
 
-impl Remote {
     fn run_and_record<DB: Backend>(
         &mut self,
         migration: &dyn Migration<DB>,

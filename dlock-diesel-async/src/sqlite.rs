@@ -11,7 +11,7 @@ use diesel::sql_types;
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_async::sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper};
 use diesel_async::{AsyncConnection, RunQueryDsl, TransactionManager};
-use dlock_core::{Holder, SqliteKey, Statement};
+use dlock_core::{Holder, Statement};
 use dlock_diesel::glue::sqlite::{Asked, explain, forget, give_up};
 use dlock_diesel::glue::{CoreQuery, Value};
 
@@ -227,11 +227,6 @@ impl AsyncLockBackend for Sqlite {
             .finish()
             .is_ok()
     }
-
-    const GIVE_UP: Option<fn(&SqliteKey)> = Some(|key| {
-        give_up(key.request);
-        forget(key.request);
-    });
 
     fn transaction<'a, M, F, T, E>(lock: AdvisoryLock<M>, f: F) -> BoxFuture<'a, Result<T, E>>
     where

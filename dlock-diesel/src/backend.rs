@@ -39,9 +39,9 @@ pub trait LockBackend: Backend + sealed::Sealed + Sized {
     where
         C: LoadConnection<Backend = Self>;
 
-    /// Frees a hold without the connection, where that can be done.
+    /// Frees a hold without the connection, also from where nothing can be awaited. `None` where only the server can.
     #[doc(hidden)]
-    fn give_up(_key: &<Self::Dialect as Dialect>::Key) {}
+    const GIVE_UP: Option<fn(&<Self::Dialect as Dialect>::Key)> = None;
 
     #[doc(hidden)]
     fn transaction<M, T, E>(
@@ -216,10 +216,10 @@ mod sqlite {
             Ok(dlock_core::Sqlite::read_holders(&text))
         }
 
-        fn give_up(key: &SqliteKey) {
+        const GIVE_UP: Option<fn(&SqliteKey)> = Some(|key| {
             sqlite::give_up(key.request);
             sqlite::forget(key.request);
-        }
+        });
 
         fn transaction<M, T, E>(
             lock: AdvisoryLock<M>,

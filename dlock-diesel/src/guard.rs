@@ -196,8 +196,8 @@ fn undo<C: LockConnection>(conn: &mut C, key: &LockKey, hold: &Hold<C>) -> Resul
 
 /// Ends the session. Where that is not to be had, only this hold is freed, and outer guards keep theirs.
 fn end<C: LockConnection>(conn: &mut C, hold: &Hold<C>) {
-    if session::end(conn) {
-        <C::Backend as LockBackend>::give_up(&hold.server_key);
+    if let (true, Some(give_up)) = (session::end(conn), C::Backend::GIVE_UP) {
+        give_up(&hold.server_key);
     }
 }
 

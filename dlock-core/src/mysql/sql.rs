@@ -54,13 +54,12 @@ fn question(rest: Vec<Piece>) -> Statement {
 /// Asks without waiting: 1, 0 where another session has the lock, and [`CAPPED`] where another session has it and
 /// MariaDB's `max_statement_time` would cut a wait short.
 pub(super) fn try_lock(key: &str) -> Statement {
-    ask(
-        " AS SIGNED) + CASE GET_LOCK(CONVERT(",
-        key,
-        " USING utf8mb4), 0) WHEN 1 THEN 1 WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END",
-    )
-    .numbered(13)
+    ask(" AS SIGNED) + CASE GET_LOCK(CONVERT(", key, TRIED).numbered(13)
 }
+
+/// What stands behind the key of a try.
+const TRIED: &str =
+    " USING utf8mb4), 0) WHEN 1 THEN 1 WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END";
 
 /// [`try_lock`] and [`release`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +78,8 @@ pub(super) fn try_or_release(ask: Ask, key: &str) -> Statement {
         name(key),
         " USING utf8mb4)), CASE GET_LOCK(CONVERT(".into(),
         name(key),
-        " USING utf8mb4), 0) WHEN 1 THEN 1 WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END)"
-            .into(),
+        TRIED.into(),
+        ")".into(),
     ])
     .numbered(4)
 }
