@@ -83,6 +83,21 @@ pub trait AsyncTestConnection: LockConnection + PoolableConnection + Send + 'sta
     fn cancellation(&self) -> impl Future<Output = ()> + Send + 'static;
 }
 
+/// By Diesel's own queries.
+macro_rules! asks_by_diesel {
+    () => {
+        async fn number(&mut self, query: &str) -> Option<i64> {
+            let rows = diesel::dsl::sql::<Nullable<BigInt>>(query).load(self).await;
+            only(query, rows)
+        }
+
+        async fn text(&mut self, query: &str) -> Option<String> {
+            let rows = diesel::dsl::sql::<Nullable<Text>>(query).load(self).await;
+            only(query, rows)
+        }
+    };
+}
+
 impl AsyncTestConnection for AsyncPgConnection {
     type Observer = PgConnection;
 
@@ -131,15 +146,7 @@ impl AsyncTestConnection for AsyncMysqlConnection {
         format!("{url}{sign}prefer_socket=false")
     }
 
-    async fn number(&mut self, query: &str) -> Option<i64> {
-        let rows = diesel::dsl::sql::<Nullable<BigInt>>(query).load(self).await;
-        only(query, rows)
-    }
-
-    async fn text(&mut self, query: &str) -> Option<String> {
-        let rows = diesel::dsl::sql::<Nullable<Text>>(query).load(self).await;
-        only(query, rows)
-    }
+    asks_by_diesel!();
 
     async fn backend_id(&mut self) -> i64 {
         let id = self.number("SELECT CAST(CONNECTION_ID() AS SIGNED)").await;
@@ -170,15 +177,7 @@ impl AsyncTestConnection for SyncConnectionWrapper<SqliteConnection> {
         conn
     }
 
-    async fn number(&mut self, query: &str) -> Option<i64> {
-        let rows = diesel::dsl::sql::<Nullable<BigInt>>(query).load(self).await;
-        only(query, rows)
-    }
-
-    async fn text(&mut self, query: &str) -> Option<String> {
-        let rows = diesel::dsl::sql::<Nullable<Text>>(query).load(self).await;
-        only(query, rows)
-    }
+    asks_by_diesel!();
 
     async fn backend_id(&mut self) -> i64 {
         let id = self.number("SELECT dlock_session()").await;

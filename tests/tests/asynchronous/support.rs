@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
 
 use diesel::dsl::sql;
 use diesel::sql_types::BigInt;
@@ -10,8 +9,7 @@ use diesel::{QueryResult, SqliteConnection};
 use diesel_async::pooled_connection::PoolableConnection;
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncMysqlConnection, AsyncPgConnection, RunQueryDsl};
-use dlock_diesel_async::LockKey;
-use dlock_tests::{AsyncTestConnection, PATIENCE, Server, TestConnection, wait_for};
+use dlock_tests::{AsyncTestConnection, PATIENCE, Server, TestConnection};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinHandle;
 
@@ -170,36 +168,6 @@ impl<T: Send + 'static> Background<T> {
             said: said.into(),
             told,
         }
-    }
-
-    /// Waits until the server shows that it waits for a lock.
-    #[track_caller]
-    pub(crate) fn waits<O: TestConnection>(&self, observer: &mut O) {
-        wait_for(format!("session {} to wait for a lock", self.id), || {
-            assert!(!self.is_finished(), "session {} does not wait", self.id);
-            observer.is_waiting(self.id)
-        });
-    }
-
-    /// Waits until the server shows that it has waited for so long.
-    #[track_caller]
-    pub(crate) fn still_waits<O: TestConnection>(&self, observer: &mut O, at_least: Duration) {
-        self.waits(observer);
-        let started = Instant::now();
-        wait_for("the session to wait still", || {
-            assert!(!self.is_finished(), "the wait was cut short");
-            observer.is_waiting(self.id) && started.elapsed() > at_least
-        });
-    }
-
-    /// Waits until the server shows that it alone has the lock.
-    #[track_caller]
-    pub(crate) fn holds<O: TestConnection>(&self, observer: &mut O, key: impl Into<LockKey>) {
-        let key = key.into();
-        wait_for(format!("session {} to have {key}", self.id), || {
-            holders(observer, &key) == [self.id]
-        });
-        assert_held_by(observer, key, self.id);
     }
 
     /// Waits until the task says `expected`.

@@ -3,6 +3,7 @@
 //! The two differ in what `crate::flavor` names.
 
 pub(crate) mod app_error;
+mod background;
 pub(crate) mod connection;
 pub(crate) mod observe;
 pub(crate) mod round_trips;

@@ -3,7 +3,6 @@
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use diesel::connection::TransactionManager;
 use diesel::dsl::sql;
@@ -11,7 +10,7 @@ use diesel::r2d2::{self, CustomizeConnection, NopConnectionCustomizer, R2D2Conne
 use diesel::sql_types::BigInt;
 use diesel::{MysqlConnection, PgConnection, QueryResult, RunQueryDsl, SqliteConnection};
 use dlock_core::Dialect;
-use dlock_diesel::{EnableAdvisoryLocks, LockBackend, LockConnection, LockKey};
+use dlock_diesel::{EnableAdvisoryLocks, LockBackend, LockConnection};
 use dlock_tests::{PATIENCE, Server, TestConnection, wait_for};
 
 pub(crate) use crate::both::app_error::{AppError, panic_quietly};
@@ -153,36 +152,6 @@ pub(crate) fn on_connection<C: LockTest, T: Send + 'static>(
 }
 
 impl<T> Background<T> {
-    /// Waits until the server shows that it waits for a lock.
-    #[track_caller]
-    pub(crate) fn waits<O: TestConnection>(&self, observer: &mut O) {
-        wait_for(format!("session {} to wait for a lock", self.id), || {
-            assert!(!self.is_finished(), "session {} does not wait", self.id);
-            observer.is_waiting(self.id)
-        });
-    }
-
-    /// Waits until the server shows that it has waited for so long.
-    #[track_caller]
-    pub(crate) fn still_waits<O: TestConnection>(&self, observer: &mut O, at_least: Duration) {
-        self.waits(observer);
-        let started = Instant::now();
-        wait_for("the session to wait still", || {
-            assert!(!self.is_finished(), "the wait was cut short");
-            observer.is_waiting(self.id) && started.elapsed() > at_least
-        });
-    }
-
-    /// Waits until the server shows that it alone has the lock.
-    #[track_caller]
-    pub(crate) fn holds<O: TestConnection>(&self, observer: &mut O, key: impl Into<LockKey>) {
-        let key = key.into();
-        wait_for(format!("session {} to have {key}", self.id), || {
-            holders(observer, &key) == [self.id]
-        });
-        assert_held_by(observer, key, self.id);
-    }
-
     /// Waits until the thread says `expected`.
     #[track_caller]
     pub(crate) fn says(&self, expected: &str) {

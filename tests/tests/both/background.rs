@@ -1,0 +1,40 @@
+//! What the server shows of work in the background.
+
+use std::time::{Duration, Instant};
+
+use dlock_core::LockKey;
+use dlock_tests::{TestConnection, wait_for};
+
+use crate::support::*;
+
+impl<T: Send + 'static> Background<T> {
+    /// Waits until the server shows that it waits for a lock.
+    #[track_caller]
+    pub(crate) fn waits<O: TestConnection>(&self, observer: &mut O) {
+        wait_for(format!("session {} to wait for a lock", self.id), || {
+            assert!(!self.is_finished(), "session {} does not wait", self.id);
+            observer.is_waiting(self.id)
+        });
+    }
+
+    /// Waits until the server shows that it has waited for so long.
+    #[track_caller]
+    pub(crate) fn still_waits<O: TestConnection>(&self, observer: &mut O, at_least: Duration) {
+        self.waits(observer);
+        let started = Instant::now();
+        wait_for("the session to wait still", || {
+            assert!(!self.is_finished(), "the wait was cut short");
+            observer.is_waiting(self.id) && started.elapsed() > at_least
+        });
+    }
+
+    /// Waits until the server shows that it alone has the lock.
+    #[track_caller]
+    pub(crate) fn holds<O: TestConnection>(&self, observer: &mut O, key: impl Into<LockKey>) {
+        let key = key.into();
+        wait_for(format!("session {} to have {key}", self.id), || {
+            holders(observer, &key) == [self.id]
+        });
+        assert_held_by(observer, key, self.id);
+    }
+}
