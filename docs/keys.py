@@ -1,17 +1,24 @@
 #!/usr/bin/env python3
-"""dlock's lock keys, written a second time.
+"""The second implementation of dlock's lock keys.
 
-An implementation of keys.md that shares nothing with the Rust code and needs nothing but Python 3. Run it to
-check every row of key-vectors.json; copy from it to take dlock's locks from Python. A key is the JSON object that
-key-vectors.json has: see "Test vectors" in keys.md.
+It follows keys.md and shares nothing with the Rust code. It needs Python 3.10 or later and no packages. Copy from it to
+take dlock's locks from Python.
+
+    python3 keys.py         checks every row of key-vectors.json
+    python3 keys.py KEY     prints what KEY locks on each server
+
+KEY is JSON: "user/001", 42, [1, -2], {"namespace": "billing", "key": 42}, {"sqlx": "user/001"}, or an object as in
+key-vectors.json, which keys.md describes under "Test vectors". Anything else is text, so user/001 needs no quotes.
 """
 
 import hashlib
+import hmac
 import json
 import pathlib
 import re
 import struct
 import sys
+import zlib
 
 TEXT = b"dlock text/bytes"
 STRUCTURED = b"dlock structured"
@@ -20,7 +27,7 @@ MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class InvalidKey(Exception):
-    """The key is no lock on this server."""
+    """The key cannot be a lock on this server."""
 
 
 # SipHash-2-4 (Aumasson and Bernstein, 2012), with its later 128-bit variant.
@@ -108,7 +115,7 @@ def check_siphash():
 
 
 def flatten(key):
-    """The namespaces from the outermost in, and what they contain."""
+    """The namespaces, the outermost first, and the key inside them."""
     namespaces = []
     while "namespace" in key:
         namespaces.append(key["namespace"].encode("utf-8"))
@@ -116,13 +123,21 @@ def flatten(key):
     return namespaces, key
 
 
-def refuse_what_is_no_key(namespaces, leaf):
+def preset_of(key):
+    """The preset that the key is, and the key inside it; otherwise None twice."""
+    for name in PRESETS:
+        if name in key:
+            return name, key[name]
+    return None, None
+
+
+def check_key(namespaces, leaf):
     if b"" in namespaces:
-        raise InvalidKey("empty namespace")
+        raise InvalidKey("it has an empty namespace")
     if leaf.get("bytes") == "":
-        raise InvalidKey("empty")
-    if "sqlalchemy_dlock" in leaf:
-        raise InvalidKey("a preset where there is none")
+        raise InvalidKey("it is empty")
+    if preset_of(leaf)[0]:
+        raise InvalidKey("it is a preset in a namespace")
 
 
 def hash_key_and_message(namespaces, leaf):
@@ -141,25 +156,26 @@ def hash_key_and_message(namespaces, leaf):
 
 
 def postgres(key):
-    """The argument of pg_advisory_lock, as key-vectors.json has it."""
+    """The arguments of pg_advisory_lock, in the form of key-vectors.json."""
     namespaces, leaf = flatten(key)
-    if not namespaces and "sqlalchemy_dlock" in leaf:
-        return {"bigint": str(sqlalchemy_dlock_postgres(leaf["sqlalchemy_dlock"]))}
-    refuse_what_is_no_key(namespaces, leaf)
+    preset, inner = preset_of(leaf)
+    if preset and not namespaces:
+        return PRESETS[preset][0](inner)
+    check_key(namespaces, leaf)
     if not namespaces and "i64" in leaf:
         return {"bigint": leaf["i64"]}
     if not namespaces and "pair" in leaf:
         return {"pair": leaf["pair"]}
-    digest = siphash(*hash_key_and_message(namespaces, leaf), 8)
-    return {"bigint": str(int.from_bytes(digest, "little", signed=True))}
+    return bigint(siphash(*hash_key_and_message(namespaces, leaf), 8))
 
 
 def mysql(key):
-    """The argument of GET_LOCK, as key-vectors.json has it."""
+    """The argument of GET_LOCK, in the form of key-vectors.json."""
     namespaces, leaf = flatten(key)
-    if not namespaces and "sqlalchemy_dlock" in leaf:
-        return {"name": sqlalchemy_dlock_mysql(leaf["sqlalchemy_dlock"])}
-    refuse_what_is_no_key(namespaces, leaf)
+    preset, inner = preset_of(leaf)
+    if preset and not namespaces:
+        return PRESETS[preset][1](inner)
+    check_key(namespaces, leaf)
     if "bytes" in leaf:
         sources = [bytes.fromhex(leaf["bytes"])]
     elif "i64" in leaf:
@@ -169,16 +185,18 @@ def mysql(key):
     if not namespaces and "bytes" in leaf:
         if re.fullmatch(rb"(?!dlock:)[ -@\[-~]{1,64}", sources[0]):
             return {"name": sources[0].decode("ascii")}
-    readable = b"/".join(namespaces + sources).lower()  # of bytes: ASCII alone
+    readable = b"/".join(namespaces + sources).lower()  # of bytes, so it changes ASCII only
     readable = re.sub(rb"[^a-z0-9._/-]", b"_", readable)[:25].decode("ascii")
     digest = siphash(*hash_key_and_message(namespaces, leaf), 16).hex()
     return {"name": f"dlock:{readable}:{digest}"}
 
 
 def sqlite(key):
-    """The number that is locked for SQLite, as key-vectors.json has it."""
+    """The number that dlock locks for SQLite, in the form of key-vectors.json."""
     namespaces, leaf = flatten(key)
-    refuse_what_is_no_key(namespaces, leaf)
+    if preset_of(leaf)[0]:
+        raise InvalidKey("no preset has locks for SQLite")
+    check_key(namespaces, leaf)
     if not namespaces and "i64" in leaf and 0 <= int(leaf["i64"]) < 1 << 60:
         return {"number": leaf["i64"]}
     digest = siphash(*hash_key_and_message(namespaces, leaf), 8)
@@ -186,37 +204,217 @@ def sqlite(key):
     return {"number": str((1 << 60) + hashed)}
 
 
-# The preset: sqlalchemy-dlock 0.8.1 (its lock/postgresql.py and lock/mysql.py) on a little-endian machine.
+# The presets. Each gets the key that it contains.
 
 
-def python_value(key):
-    if "i64" in key:
-        return int(key["i64"])
-    if "bytes" in key:
-        return bytes.fromhex(key["bytes"])
-    raise InvalidKey("sqlalchemy-dlock has integers, text and bytes alone")
+def bigint(eight_bytes):
+    return {"bigint": str(int.from_bytes(eight_bytes[:8], "little", signed=True))}
 
 
-def sqlalchemy_dlock_postgres(key):
-    value = python_value(key)
-    if isinstance(value, int):
-        return value
-    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little", signed=True)
+def data_of(key):
+    if "bytes" not in key:
+        raise InvalidKey("that library needs text here")
+    return bytes.fromhex(key["bytes"])
 
 
-def sqlalchemy_dlock_mysql(key):
-    value = python_value(key)
+def text_of(key):
     try:
-        name = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        return data_of(key).decode("utf-8")
     except UnicodeDecodeError:
-        raise InvalidKey("not UTF-8") from None
+        raise InvalidKey("it is not UTF-8") from None
+
+
+def lock_name(name):
+    """The name, if MySQL and MariaDB accept it unchanged."""
     if not 1 <= len(name) <= 64:
-        raise InvalidKey("empty, or over 64 characters")
+        raise InvalidKey("a lock name has 1 to 64 characters")
     if "\0" in name:
-        raise InvalidKey("the servers cut names at NUL")
+        raise InvalidKey("MySQL and MariaDB cut lock names at NUL")
     if any(character > "\uffff" for character in name):
-        raise InvalidKey("MySQL refuses characters outside the BMP")
-    return name
+        raise InvalidKey("MySQL refuses characters beyond U+FFFF")
+    return {"name": name}
+
+
+def text_or_integer_name(key):
+    return lock_name(key["i64"] if "i64" in key else text_of(key))
+
+
+def no_lock(_key):
+    raise InvalidKey("that library has no locks on this server")
+
+
+def sqlalchemy_dlock(key):
+    if "i64" in key:
+        return {"bigint": key["i64"]}
+    return bigint(hashlib.blake2b(data_of(key), digest_size=8).digest())
+
+
+def sqlx(key):
+    if "i64" in key:
+        return {"bigint": key["i64"]}
+    if "pair" in key:
+        return key
+    # HKDF-SHA256 (RFC 5869) without a salt. The first block of its output is enough.
+    extracted = hmac.digest(bytes(32), text_of(key).encode(), "sha256")
+    return bigint(hmac.digest(extracted, b"SQLx (Rust) Postgres advisory lock\x01", "sha256"))
+
+
+def sqlx_migrator(key):
+    if not text_of(key):
+        raise InvalidKey("it is empty")
+    return 0x3D32AD9E * zlib.crc32(text_of(key).encode())
+
+
+def django_pglock(key):
+    if key.get("i64", "0") != "0":
+        return {"bigint": key["i64"]}
+    if not text_of(key):
+        raise InvalidKey("it is empty")
+    return bigint(hashlib.sha256(text_of(key).encode()).digest())
+
+
+def with_advisory_lock(key):
+    number = int(key["i64"]) if "i64" in key else zlib.crc32(text_of(key).encode())
+    return {"pair": [number & 0x7FFF_FFFF, 0]}
+
+
+def distributed_lock_postgres(key):
+    if "i64" in key:
+        return {"bigint": key["i64"]}
+    if "pair" in key:
+        return key
+    text = text_of(key)
+    if len(text) <= 9 and text.isascii():
+        bits = "".join(f"{ord(character):07b}" for character in text) + "0"
+        return {"pair": list(struct.unpack(">ii", int(bits.ljust(64, "1"), 2).to_bytes(8, "big")))}
+    if len(text) == 16:
+        halves = text[:8], text[8:]
+    elif len(text) == 17 and text[8] == ",":
+        halves = text[:8], text[9:]
+    else:
+        halves = ("", "")
+    halves = [half.rstrip("\0") for half in halves]  # .NET ignores NULs behind the digits
+    if not all(re.fullmatch("[0-9A-Fa-f]+", half) for half in halves):
+        return bigint(hashlib.sha1(text.encode()).digest())
+    halves = [int(half, 16).to_bytes(4, "big") for half in halves]
+    if len(text) == 17:
+        return {"pair": [int.from_bytes(half, "big", signed=True) for half in halves]}
+    return bigint(b"".join(halves)[::-1])
+
+
+def distributed_lock_mysql(key):
+    text = text_of(key)
+    if any(letter.lower() != letter and not letter.isascii() for letter in text):
+        raise InvalidKey("the lower case of letters beyond ASCII depends on the version of .NET")
+    valid = text.lower() or "__empty__"
+    if valid == text and len(text.encode("utf-16-le")) <= 2 * 64:
+        return lock_name(text)
+    bits = int.from_bytes(hashlib.sha512(text.encode()).digest()[:20], "little")
+    digits = ["abcdefghijklmnopqrstuvwxyz234567"[bits >> 5 * place & 31] for place in range(32)]
+    return lock_name(valid[:32] + "".join(digits))
+
+
+def preset(postgres, mysql):
+    """The two functions of a preset, which refuse what no library has."""
+
+    def checked(function):
+        def call(key):
+            if "namespace" in key:
+                raise InvalidKey("a preset contains no namespaced key")
+            if preset_of(key)[0]:
+                raise InvalidKey("a preset contains no preset")
+            return function(key)
+
+        return call
+
+    return checked(postgres), checked(mysql)
+
+
+PRESETS = {
+    "distributed_lock": preset(distributed_lock_postgres, distributed_lock_mysql),
+    "django_pglock": preset(django_pglock, no_lock),
+    "mysql_name": preset(no_lock, lambda key: lock_name(text_of(key))),
+    "sqlalchemy_dlock": preset(sqlalchemy_dlock, text_or_integer_name),
+    "sqlx": preset(sqlx, no_lock),
+    "sqlx_migrator": preset(
+        lambda key: {"bigint": str(sqlx_migrator(key))},
+        lambda key: {"name": f"{sqlx_migrator(key):x}"},
+    ),
+    "with_advisory_lock": preset(with_advisory_lock, text_or_integer_name),
+}
+
+
+# The command line.
+
+
+def parse(argument):
+    """The key that an argument stands for."""
+    try:
+        value = json.loads(argument)
+    except ValueError:
+        value = argument
+    if isinstance(value, (bool, float, type(None))):
+        value = argument
+    try:
+        return to_key(value)
+    except ValueError as problem:
+        sys.exit(f"{problem}: see python3 keys.py --help")
+
+
+def to_key(value):
+    """A JSON value as a key of key-vectors.json."""
+    match value:
+        case str():
+            return {"bytes": value.encode("utf-8").hex()}
+        case int() if -(1 << 63) <= value < 1 << 63:
+            return {"i64": str(value)}
+        case [first, second] | {"pair": [first, second]} if is_i32(first) and is_i32(second):
+            return {"pair": [first, second]}
+        case {"i64": str(number)}:
+            return to_key(int(number))
+        case {"bytes": str(digits)}:
+            return {"bytes": bytes.fromhex(digits).hex()}
+        case {"namespace": str(namespace), "key": inner}:
+            return {"namespace": namespace, "key": to_key(inner)}
+        case dict() if len(value) == 1 and value.keys() <= PRESETS.keys():
+            [(name, inner)] = value.items()
+            return {name: to_key(inner)}
+    raise ValueError(f"{json.dumps(value)} is not a key")
+
+
+def is_i32(value):
+    return type(value) is int and -(1 << 31) <= value < 1 << 31
+
+
+def shown(key):
+    """The key as Rust prints it."""
+    namespaces, leaf = flatten(key)
+    name, inner = preset_of(leaf)
+    if name:
+        dashed = name if name == "with_advisory_lock" else name.replace("_", "-")
+        text = f"{dashed} {shown(inner)}"
+    elif "i64" in leaf:
+        text = leaf["i64"]
+    elif "pair" in leaf:
+        text = "({}, {})".format(*leaf["pair"])
+    else:
+        data = bytes.fromhex(leaf["bytes"])
+        try:
+            text = json.dumps(data.decode("utf-8"), ensure_ascii=False)
+        except UnicodeDecodeError:
+            text = str(data)
+    return "".join(json.dumps(part.decode("utf-8"), ensure_ascii=False) + "/" for part in namespaces) + text
+
+
+def explain(key):
+    """Prints what the key locks on each server."""
+    print(f"key: {shown(key)}")
+    for server, function in ("PostgreSQL", postgres), ("MySQL, MariaDB", mysql), ("SQLite", sqlite):
+        try:
+            [(kind, value)] = function(key).items()
+            print(f"{server}: {kind} {tuple(value) if kind == 'pair' else value}")
+        except InvalidKey as problem:
+            print(f"{server}: no lock, because {problem}")
 
 
 def or_error(function, key):
@@ -226,7 +424,7 @@ def or_error(function, key):
         return {"error": True}
 
 
-def main():
+def check_vectors():
     check_siphash()
     rows = json.loads(pathlib.Path(__file__).with_name("key-vectors.json").read_text(encoding="utf-8"))
     differences = 0
@@ -236,12 +434,24 @@ def main():
             if actual != row[server]:
                 differences += 1
                 print(f"{row['note']}: on {server} {actual}, not {row[server]}", file=sys.stderr)
+        if to_key(row["key"]) != row["key"]:
+            differences += 1
+            print(f"{row['note']}: its key is read as {to_key(row['key'])}", file=sys.stderr)
         if "text" in row and row["text"].encode("utf-8").hex() != row["key"].get("bytes"):
             differences += 1
             print(f"{row['note']}: its text is not its bytes", file=sys.stderr)
     if differences or not rows:
         sys.exit(f"{differences} differences in {len(rows)} rows")
     print(f"{len(rows)} rows agree")
+
+
+def main():
+    if len(sys.argv) > 2 or sys.argv[1:] in (["-h"], ["--help"]):
+        sys.exit(__doc__.strip())
+    if len(sys.argv) == 2:
+        explain(parse(sys.argv[1]))
+    else:
+        check_vectors()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-//! A web service that makes an export for one client at a time, on however many hosts it runs:
-//! `DATABASE_URL=.. cargo run --example axum_export`, then `curl -X POST 'localhost:3000/export/sales?seconds=9'`, twice
+//! A web service that runs each export for one client at a time, on any number of hosts:
+//! `DATABASE_URL=.. cargo run --example axum_export`, then twice `curl -X POST "localhost:3000/export/sales?seconds=9"`
 
 use std::{collections::HashMap, env, error::Error, process::ExitCode, time::Duration};
 
@@ -20,7 +20,7 @@ async fn serve<C: LockConnection + 'static>(url: &str) -> support::Result<ExitCo
 where
     Manager<C>: ManageConnection<Connection = C, Error = PoolError>,
 {
-    support::connect_async::<C>(url).await?; // a pool would try for long
+    support::connect_async::<C>(url).await?; // fails at once, where a pool would retry
     let pool = Pool::builder().build_unchecked(Manager::<C>::new(url));
     let app = Router::new()
         .route("/export/{name}", post(export::<C>))
@@ -34,7 +34,7 @@ where
 
 type Answer = (StatusCode, String);
 
-/// If the client goes away, this future is dropped, and the lock is free for the next client.
+/// If the client goes away, axum drops this future. That frees the lock for the next client.
 async fn export<C: LockConnection + 'static>(
     State(pool): State<Pool<Manager<C>>>,
     Path(name): Path<String>,
@@ -48,7 +48,7 @@ where
     let Some(lock) = lock.try_acquire().await.map_err(failed)? else {
         return Ok((StatusCode::CONFLICT, format!("{name} is being exported\n")));
     };
-    // The work would use the lock as its connection. This pretends to.
+    // Real work would use `lock` as its connection. This only waits.
     let seconds = options.get("seconds").copied().unwrap_or_default();
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     lock.release().await.map_err(failed)?;

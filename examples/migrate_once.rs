@@ -1,4 +1,4 @@
-//! What every copy of an application can do when it starts: each migration is applied by one of them.
+//! Every copy of an application runs this when it starts. One copy applies each migration.
 //!
 //! `DATABASE_URL=.. cargo run --example migrate_once`
 
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
-use dlock_diesel::{AdvisoryLockExt, Error};
+use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
 use support::{Connect, Database};
 
 mod support;
@@ -23,9 +23,9 @@ where
     C: Connect + MigrationHarness<C::Backend>,
 {
     let mut conn = support::connect::<C>(url)?;
-    let lock = conn
-        .advisory_lock("dlock example: migrations")
-        .timeout(Duration::from_secs(60));
+    // The namespace is the application's name: all databases of a MySQL server share lock names.
+    let key = LockKey::namespaced("dlock example", "migrations");
+    let lock = conn.advisory_lock(key).timeout(Duration::from_secs(60));
     match lock.run_pending_migrations(MIGRATIONS) {
         Ok(versions) if versions.is_empty() => println!("nothing to apply"),
         Ok(versions) => versions
@@ -33,7 +33,7 @@ where
             .for_each(|version| println!("applied {version}")),
         Err(error) => match error.downcast_ref::<Error>() {
             Some(Error::Timeout { .. }) => {
-                return Err(format!("somebody else migrates: {error}").into());
+                return Err(format!("another process is still migrating: {error}").into());
             }
             _ => return Err(error),
         },

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
 
 fn quickstart<C: Connect>(url: &str) -> support::Result<ExitCode> {
     let mut first = support::connect::<C>(url)?;
-    // The second process is this program with the key as its argument.
+    // The second process is this program, with the key as its argument.
     if let Some(key) = env::args().nth(1) {
         println!("waits for it");
         let begin = Instant::now();

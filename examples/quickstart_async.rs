@@ -34,7 +34,7 @@ async fn quickstart<C: LockConnection + 'static>(url: &str) -> support::Result<E
     if dropped.map(drop).is_err() {
         println!("4. It waits once more, and a timer drops its future after {LIMIT:?}.");
     }
-    drop(second); // That wait has left the server's queue.
+    drop(second); // With its connection closed, that wait leaves the server's queue.
 
     let third = support::connect_async::<C>(url).await?;
     let waiting = AdvisoryLock::new(Box::new(third), &key).acquire();
@@ -43,7 +43,7 @@ async fn quickstart<C: LockConnection + 'static>(url: &str) -> support::Result<E
         let begin = Instant::now();
         let lock = waiting.await;
         let _ = acquired.send(lock.as_ref().is_ok().then(|| begin.elapsed()));
-        sleep(Duration::MAX).await; // works, with the lock
+        sleep(Duration::MAX).await; // works under the lock
     });
     println!("5. A task with a connection of its own waits for it.");
     sleep(2 * LIMIT).await;

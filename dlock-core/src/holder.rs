@@ -3,7 +3,9 @@ use std::time::{Duration, SystemTime};
 
 use crate::Mode;
 
-/// A session that holds a lock or waits for it, as far as the server lets this user see it.
+/// A session that holds a lock or waits for it, as far as the server shows it to this user.
+///
+/// It describes the moment of the question. The session may have released the lock since.
 ///
 /// # Examples
 ///
@@ -19,37 +21,43 @@ use crate::Mode;
 ///
 /// # Backend differences
 ///
-/// - PostgreSQL: sessions of other users show no times, except since when they wait, unless this user has
-///   `pg_read_all_stats` (<https://www.postgresql.org/docs/current/monitoring-stats.html>).
-/// - MySQL: who waits is seen with SELECT on `performance_schema.metadata_locks`; without it, and on MariaDB without
-///   the `metadata_lock_info` plugin, only the holder is. The other fields need the PROCESS privilege for sessions of
-///   other users (<https://dev.mysql.com/doc/refman/8.4/en/information-schema-processlist-table.html>).
-/// - SQLite: connections of this process are told with the time, to which process they belong and how they hold or want
-///   the lock. Of other processes, on Linux those that this user may look at (`/proc`) are told, without times, and who
-///   waits among them as if exclusively; another one is `0 (another process)`.
+/// - PostgreSQL: without the role `pg_read_all_stats`, the times of other users' holders are missing
+///   (<https://www.postgresql.org/docs/current/monitoring-stats.html>). The times of waiting sessions are there.
+/// - MySQL: waiting sessions are listed only with SELECT on `performance_schema`. The user and the time of other users'
+///   sessions need the PROCESS privilege
+///   (<https://dev.mysql.com/doc/refman/8.4/en/information-schema-processlist-table.html>).
+/// - MariaDB: waiting sessions are listed only if the server runs with `performance_schema=ON` and the instrument
+///   `wait/lock/metadata/sql/mdl`, which is off by default. Locks that were taken before it was switched on do not
+///   appear. The privileges are those of MySQL.
+/// - SQLite: connections of this process are reported in full. Other processes are reported only on Linux, only if this
+///   user can read their `/proc` entry, and without times. Their waiting sessions always appear as exclusive. A process
+///   that cannot be identified is `0 (another process)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {
-    /// PostgreSQL: the process id of the backend. MySQL: the connection id. SQLite: the id of the process whose connection
-    /// it is.
+    /// PostgreSQL: the process id of the backend. MySQL and MariaDB: the connection id. SQLite: the process id of the
+    /// program.
     pub backend_id: i64,
-    /// PostgreSQL: the session's `application_name`. SQLite: the program's name.
+    /// PostgreSQL: the session's `application_name`. SQLite: the name of the program.
     pub application_name: Option<String>,
     /// The database user.
     pub user: Option<String>,
-    /// How the lock is held or asked for.
+    /// How the session holds the lock or asks for it.
     pub mode: Mode,
-    /// Whether the session holds the lock; otherwise it waits for it.
+    /// `true` for a holder, `false` for a waiting session.
     pub granted: bool,
-    /// For a waiter, when its wait began. For a holder, when its transaction began or, outside a transaction, when
-    /// its session last changed from busy to idle or back: servers do not record when a lock was taken. By the
-    /// server's clock. On SQLite, when the lock was taken.
+    /// For a waiting session: when its wait began. On PostgreSQL, a long wait begins anew with each of its turns.
+    ///
+    /// For a holder: when its transaction began or, outside a transaction, when its session last changed from busy to
+    /// idle or back. Servers do not record when a lock was taken. SQLite: when the lock was taken.
+    ///
+    /// The clock is the server's.
     pub since: Option<SystemTime>,
 }
 
 impl Holder {
-    /// A holder from the columns of [`Dialect::holders`](crate::Dialect::holders), in their order: backend id,
-    /// application name, user, 1 if exclusive, 1 if granted, microseconds since the Unix epoch.
+    /// Makes a holder from the columns that a server answers with: the backend id, the application's name, the user, 1
+    /// if exclusive, 1 if granted, and microseconds since the Unix epoch.
     pub fn from_columns(
         backend_id: i64,
         application_name: Option<String>,
@@ -76,7 +84,7 @@ impl Holder {
     }
 }
 
-/// The backend id and, in parentheses, the application name or else the user.
+/// The backend id, and in parentheses the application's name or else the user.
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.backend_id)?;

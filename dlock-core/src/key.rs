@@ -1,29 +1,38 @@
+//! The name of a lock.
+//!
+//! `mapping` turns a key into what each server locks. `presets` has the keys of other libraries, one file for each;
+//! they build on this file, which knows none of them.
+
 use std::borrow::Cow;
 use std::fmt;
 
-#[cfg(all(
-    feature = "sqlalchemy-dlock",
-    any(feature = "postgres", feature = "mysql")
-))]
-use crate::sqlalchemy_dlock;
+use preset::Preset;
 
-/// SipHash's key for text and bytes without a namespace.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-const TEXT: &[u8; 16] = b"dlock text/bytes";
+mod mapping;
+mod preset;
+mod presets;
 
-/// SipHash's key for all other keys: what it hashes has a structure.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-const STRUCTURED: &[u8; 16] = b"dlock structured";
-
-/// What a lock is called.
+/// The name of a lock.
 ///
-/// It is made from text, bytes, an `i64` or a pair of `i32`; functions that take a key take `impl Into<LockKey>`.
-/// Distinct keys are distinct locks, whatever their case, accents, length, spaces or NULs. Text is its UTF-8 bytes:
-/// `"abc"` and `b"abc"` are one key. The number `42` and the text `"42"` are two.
+/// Every function that needs a key accepts `impl Into<LockKey>`:
 ///
-/// A key is not the server's own name for the lock: [`to_postgres`](Self::to_postgres), [`to_mysql`](Self::to_mysql)
-/// and [`to_sqlite`](Self::to_sqlite) give that. They never change from version to version, and `docs/keys.md` in the
-/// repository describes them for other languages.
+/// | from | the key |
+/// |---|---|
+/// | `&str`, `String`, `Cow<str>` | text |
+/// | `&[u8]`, `[u8; N]`, `Vec<u8>` | bytes. Text is its UTF-8 bytes: `"abc"` and `b"abc"` are one key |
+/// | `i8` to `i64`, `u8` to `u32` | a number, whatever its type. `42` and the text `"42"` are two keys |
+/// | `(i32, i32)` | a pair, which PostgreSQL keeps apart from numbers |
+/// | `("account", id)` | `id` in a [namespace](Self::namespaced); `id` is anything from this table |
+/// | `uuid::Uuid` (feature `uuid`) | its text, hyphenated and in lower case |
+///
+/// There is no conversion from `u64`, `usize` and `isize`, because they may not fit. Use `i64::try_from(id)?`. The
+/// compiler takes a bare literal for an `i32`, so a greater one needs its type: `3_000_000_000_i64`.
+///
+/// Distinct keys are distinct locks. Case, accents, length, spaces and NULs all count.
+///
+/// A key is not the name that the server uses. [`to_postgres`](Self::to_postgres), [`to_mysql`](Self::to_mysql) and
+/// [`to_sqlite`](Self::to_sqlite) return that name. It never changes between versions. `docs/keys.md` in the repository
+/// describes the mapping for other languages.
 ///
 /// # Examples
 ///
@@ -36,7 +45,7 @@ const STRUCTURED: &[u8; 16] = b"dlock structured";
 /// assert_eq!(text.to_string(), r#""user/001""#);
 /// ```
 ///
-/// Own types become keys too:
+/// Your own types can be keys:
 ///
 /// ```
 /// use dlock_core::LockKey;
@@ -45,7 +54,7 @@ const STRUCTURED: &[u8; 16] = b"dlock structured";
 ///
 /// impl From<AccountId> for LockKey {
 ///     fn from(AccountId(id): AccountId) -> Self {
-///         LockKey::namespaced("account", id)
+///         ("account", id).into()
 ///     }
 /// }
 ///
@@ -53,37 +62,39 @@ const STRUCTURED: &[u8; 16] = b"dlock structured";
 ///     key.into()
 /// }
 /// assert_eq!(lock(AccountId(7)).to_string(), r#""account"/7"#);
+/// assert_eq!(lock(("account", 7)).to_string(), r#""account"/7"#);
 /// assert_eq!(lock(42).to_string(), "42");
 /// assert_eq!(lock((1, -2)).to_string(), "(1, -2)");
 /// ```
 ///
 /// # Backend differences
 ///
-/// PostgreSQL has locks for each database; MySQL and MariaDB have one set for the whole server, shared by all its
-/// applications: there, give each application a [namespace](Self::namespaced). SQLite's locks are those of the database
-/// file.
+/// - PostgreSQL: each database has its own locks.
+/// - MySQL and MariaDB: all applications of a server share one set of locks. Give each application a
+///   [namespace](Self::namespaced).
+/// - SQLite: each database file has its own locks.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct LockKey {
-    /// From the outermost in.
-    pub(crate) namespaces: Vec<String>,
-    pub(crate) leaf: Leaf,
+    /// The outermost namespace comes first.
+    namespaces: Vec<String>,
+    leaf: Leaf,
 }
 
+/// A key without its namespaces.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Leaf {
+enum Leaf {
     Bytes(Vec<u8>),
     Integer(i64),
     Pair(i32, i32),
-    /// Another library's key: see [`LockKey::sqlalchemy_dlock`].
-    #[cfg(feature = "sqlalchemy-dlock")]
-    SqlalchemyDlock(Box<LockKey>),
+    /// The lock that another library takes for this key.
+    Preset(&'static Preset, Box<LockKey>),
 }
 
 impl LockKey {
-    /// The key `key` of the application, or part of one, called `namespace`.
+    /// The key `key` inside the namespace `namespace`, for example the name of an application or of a kind of object.
     ///
-    /// It is not a prefix of the text: every namespace keeps its length, so that no two nestings are mistaken for each
-    /// other. A namespaced integer or pair is another lock than the plain one.
+    /// A namespace is not a text prefix. The length of each namespace is part of the key, so different nestings are
+    /// different keys. A number or pair in a namespace is a different lock than the plain number or pair.
     ///
     /// # Examples
     ///
@@ -96,7 +107,7 @@ impl LockKey {
     ///
     /// assert_ne!(LockKey::namespaced("a:b", "c"), LockKey::namespaced("a", "b:c"));
     ///
-    /// // The first one is the outermost.
+    /// // The outermost namespace comes first.
     /// let nested = LockKey::namespaced("acme", LockKey::namespaced("billing", 7));
     /// assert_eq!(nested.to_string(), r#""acme"/"billing"/7"#);
     /// ```
@@ -107,274 +118,20 @@ impl LockKey {
     }
 
     /// A key without a namespace.
-    pub(crate) fn plain(leaf: Leaf) -> LockKey {
+    fn plain(leaf: Leaf) -> LockKey {
         LockKey {
             namespaces: Vec::new(),
             leaf,
         }
     }
 
-    /// The key as PostgreSQL's advisory lock functions take it.
-    ///
-    /// An `i64` and a pair are themselves. Text, bytes and namespaced keys become 64 bits of SipHash, so that two of
-    /// them are one lock with a chance of 1 in 2⁶⁴.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dlock_core::{LockKey, PostgresKey};
-    ///
-    /// assert_eq!(LockKey::from(42).to_postgres()?, PostgresKey::BigInt(42));
-    /// assert_eq!(LockKey::from((1, -2)).to_postgres()?, PostgresKey::Pair(1, -2));
-    ///
-    /// // Frozen: no version gives other numbers.
-    /// let text = LockKey::from("user/001");
-    /// assert_eq!(text.to_postgres()?, PostgresKey::BigInt(2222196715328754885));
-    /// let bytes = LockKey::from(b"\xff\x00");
-    /// assert_eq!(bytes.to_postgres()?, PostgresKey::BigInt(1964558837810019942));
-    /// let namespaced_text = LockKey::namespaced("billing", "user/001");
-    /// assert_eq!(namespaced_text.to_postgres()?, PostgresKey::BigInt(-5693091758802578424));
-    /// let namespaced_integer = LockKey::namespaced("billing", 42);
-    /// assert_eq!(namespaced_integer.to_postgres()?, PostgresKey::BigInt(5405785649107408049));
-    /// let namespaced_pair = LockKey::namespaced("billing", (1, -2));
-    /// assert_eq!(namespaced_pair.to_postgres()?, PostgresKey::BigInt(-1108778876405031002));
-    /// # Ok::<(), dlock_core::InvalidKey>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidKey`] if the text, the bytes or a namespace are empty.
-    #[cfg(feature = "postgres")]
-    pub fn to_postgres(&self) -> Result<PostgresKey, InvalidKey> {
-        if self.namespaces.is_empty() {
-            match &self.leaf {
-                Leaf::Integer(number) => return Ok(PostgresKey::BigInt(*number)),
-                Leaf::Pair(first, second) => return Ok(PostgresKey::Pair(*first, *second)),
-                #[cfg(feature = "sqlalchemy-dlock")]
-                Leaf::SqlalchemyDlock(key) => {
-                    return sqlalchemy_dlock::to_postgres(key)
-                        .map(PostgresKey::BigInt)
-                        .map_err(|problem| self.invalid(problem));
-                }
-                Leaf::Bytes(_) => {}
-            }
-        }
-        let (hash_key, message) = self.message()?;
-        let hash = siphasher::sip::SipHasher24::new_with_key(hash_key).hash(&message);
-        Ok(PostgresKey::BigInt(hash as i64))
-    }
-
-    /// The key as a lock name of MySQL and MariaDB: ASCII, lower case, 1 to 64 characters.
-    ///
-    /// Text that is such a name already stays as it is, so that it can be read in the server's tables and shared with
-    /// other programs. Everything else becomes `dlock:`, a readable part and 128 bits of SipHash.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dlock_core::LockKey;
-    ///
-    /// assert_eq!(LockKey::from("user/001").to_mysql()?, "user/001");
-    ///
-    /// // Frozen: no version gives other names.
-    /// let text = LockKey::from("User/001");
-    /// assert_eq!(text.to_mysql()?, "dlock:user/001:71e2652dd87e1f0298a915c98d2bd206");
-    /// let bytes = LockKey::from(b"\xff\x00");
-    /// assert_eq!(bytes.to_mysql()?, "dlock:__:6735ff3f784fa3fc7a5039f595beb5ce");
-    /// let integer = LockKey::from(42);
-    /// assert_eq!(integer.to_mysql()?, "dlock:42:443cf475fc4e1d728bcbb37f22a71010");
-    /// let pair = LockKey::from((1, -2));
-    /// assert_eq!(pair.to_mysql()?, "dlock:1/-2:27a330d96fc7a9ee2593847038589d56");
-    /// let namespaced = LockKey::namespaced("billing", "user/001");
-    /// assert_eq!(namespaced.to_mysql()?, "dlock:billing/user/001:4f6a492a89b156a025e5e4bae961fb3c");
-    /// # Ok::<(), dlock_core::InvalidKey>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidKey`] if the text, the bytes or a namespace are empty.
-    #[cfg(feature = "mysql")]
-    pub fn to_mysql(&self) -> Result<String, InvalidKey> {
-        if self.namespaces.is_empty() {
-            match &self.leaf {
-                Leaf::Bytes(bytes) if is_verbatim(bytes) => {
-                    return Ok(String::from_utf8_lossy(bytes).into_owned());
-                }
-                #[cfg(feature = "sqlalchemy-dlock")]
-                Leaf::SqlalchemyDlock(key) => {
-                    return sqlalchemy_dlock::to_mysql(key)
-                        .map_err(|problem| self.invalid(problem));
-                }
-                _ => {}
-            }
-        }
-        let (hash_key, message) = self.message()?;
-        let hash = siphasher::sip128::SipHasher24::new_with_key(hash_key).hash(&message);
-        // Big-endian, so that the digits stand in the order of the bytes.
-        let hash = u128::from_be_bytes(hash.as_bytes());
-        Ok(format!("{RESERVED}{}:{hash:032x}", self.readable()))
-    }
-
-    /// The key as a number below 2⁶¹, by which dlock locks it for SQLite.
-    ///
-    /// An `i64` from 0 to 2⁶⁰ − 1 is itself. Everything else becomes 2⁶⁰ and 60 bits of SipHash, so that two of them are
-    /// one lock with a chance of 1 in 2⁶⁰, and none of them is that of such an `i64`.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dlock_core::LockKey;
-    ///
-    /// assert_eq!(LockKey::from(42).to_sqlite()?, 42);
-    ///
-    /// // Frozen: no version gives other numbers.
-    /// let text = LockKey::from("user/001");
-    /// assert_eq!(text.to_sqlite()?, 2222196715328754885);
-    /// let bytes = LockKey::from(b"\xff\x00");
-    /// assert_eq!(bytes.to_sqlite()?, 1964558837810019942);
-    /// let negative = LockKey::from(-42);
-    /// assert_eq!(negative.to_sqlite()?, 1423343502318133954);
-    /// let pair = LockKey::from((1, -2));
-    /// assert_eq!(pair.to_sqlite()?, 1525249331510002902);
-    /// let namespaced = LockKey::namespaced("billing", 42);
-    /// assert_eq!(namespaced.to_sqlite()?, 1947021135286867121);
-    /// # Ok::<(), dlock_core::InvalidKey>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidKey`] if the text, the bytes or a namespace are empty, and for another library's key.
-    #[cfg(feature = "sqlite")]
-    pub fn to_sqlite(&self) -> Result<u64, InvalidKey> {
-        const HASHED: u64 = 1 << 60;
-        if self.namespaces.is_empty() {
-            match &self.leaf {
-                Leaf::Integer(number @ 0..) if number.unsigned_abs() < HASHED => {
-                    return Ok(number.unsigned_abs());
-                }
-                #[cfg(feature = "sqlalchemy-dlock")]
-                Leaf::SqlalchemyDlock(_) => {
-                    return Err(self.invalid(
-                        "is one of sqlalchemy-dlock, which has no locks for SQLite: use a plain key",
-                    ));
-                }
-                _ => {}
-            }
-        }
-        let (hash_key, message) = self.message()?;
-        let hash = siphasher::sip::SipHasher24::new_with_key(hash_key).hash(&message);
-        Ok(HASHED | (hash & (HASHED - 1)))
-    }
-
-    /// What is hashed, and under which key of SipHash.
-    ///
-    /// A reader that knows the hash key can take the message apart in one way only, so that no two keys share one.
-    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-    fn message(&self) -> Result<(&'static [u8; 16], Cow<'_, [u8]>), InvalidKey> {
-        if self.namespaces.iter().any(String::is_empty) {
-            return Err(self.invalid(
-                "has an empty namespace, which nearly always is a missing setting: \
-                 give the namespace at least one character or leave it out",
-            ));
-        }
-        if let Leaf::Bytes(bytes) = &self.leaf {
-            if bytes.is_empty() {
-                return Err(self.invalid(
-                    "is empty, which nearly always is a missing setting: \
-                     name what is locked in at least one character",
-                ));
-            }
-            if self.namespaces.is_empty() {
-                return Ok((TEXT, Cow::Borrowed(bytes)));
-            }
-        }
-
-        let mut message = Vec::new();
-        for namespace in &self.namespaces {
-            let length = u32::try_from(namespace.len())
-                .map_err(|_| self.invalid("has a namespace of 4 GiB or more: shorten it"))?;
-            message.push(b'n');
-            message.extend_from_slice(&length.to_le_bytes());
-            message.extend_from_slice(namespace.as_bytes());
-        }
-        match &self.leaf {
-            Leaf::Bytes(bytes) => {
-                message.push(b'b');
-                message.extend_from_slice(bytes);
-            }
-            Leaf::Integer(number) => {
-                message.push(b'i');
-                message.extend_from_slice(&number.to_le_bytes());
-            }
-            Leaf::Pair(first, second) => {
-                message.push(b'p');
-                message.extend_from_slice(&first.to_le_bytes());
-                message.extend_from_slice(&second.to_le_bytes());
-            }
-            #[cfg(feature = "sqlalchemy-dlock")]
-            Leaf::SqlalchemyDlock(_) => {
-                return Err(self.invalid(
-                    "has a key of sqlalchemy-dlock in a namespace, where it is no longer that library's lock: \
-                     take it out of the namespace",
-                ));
-            }
-        }
-        Ok((STRUCTURED, Cow::Owned(message)))
-    }
-
-    /// The part of a hashed lock name that tells people which lock it is.
-    #[cfg(feature = "mysql")]
-    fn readable(&self) -> String {
-        let mut source = Vec::new();
-        for namespace in &self.namespaces {
-            source.extend_from_slice(namespace.as_bytes());
-            source.push(b'/');
-        }
-        match &self.leaf {
-            Leaf::Bytes(bytes) => source.extend_from_slice(bytes),
-            Leaf::Integer(number) => source.extend(number.to_string().bytes()),
-            Leaf::Pair(first, second) => source.extend(format!("{first}/{second}").bytes()),
-            #[cfg(feature = "sqlalchemy-dlock")]
-            Leaf::SqlalchemyDlock(_) => {}
-        }
-        source
-            .iter()
-            .take(LONGEST_READABLE)
-            .map(|byte| match byte.to_ascii_lowercase() {
-                kept @ (b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'/' | b'-') => char::from(kept),
-                _ => '_',
-            })
-            .collect()
-    }
-
-    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-    fn invalid(&self, problem: &'static str) -> InvalidKey {
+    /// An error for this key. `problem` continues the sentence "lock key .." and ends with what to do.
+    fn invalid(&self, problem: impl Into<Cow<'static, str>>) -> InvalidKey {
         InvalidKey {
             key: self.clone(),
-            problem,
+            problem: problem.into(),
         }
     }
-}
-
-/// What verbatim lock names never start with.
-#[cfg(feature = "mysql")]
-const RESERVED: &str = "dlock:";
-
-/// In characters; with [`RESERVED`], a colon and the hash: the 64 that MySQL allows.
-#[cfg(feature = "mysql")]
-const LONGEST_READABLE: usize = 25;
-
-/// Whether MySQL and MariaDB take `bytes` for themselves alone.
-///
-/// Upper case is out since MySQL folds case (and accents), MariaDB does not; control characters since both cut names
-/// at NUL; all beyond ASCII since MariaDB compares it in the bytes of the client's character set.
-#[cfg(feature = "mysql")]
-fn is_verbatim(bytes: &[u8]) -> bool {
-    (1..=64).contains(&bytes.len())
-        && bytes
-            .iter()
-            .all(|byte| matches!(byte, b' '..=b'~') && !byte.is_ascii_uppercase())
-        && !bytes.starts_with(RESERVED.as_bytes())
 }
 
 impl From<&str> for LockKey {
@@ -407,6 +164,12 @@ impl From<&[u8]> for LockKey {
     }
 }
 
+impl<const N: usize> From<[u8; N]> for LockKey {
+    fn from(bytes: [u8; N]) -> Self {
+        bytes.to_vec().into()
+    }
+}
+
 impl<const N: usize> From<&[u8; N]> for LockKey {
     fn from(bytes: &[u8; N]) -> Self {
         bytes.to_vec().into()
@@ -419,16 +182,46 @@ impl From<Vec<u8>> for LockKey {
     }
 }
 
-// The only integer, so that a bare literal needs no type. A second impl would make `42.into()` ambiguous.
 impl From<i64> for LockKey {
     fn from(number: i64) -> Self {
         LockKey::plain(Leaf::Integer(number))
     }
 }
 
+/// The integers that always fit into an `i64`.
+///
+/// `i32` has to be among them: with more than one integer, the compiler takes a bare literal for an `i32`.
+macro_rules! from_smaller_integers {
+    ($($integer:ty),*) => {$(
+        impl From<$integer> for LockKey {
+            fn from(number: $integer) -> Self {
+                i64::from(number).into()
+            }
+        }
+    )*};
+}
+
+from_smaller_integers!(i8, i16, i32, u8, u16, u32);
+
 impl From<(i32, i32)> for LockKey {
     fn from((first, second): (i32, i32)) -> Self {
         LockKey::plain(Leaf::Pair(first, second))
+    }
+}
+
+/// The same as [`LockKey::namespaced`].
+impl<K: Into<LockKey>> From<(&str, K)> for LockKey {
+    fn from((namespace, key): (&str, K)) -> Self {
+        LockKey::namespaced(namespace, key)
+    }
+}
+
+/// The hyphenated form in lower case, so the key is the same as that of the text.
+#[cfg(feature = "uuid")]
+impl From<uuid::Uuid> for LockKey {
+    fn from(id: uuid::Uuid) -> Self {
+        let mut text = uuid::Uuid::encode_buffer();
+        LockKey::from(&*id.hyphenated().encode_lower(&mut text))
     }
 }
 
@@ -438,7 +231,7 @@ impl From<&LockKey> for LockKey {
     }
 }
 
-/// Readable and unambiguous: `"user/001"`, `b"\xff"`, `42`, `(1, -2)`, `"billing"/"x"`.
+/// A readable form in which no two keys look alike: `"user/001"`, `b"\xff"`, `42`, `(1, -2)`, `"billing"/"x"`.
 impl fmt::Display for LockKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for namespace in &self.namespaces {
@@ -451,22 +244,21 @@ impl fmt::Display for LockKey {
             },
             Leaf::Integer(number) => write!(f, "{number}"),
             Leaf::Pair(first, second) => write!(f, "({first}, {second})"),
-            #[cfg(feature = "sqlalchemy-dlock")]
-            Leaf::SqlalchemyDlock(key) => write!(f, "sqlalchemy-dlock {key}"),
+            Leaf::Preset(preset, key) => write!(f, "{} {key}", preset.name),
         }
     }
 }
 
-/// The [`Display`](fmt::Display) form in `LockKey(..)`.
+/// The [`Display`](fmt::Display) form inside `LockKey(..)`.
 impl fmt::Debug for LockKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "LockKey({self})")
     }
 }
 
-/// A [`LockKey`] as PostgreSQL's advisory lock functions take it: in one of their two key spaces.
+/// A [`LockKey`] in the form that PostgreSQL's advisory lock functions accept: one number or two.
 ///
-/// `pg_advisory_lock(1)` and `pg_advisory_lock(0, 1)` are two locks.
+/// The two forms never meet: `pg_advisory_lock(1)` and `pg_advisory_lock(0, 1)` are different locks.
 ///
 /// # Examples
 ///
@@ -480,7 +272,6 @@ impl fmt::Debug for LockKey {
 /// assert_eq!(sql, "SELECT pg_advisory_lock(1, 2)");
 /// # Ok::<(), dlock_core::InvalidKey>(())
 /// ```
-#[cfg(feature = "postgres")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PostgresKey {
     /// One `bigint`.
@@ -489,29 +280,30 @@ pub enum PostgresKey {
     Pair(i32, i32),
 }
 
-/// A [`LockKey`] that is no lock on the server.
+/// The error for a [`LockKey`] that cannot be a lock on the server.
 ///
-/// It is found before anything is sent. Its message names the key, what is wrong with it and what to do.
+/// dlock returns it before it sends anything. The message names the key, the problem and the remedy.
 ///
 /// # Examples
 ///
 /// ```
-/// # #[cfg(feature = "postgres")] {
 /// use dlock_core::LockKey;
 ///
 /// let error = LockKey::namespaced("billing", "").to_postgres().unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     r#"lock key "billing"/"" is empty, which nearly always is a missing setting: name what is locked in at least one character"#
+///     concat!(
+///         r#"lock key "billing"/"" is empty, which nearly always is a missing setting: "#,
+///         "name what is locked in at least one character"
+///     )
 /// );
-/// # }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("lock key {key} {problem}")]
 #[non_exhaustive]
 pub struct InvalidKey {
     key: LockKey,
-    problem: &'static str,
+    problem: Cow<'static, str>,
 }
 
 impl InvalidKey {
@@ -520,12 +312,10 @@ impl InvalidKey {
     /// # Examples
     ///
     /// ```
-    /// # #[cfg(feature = "mysql")] {
     /// use dlock_core::LockKey;
     ///
     /// let error = LockKey::from("").to_mysql().unwrap_err();
     /// assert_eq!(error.key(), &LockKey::from(""));
-    /// # }
     /// ```
     pub fn key(&self) -> &LockKey {
         &self.key
@@ -539,17 +329,77 @@ mod tests {
 
     #[test]
     fn text_is_its_bytes() {
-        let forms: [LockKey; 8] = [
+        let forms: [LockKey; 9] = [
             "abc".into(),
             String::from("abc").into(),
             (&String::from("abc")).into(),
             Cow::Borrowed("abc").into(),
             Cow::<str>::Owned("abc".into()).into(),
             b"abc".into(),
+            (*b"abc").into(),
             b"abc".as_slice().into(),
             b"abc".to_vec().into(),
         ];
         assert_eq!(HashSet::from(forms).len(), 1);
+    }
+
+    fn key(key: impl Into<LockKey>) -> LockKey {
+        key.into()
+    }
+
+    #[test]
+    fn numbers_are_one_key_whatever_their_type() {
+        let forms = [
+            key(42i8),
+            key(42i16),
+            key(42i32),
+            key(42i64),
+            key(42u8),
+            key(42u16),
+            key(42u32),
+        ];
+        assert_eq!(HashSet::from(forms).len(), 1);
+        assert_eq!(key(u32::MAX), key(4_294_967_295_i64));
+        assert_eq!(key(i8::MIN), key(-128_i64));
+    }
+
+    #[test]
+    fn literals_need_no_type() {
+        let number = 42;
+        let negative: LockKey = (-1).into();
+        assert_eq!(key(42), key(42i64));
+        assert_eq!(key(number), key(42i64));
+        assert_eq!(LockKey::from(42), key(42i64));
+        assert_eq!(negative, key(-1i64));
+        assert_eq!(key((1, -2)), LockKey::plain(Leaf::Pair(1, -2)));
+        assert_eq!(LockKey::from((1, -2)), LockKey::plain(Leaf::Pair(1, -2)));
+        assert_eq!(key(("a", 7)), LockKey::namespaced("a", 7i64));
+        assert_eq!(LockKey::namespaced("a", 7), LockKey::namespaced("a", 7i64));
+        assert_eq!([1, 2].map(LockKey::from), [key(1i64), key(2i64)]);
+    }
+
+    #[test]
+    fn a_tuple_that_starts_with_text_is_a_namespace() {
+        let id = String::from("7");
+        assert_eq!(key(("account", &id)), LockKey::namespaced("account", "7"));
+        assert_eq!(
+            key(("account", (1, -2))),
+            LockKey::namespaced("account", (1, -2))
+        );
+        assert_eq!(
+            key(("acme", ("account", 7))),
+            LockKey::namespaced("acme", LockKey::namespaced("account", 7))
+        );
+    }
+
+    #[cfg(feature = "uuid")]
+    #[test]
+    fn a_uuid_is_its_text() {
+        let text = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+        let id = uuid::Uuid::from_u128(0x67e55044_10b1_426f_9247_bb680e5fe0c8);
+        assert_eq!(key(id), key(text));
+        assert_eq!(key(id), key(id.to_string()));
+        assert_eq!(key(("account", id)), LockKey::namespaced("account", text));
     }
 
     #[test]
@@ -596,124 +446,5 @@ mod tests {
         assert_eq!(shown(LockKey::namespaced("a", "b")), r#""a"/"b""#);
         assert_eq!(shown(LockKey::namespaced("a\"/\"b", 1)), r#""a\"/\"b"/1"#);
         assert_eq!(format!("{:?}", LockKey::from("x")), r#"LockKey("x")"#);
-    }
-
-    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-    #[test]
-    fn siphash_gives_its_authors_vectors() {
-        let key: [u8; 16] = std::array::from_fn(|i| i as u8);
-        let hash = siphasher::sip::SipHasher24::new_with_key(&key).hash(&key[..15]);
-        assert_eq!(hash, 0xa129_ca61_49be_45e5);
-        let hash = siphasher::sip128::SipHasher24::new_with_key(&key).hash(&[]);
-        assert_eq!(
-            hash.as_bytes(),
-            *b"\xa3\x81\x7f\x04\xba\x25\xa8\xe6\x6d\xf6\x72\x14\xc7\x55\x02\x93"
-        );
-    }
-
-    #[cfg(feature = "postgres")]
-    #[test]
-    fn an_empty_key_or_namespace_is_no_lock_on_postgresql() {
-        for key in empty_keys() {
-            assert_eq!(key.to_postgres().unwrap_err().key(), &key);
-        }
-    }
-
-    #[cfg(feature = "mysql")]
-    #[test]
-    fn an_empty_key_or_namespace_is_no_lock_on_mysql() {
-        for key in empty_keys() {
-            assert_eq!(key.to_mysql().unwrap_err().key(), &key);
-        }
-    }
-
-    #[cfg(feature = "sqlite")]
-    #[test]
-    fn an_empty_key_or_namespace_is_no_lock_for_sqlite() {
-        for key in empty_keys() {
-            assert_eq!(key.to_sqlite().unwrap_err().key(), &key);
-        }
-    }
-
-    #[cfg(feature = "sqlite")]
-    #[test]
-    fn numbers_that_are_themselves_for_sqlite_are_below_all_hashes() {
-        let last = (1 << 60) - 1;
-        for number in [0, 1, last] {
-            let key = LockKey::from(number).to_sqlite().unwrap();
-            assert_eq!(key, number as u64);
-        }
-        for hashed in [
-            LockKey::from(last + 1),
-            i64::MAX.into(),
-            (-1).into(),
-            i64::MIN.into(),
-            (0, 1).into(),
-            "1".into(),
-            LockKey::namespaced("a", 1),
-        ] {
-            let key = hashed.to_sqlite().unwrap();
-            assert!((1 << 60..1 << 61).contains(&key), "{hashed}: {key}");
-        }
-    }
-
-    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-    fn empty_keys() -> [LockKey; 4] {
-        [
-            "".into(),
-            LockKey::namespaced("a", ""),
-            LockKey::namespaced("", "a"),
-            LockKey::namespaced("a", LockKey::namespaced("", 1)),
-        ]
-    }
-
-    #[cfg(feature = "mysql")]
-    #[test]
-    fn only_what_the_server_takes_for_itself_stays_verbatim() {
-        for verbatim in [
-            "a",
-            " ",
-            "~",
-            "@[`{",
-            " user 1 ",
-            "dlock",
-            "dlock-x",
-            "a dlock:",
-            &"x".repeat(64),
-        ] {
-            assert_eq!(LockKey::from(verbatim).to_mysql().unwrap(), verbatim);
-        }
-        for hashed in [
-            "A",
-            "Z",
-            "\t",
-            "\x7f",
-            "a\0",
-            "é",
-            "dlock:",
-            "dlock:x",
-            &"x".repeat(65),
-        ] {
-            let name = LockKey::from(hashed).to_mysql().unwrap();
-            assert!(name.starts_with(RESERVED) && is_lock_name(&name), "{name}");
-        }
-    }
-
-    #[cfg(feature = "mysql")]
-    #[test]
-    fn a_hashed_name_is_at_most_64_characters() {
-        let longest = LockKey::namespaced("x".repeat(300), "y")
-            .to_mysql()
-            .unwrap();
-        assert_eq!(longest.len(), 64);
-        assert!(is_lock_name(&longest));
-    }
-
-    #[cfg(feature = "mysql")]
-    fn is_lock_name(name: &str) -> bool {
-        (1..=64).contains(&name.len())
-            && name
-                .bytes()
-                .all(|byte| matches!(byte, b' '..=b'@' | b'['..=b'~'))
     }
 }

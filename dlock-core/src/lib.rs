@@ -1,53 +1,45 @@
-//! What a database lock is, without I/O: the core of `dlock-diesel` and `dlock-diesel-async`.
+//! Keys, modes and the conversations with each server, without I/O: the core of `dlock-diesel` and
+//! `dlock-diesel-async`.
 //!
-//! Applications want one of those crates. This one has the parts that both share, each in a file of its own:
+//! Applications use one of those two crates. They re-export these types:
 //!
-//! - [`LockKey`]: the name of a lock, and how it becomes what a server takes;
-//! - [`Mode`] and [`Wait`]: how a lock is asked for;
-//! - [`Dialect`], for [`Postgres`], [`Mysql`] and [`Sqlite`]: all that is known of a kind of server, as small state machines
-//!   ([`Machine`]) that say what to send next and are told the answer. They do no I/O and have no clock, so that every
-//!   answer that a server can give is tested without one.
+//! - [`LockKey`]: the name of a lock, and its form on each server;
+//! - [`Mode`]: exclusive, or shared by many readers;
+//! - [`Holder`]: a session that holds a lock or waits for it.
+//!
+//! Everything else is hidden and not part of the API. The three crates depend on each other's exact version.
 //!
 //! # Features
 //!
 //! - `postgres` (default): PostgreSQL's advisory locks.
-//! - `mysql` (default): MySQL's and MariaDB's named locks.
+//! - `mysql` (default): the named locks of MySQL and MariaDB.
 //! - `sqlite`: locks for SQLite.
-//! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
+//! - `uuid`: keys from UUIDs.
+//! - `sqlalchemy-dlock` and `django-pglock` (Python), `sqlx` (Rust), `with-advisory-lock` (Ruby), `distributed-lock`
+//!   (.NET): the exact keys of that library. Programs that use it and programs that use dlock then exclude each other.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
+    allow(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "some of it is for one server only"
+    )
+)]
 
-mod dialect;
-mod error;
-mod fence;
 mod holder;
 mod key;
-mod machine;
 mod mode;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
-#[cfg(feature = "sqlalchemy-dlock")]
-mod sqlalchemy_dlock;
+#[doc(hidden)]
+pub mod proto;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-mod statement;
-mod wait;
 
-pub use dialect::{Dialect, OpenTransaction, TransactionDialect};
-pub use error::{Failure, Reason};
-pub use fence::Fence;
 pub use holder::Holder;
-#[cfg(feature = "postgres")]
-pub use key::PostgresKey;
-pub use key::{InvalidKey, LockKey};
-pub use machine::{Abandoned, Answer, Machine, Outcome, Step};
+pub use key::{InvalidKey, LockKey, PostgresKey};
 pub use mode::Mode;
-#[cfg(feature = "mysql")]
-pub use mysql::{Mysql, MysqlAcquire, MysqlRelease};
-#[cfg(feature = "postgres")]
-pub use postgres::{Postgres, PostgresAcquire, PostgresBegin, PostgresRelease};
-#[cfg(feature = "sqlite")]
-pub use sqlite::{Sqlite, SqliteAcquire, SqliteKey, SqliteRelease};
-pub use statement::{Nonce, OutOfStep, Piece, Statement};
-pub use wait::Wait;

@@ -1,4 +1,4 @@
-/// How a lock is held: alone, or together with other readers.
+/// How a session holds a lock.
 ///
 /// # Examples
 ///
@@ -9,9 +9,9 @@
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// One holder at a time.
+    /// One holder, and no other.
     #[default]
     Exclusive,
-    /// Any number of shared holders, as long as nobody holds the lock exclusively. PostgreSQL and SQLite only.
+    /// Any number of shared holders, and no exclusive one. PostgreSQL and SQLite only.
     Shared,
 }

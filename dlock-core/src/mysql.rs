@@ -1,73 +1,65 @@
 //! MySQL's and MariaDB's named locks.
 
 mod acquire;
+mod is_held;
 mod release;
 mod sql;
+mod tag;
 
-pub use acquire::MysqlAcquire;
-pub use release::MysqlRelease;
+use crate::proto::{
+    Abandoned, Ask, Dialect, Failure, Hold, Machine, NameHolders, Parting, Question, Session,
+};
+use crate::{Holder, LockKey};
 
-use crate::{Dialect, Fence, InvalidKey, LockKey, Mode, OpenTransaction, Statement, Wait};
-
-/// What MySQL (8.0 and later) and MariaDB (10.6 and later) want to be sent.
-///
-/// # Examples
-///
-/// ```
-/// use dlock_core::{Dialect, Mode, Mysql};
-///
-/// let key = Mysql::key(&"report".into())?;
-/// assert!(Mysql::is_held(&key, Mode::Exclusive).text().contains("IS_USED_LOCK"));
-/// # Ok::<(), dlock_core::InvalidKey>(())
-/// ```
+/// MySQL 8.0 and later, MariaDB 10.6 and later.
 #[derive(Clone, Copy, Debug)]
 pub struct Mysql;
 
+/// An answer that nobody reads puts the connection out of step: the next question is given it.
+fn ask_holders(key: &str) -> Question<Vec<Holder>> {
+    Question::holders(sql::holders(key), Abandoned::broken())
+}
+
 impl Dialect for Mysql {
     type Key = String;
-    type Acquire = MysqlAcquire;
-    type Release = MysqlRelease;
 
     const END_SESSION: &'static str = "KILL CONNECTION_ID()";
-    const SKIPS_UNREAD_ANSWERS: bool = false;
-    // Seen with MySQL 9.7 and MariaDB 11.8. Otherwise they look each second.
-    const UNREAD_MESSAGES_HIDE_A_CLOSE: bool = true;
-
-    fn key(key: &LockKey) -> Result<String, InvalidKey> {
-        key.to_mysql()
-    }
 
     /// Named locks are exclusive, and transactions do not touch them.
-    fn acquire(key: &String, _mode: Mode, wait: Wait, _fence: Option<Fence>) -> MysqlAcquire {
-        MysqlAcquire::new(key.clone(), wait)
+    fn acquire(
+        ask: &Ask,
+        session: Session,
+    ) -> Result<impl Machine<Output = Option<Hold<String>>>, Failure> {
+        let key = ask.key.to_mysql()?;
+        ask.check_session(session)?;
+        let acquire = acquire::Acquire::new(key, ask, session.depth);
+        let ask_holders = |acquire: &acquire::Acquire| ask_holders(acquire.key());
+        Ok(NameHolders::new(
+            acquire,
+            ask.name_holders.then_some(ask_holders),
+        ))
     }
 
-    fn release(key: &String, _mode: Mode, _fence: Option<Fence>) -> MysqlRelease {
-        MysqlRelease::new(key.clone())
+    fn release(hold: Hold<String>, _session: Session) -> impl Machine<Output = ()> {
+        release::Release::new(hold)
     }
 
-    fn acquire_abandonable(
-        key: &String,
-        mode: Mode,
-        wait: Wait,
-        fence: Option<Fence>,
-    ) -> MysqlAcquire {
-        Self::acquire(key, mode, wait, fence).abandonable()
+    fn part(hold: &Hold<String>, session: Option<Session>) -> Parting {
+        Parting {
+            // On a broken connection a wait may have been dropped. It ends when the connection is closed, which the
+            // server does not notice while there is a message to read.
+            message: session
+                .map(|_| sql::release_unread(&hold.key, hold.open_transaction(session))),
+            broken: true,
+            request: None,
+        }
     }
 
-    fn release_abandonable(key: &String, mode: Mode, fence: Option<Fence>) -> MysqlRelease {
-        Self::release(key, mode, fence).abandonable()
+    fn is_held(hold: &Hold<String>) -> impl Machine<Output = bool> {
+        is_held::IsHeld::new(hold)
     }
 
-    fn release_unread(key: &String, _mode: Mode, transaction: OpenTransaction) -> Option<String> {
-        Some(sql::release_unread(key, transaction))
-    }
-
-    fn is_held(key: &String, _mode: Mode) -> Statement {
-        sql::is_held(key)
-    }
-
-    fn holders(key: &String) -> Vec<Statement> {
-        sql::holders(key)
+    fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
+        Ok(ask_holders(&key.to_mysql()?))
     }
 }

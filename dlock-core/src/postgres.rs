@@ -1,121 +1,189 @@
 //! PostgreSQL's advisory locks.
 
-mod acquire;
+mod attempt;
 mod begin;
+mod fault;
+mod inside;
 mod release;
+mod session;
 mod sql;
+mod transaction;
+mod turns;
 
-use std::num::NonZeroI64;
+use std::time::Duration;
 
-pub use acquire::PostgresAcquire;
-pub use begin::PostgresBegin;
-pub use release::PostgresRelease;
-
-use crate::fence;
-use crate::{
-    Dialect, Fence, InvalidKey, LockKey, Mode, OpenTransaction, PostgresKey, Statement,
-    TransactionDialect, Wait,
+use crate::proto::{
+    Abandoned, Answer, Ask, Cause, Dialect, Failure, Hold, Machine, NameHolders, Parting, Question,
+    Read, Reason, Rows, Session, Step, TransactionDialect, unique,
 };
+use crate::{Holder, LockKey, PostgresKey};
 
-/// What PostgreSQL wants to be sent, version 14 and later.
-///
-/// # Examples
-///
-/// ```
-/// use dlock_core::{Dialect, Mode, Postgres};
-///
-/// let key = Postgres::key(&(1, 2).into())?;
-/// assert!(Postgres::is_held(&key, Mode::Shared).text().contains("pg_locks"));
-/// # Ok::<(), dlock_core::InvalidKey>(())
-/// ```
+/// PostgreSQL 14 and later.
 #[derive(Clone, Copy, Debug)]
 pub struct Postgres;
 
-/// A number that no other request of this process has: a session remembers the last request that was granted.
+/// A number that no other request of this process has: a session remembers the last request that was granted. It also
+/// carries the limit of the request's statement, so that both are one bind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark(NonZeroI64);
+struct Mark(i64);
 
 impl Mark {
+    /// The longest limit that it can carry, in milliseconds.
+    const LONGEST: u32 = 4095;
+
     fn new() -> Self {
-        // Zero is one of them.
-        NonZeroI64::new(fence::unique() as i64).map_or_else(Self::new, Self)
+        match (unique() << 12) as i64 {
+            0 => Self::new(),
+            number => Self(number),
+        }
+    }
+
+    fn with(self, millis: u32) -> Self {
+        Self(self.0 | i64::from(millis.min(Self::LONGEST)))
+    }
+
+    fn number(self) -> i64 {
+        self.0
     }
 }
 
-/// How long a lock lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
-    Session,
-    Transaction,
+/// The two ways to a session's lock.
+#[derive(Debug)]
+enum Acquire {
+    Session(session::AcquireSession),
+    Inside(inside::AcquireInside),
+}
+
+impl Acquire {
+    fn key(&self) -> PostgresKey {
+        match self {
+            Acquire::Session(machine) => machine.key(),
+            Acquire::Inside(machine) => machine.key(),
+        }
+    }
+}
+
+impl Machine for Acquire {
+    type Output = Option<Hold<PostgresKey>>;
+
+    fn start(&mut self, now: Duration) -> Step<Self::Output> {
+        match self {
+            Acquire::Session(machine) => machine.start(now),
+            Acquire::Inside(machine) => machine.start(now),
+        }
+    }
+
+    fn next(&mut self, answer: Answer, now: Duration) -> Step<Self::Output> {
+        match self {
+            Acquire::Session(machine) => machine.next(answer, now),
+            Acquire::Inside(machine) => machine.next(answer, now),
+        }
+    }
+
+    fn abandon(&self) -> Abandoned {
+        match self {
+            Acquire::Session(machine) => machine.abandon(),
+            Acquire::Inside(machine) => machine.abandon(),
+        }
+    }
+}
+
+fn ask_holders(key: PostgresKey) -> Question<Vec<Holder>> {
+    let ask = sql::holders(key);
+    let unprepared = ask.clone().never_kept();
+    let read = |rows| match rows {
+        Rows::Holders(holders) => Read::Accept(holders),
+        _ => Read::OutOfStep,
+    };
+    Question::new(vec![ask, unprepared], read, Abandoned::default())
 }
 
 impl Dialect for Postgres {
     type Key = PostgresKey;
-    type Acquire = PostgresAcquire;
-    type Release = PostgresRelease;
 
     // The transaction may be aborted, and then nothing but ROLLBACK is obeyed. A role that was taken on (SET ROLE) may
     // not end a session of the role that logged in.
     const END_SESSION: &'static str = "ROLLBACK; RESET SESSION AUTHORIZATION; SET ROLE NONE; \
-        SELECT pg_advisory_unlock_all(); SELECT pg_terminate_backend(pg_backend_pid())";
-    const SKIPS_UNREAD_ANSWERS: bool = true;
+        SELECT pg_catalog.pg_advisory_unlock_all(); \
+        SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
 
-    fn key(key: &LockKey) -> Result<PostgresKey, InvalidKey> {
-        key.to_postgres()
+    fn acquire(
+        ask: &Ask,
+        session: Session,
+    ) -> Result<impl Machine<Output = Option<Hold<PostgresKey>>>, Failure> {
+        let key = ask.key.to_postgres()?;
+        ask.check_session(session)?;
+        let (mode, wait, droppable) = (ask.mode, ask.wait, ask.droppable);
+        let acquire = match session.depth {
+            None => Acquire::Session(session::AcquireSession::new(key, mode, wait, droppable)),
+            Some(_) => Acquire::Inside(inside::AcquireInside::new(
+                key, mode, wait, session, droppable,
+            )),
+        };
+        let ask_holders = |acquire: &Acquire| ask_holders(acquire.key());
+        Ok(NameHolders::new(
+            acquire,
+            ask.name_holders.then_some(ask_holders),
+        ))
     }
 
-    fn acquire(key: &PostgresKey, mode: Mode, wait: Wait, fence: Option<Fence>) -> PostgresAcquire {
-        PostgresAcquire::new(*key, mode, Scope::Session, wait, fence)
+    fn release(hold: Hold<PostgresKey>, session: Session) -> impl Machine<Output = ()> {
+        release::Release::new(hold, session)
     }
 
-    fn release(key: &PostgresKey, mode: Mode, fence: Option<Fence>) -> PostgresRelease {
-        PostgresRelease::new(*key, mode, fence)
+    fn part(hold: &Hold<PostgresKey>, session: Option<Session>) -> Parting {
+        let transaction = hold.open_transaction(session);
+        let outside = session.is_some_and(|session| session.depth.is_none());
+        // The test's own transaction goes on.
+        let in_test =
+            hold.depth.is_some() && session.is_some_and(|session| session.test_transaction);
+        Parting {
+            message: Some(sql::release_unread(hold.key, hold.mode, transaction)),
+            // In an aborted transaction the unlock fails, and nobody would know.
+            broken: !outside && !in_test,
+            request: None,
+        }
     }
 
-    fn release_abandonable(key: &PostgresKey, mode: Mode, fence: Option<Fence>) -> PostgresRelease {
-        Self::release(key, mode, fence).abandonable()
+    fn is_held(hold: &Hold<PostgresKey>) -> impl Machine<Output = bool> {
+        let read = |rows| match rows {
+            Rows::Number(number) => Read::Accept(number == Some(1)),
+            _ => Read::OutOfStep,
+        };
+        let ask = sql::is_held(hold.key, hold.mode);
+        let unprepared = ask.clone().never_kept();
+        Question::new(vec![ask, unprepared], read, Abandoned::default())
     }
 
-    fn acquire_abandonable(
-        key: &PostgresKey,
-        mode: Mode,
-        wait: Wait,
-        fence: Option<Fence>,
-    ) -> PostgresAcquire {
-        Self::acquire(key, mode, wait, fence).marked()
-    }
-
-    fn release_unread(
-        key: &PostgresKey,
-        mode: Mode,
-        transaction: OpenTransaction,
-    ) -> Option<String> {
-        Some(sql::release_unread(*key, mode, transaction))
-    }
-
-    fn is_held(key: &PostgresKey, mode: Mode) -> Statement {
-        sql::is_held(*key, mode)
-    }
-
-    fn holders(key: &PostgresKey) -> Vec<Statement> {
-        vec![sql::holders(*key)]
+    fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
+        Ok(ask_holders(key.to_postgres()?))
     }
 }
 
 impl TransactionDialect for Postgres {
-    type AcquireInTransaction = PostgresAcquire;
-    type Begin = PostgresBegin;
-
     fn acquire_in_transaction(
-        key: &PostgresKey,
-        mode: Mode,
-        wait: Wait,
-        fence: Fence,
-    ) -> PostgresAcquire {
-        PostgresAcquire::new(*key, mode, Scope::Transaction, wait, Some(fence))
+        ask: &Ask,
+        session: Session,
+    ) -> Result<impl Machine<Output = Option<()>>, Failure> {
+        let key = ask.key.to_postgres()?;
+        if session.depth.is_none() {
+            return Err(Reason::NotInTransaction.clean(Cause::default()));
+        }
+        let acquire = transaction::AcquireInTransaction::new(key, ask.mode, ask.wait, session);
+        let ask_holders = |acquire: &transaction::AcquireInTransaction| ask_holders(acquire.key());
+        Ok(NameHolders::new(
+            acquire,
+            ask.name_holders.then_some(ask_holders),
+        ))
     }
 
-    fn begin(key: &PostgresKey, mode: Mode, wait: Wait) -> PostgresBegin {
-        PostgresBegin::new(*key, mode, wait)
+    fn begin(ask: &Ask) -> Result<impl Machine<Output = Option<()>>, Failure> {
+        let key = ask.key.to_postgres()?;
+        let begin = begin::Begin::new(key, ask.mode, ask.wait, ask.droppable);
+        let ask_holders = |begin: &begin::Begin| ask_holders(begin.key());
+        Ok(NameHolders::new(
+            begin,
+            ask.name_holders.then_some(ask_holders),
+        ))
     }
 }

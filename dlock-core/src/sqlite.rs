@@ -1,38 +1,26 @@
-//! Locks for SQLite, which has none: SQL functions that dlock-diesel adds to a connection stand in the place of a
-//! server's.
+//! Locks for SQLite, which has none. dlock-diesel adds SQL functions to a connection, and they stand in for a server.
 
 mod acquire;
 mod holders;
 mod release;
 mod sql;
 
-pub use acquire::SqliteAcquire;
-pub use release::SqliteRelease;
+use crate::proto::{
+    Abandoned, Ask, Dialect, Failure, Hold, Machine, NameHolders, OpenTransaction, Parting,
+    Question, Read, Request, Rows, Session, unique,
+};
+use crate::{Holder, LockKey};
 
-use std::fmt;
-
-use crate::{Dialect, Fence, Holder, InvalidKey, LockKey, Mode, OpenTransaction, Statement, Wait};
-
-/// What the SQL functions of dlock want to be asked. They are there on a connection that was enabled.
+/// SQLite, on a connection to which dlock's SQL functions were added.
 ///
-/// [`holders`](Dialect::holders) answers with one text: see [`read_holders`](Self::read_holders).
-///
-/// # Examples
-///
-/// ```
-/// use dlock_core::{Dialect, Mode, Sqlite};
-///
-/// let key = Sqlite::key(&"report".into())?;
-/// assert!(Sqlite::is_held(&key, Mode::Exclusive).text().contains("dlock_is_held(?, "));
-/// # Ok::<(), dlock_core::InvalidKey>(())
-/// ```
+/// Transactions do not touch these locks.
 #[derive(Clone, Copy, Debug)]
 pub struct Sqlite;
 
 impl Sqlite {
     /// The answer to a request: the lock is granted.
     pub const GRANTED: i64 = 1;
-    /// The answer to a request: somebody else has the lock.
+    /// The answer to a request: another session has the lock.
     pub const BUSY: i64 = 0;
     /// The answer to a request: it was given up by its number.
     pub const GIVEN_UP: i64 = -1;
@@ -40,98 +28,80 @@ impl Sqlite {
     /// The constraint of an error which says that this connection, or this database, can have no locks.
     pub const UNSUPPORTED: &'static str = "dlock_unsupported";
 
-    /// The constraint of an error which says that who has the lock waits for this session.
+    /// The constraint of an error which says that the holder of the lock waits for this session.
     pub const DEADLOCK: &'static str = "dlock_deadlock";
 
-    /// The request that the statement is for: it is to be given up if nobody reads the answer.
-    ///
-    /// If the statement fails, whoever sent it gives the request up by that number, too.
-    pub fn request(statement: &Statement) -> Option<i64> {
-        sql::request(statement)
-    }
-
-    /// Whether the statement releases its request, rather than to ask for it.
-    pub fn is_release(statement: &Statement) -> bool {
-        sql::is_release(statement)
-    }
-
-    /// The answer to [`holders`](Dialect::holders): each holder behind the number of its session, which tells the
+    /// The text that [`holders`](Dialect::holders) reads: each holder behind the number of its session, which tells the
     /// connections of a process apart.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dlock_core::{Holder, Sqlite};
-    ///
-    /// let holder = Holder::from_columns(4711, Some("billing".into()), None, 1, 1, Some(7));
-    /// let text = Sqlite::write_holders(&[(1, holder.clone())]);
-    /// assert_eq!(Sqlite::read_holders(&text), [holder]);
-    /// ```
     pub fn write_holders(holders: &[(i64, Holder)]) -> String {
         holders::write(holders)
     }
-
-    /// Reads what [`write_holders`](Self::write_holders) wrote.
-    pub fn read_holders(text: &str) -> Vec<Holder> {
-        holders::read(text)
-    }
 }
 
-/// A key as dlock's SQL functions take it, together with the number under which one request for it is known: its hold,
-/// or its place in the queue, is given up by that number, also from where the connection cannot be asked.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A key as dlock's SQL functions take it, and the request that asks for it.
+#[derive(Clone, Copy, Debug)]
 pub struct SqliteKey {
-    /// The key: see [`LockKey::to_sqlite`].
-    pub key: u64,
-    /// The request. No other one in this process has the same.
-    pub request: i64,
+    /// See [`LockKey::to_sqlite`].
+    key: u64,
+    request: Request,
 }
 
-impl fmt::Debug for SqliteKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SqliteKey({})", self.key)
-    }
+fn ask_holders(key: u64) -> Question<Vec<Holder>> {
+    let read = |rows| match rows {
+        Rows::Text(text) => Read::Accept(holders::read(&text)),
+        _ => Read::OutOfStep,
+    };
+    Question::new(vec![sql::holders(key)], read, Abandoned::default())
 }
 
 impl Dialect for Sqlite {
     type Key = SqliteKey;
-    type Acquire = SqliteAcquire;
-    type Release = SqliteRelease;
 
-    /// Frees nothing: the connection would go on, and the work under outer guards with it. A hold is given up by its number.
+    // It frees nothing: the connection goes on, and so does the work under outer guards.
     const END_SESSION: &'static str = sql::ROLL_BACK;
-    const SKIPS_UNREAD_ANSWERS: bool = true;
 
-    fn key(key: &LockKey) -> Result<SqliteKey, InvalidKey> {
-        Ok(SqliteKey {
-            key: key.to_sqlite()?,
-            request: crate::fence::unique() as i64,
-        })
+    fn acquire(
+        ask: &Ask,
+        session: Session,
+    ) -> Result<impl Machine<Output = Option<Hold<SqliteKey>>>, Failure> {
+        let key = ask.key.to_sqlite()?;
+        ask.check_session(session)?;
+        let request = Request(unique() as i64);
+        let acquire = acquire::Acquire::new(SqliteKey { key, request }, ask, session);
+        let ask_holders = |acquire: &acquire::Acquire| ask_holders(acquire.key().key);
+        Ok(NameHolders::new(
+            acquire,
+            ask.name_holders.then_some(ask_holders),
+        ))
     }
 
-    /// Transactions do not touch these locks.
-    fn acquire(key: &SqliteKey, mode: Mode, wait: Wait, _fence: Option<Fence>) -> SqliteAcquire {
-        SqliteAcquire::new(*key, mode, wait)
+    fn release(hold: Hold<SqliteKey>, _session: Session) -> impl Machine<Output = ()> {
+        release::Release::new(hold.key)
     }
 
-    fn release(key: &SqliteKey, _mode: Mode, _fence: Option<Fence>) -> SqliteRelease {
-        SqliteRelease::new(*key)
+    fn part(hold: &Hold<SqliteKey>, session: Option<Session>) -> Parting {
+        let roll_back = hold.open_transaction(session) == OpenTransaction::RollBack;
+        Parting {
+            message: roll_back.then(|| sql::ROLL_BACK.into()),
+            // Diesel does not know of the rollback.
+            broken: roll_back,
+            request: Some(hold.key.request),
+        }
     }
 
-    /// Only what cannot be done without the connection: the hold itself is given up by its number.
-    fn release_unread(
-        _key: &SqliteKey,
-        _mode: Mode,
-        transaction: OpenTransaction,
-    ) -> Option<String> {
-        (transaction == OpenTransaction::RollBack).then(|| sql::ROLL_BACK.into())
+    fn request(hold: &Hold<SqliteKey>) -> Option<Request> {
+        Some(hold.key.request)
     }
 
-    fn is_held(key: &SqliteKey, _mode: Mode) -> Statement {
-        sql::is_held(*key)
+    fn is_held(hold: &Hold<SqliteKey>) -> impl Machine<Output = bool> {
+        let read = |rows| match rows {
+            Rows::Number(number) => Read::Accept(number == Some(1)),
+            _ => Read::OutOfStep,
+        };
+        Question::new(vec![sql::is_held(hold.key)], read, Abandoned::default())
     }
 
-    fn holders(key: &SqliteKey) -> Vec<Statement> {
-        vec![sql::holders(*key)]
+    fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
+        Ok(ask_holders(key.to_sqlite()?))
     }
 }

@@ -1,17 +1,21 @@
-use std::ops::DerefMut;
-use std::pin::Pin;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 
-use diesel::QueryResult;
+use std::pin::{Pin, pin};
+use std::task::{Context, Waker};
+
+use diesel::result::Error as DieselError;
 use diesel_async::{AsyncConnection, AsyncConnectionCore};
-use dlock_core::{Dialect, Holder, Statement};
+use dlock_core::proto::{Answer, Ask, Dialect, Statement};
 use dlock_diesel::LockBackend;
-use dlock_diesel::glue::{CoreQuery, HolderColumns, HolderRow, Value, to_holder};
 
-use crate::{AdvisoryLock, Error, session, transaction};
-
-/// A backend of which async connections can be locked: `Pg`, `Mysql` and `Sqlite`.
+/// A backend whose async connections have locks: `Pg`, `Mysql` and `Sqlite`.
 ///
-/// It cannot be implemented elsewhere.
+/// You cannot implement it for other backends.
 ///
 /// # Examples
 ///
@@ -22,50 +26,52 @@ use crate::{AdvisoryLock, Error, session, transaction};
 /// is_lock_backend::<diesel::mysql::Mysql>();
 /// ```
 pub trait AsyncLockBackend: LockBackend {
+    /// Whether diesel-async gives an answer that nobody read to the next query. If so, a connection is broken as soon
+    /// as a future that waits for an answer is dropped.
     #[doc(hidden)]
-    fn value<C>(
-        conn: &mut C,
-        statement: Statement,
-    ) -> impl Future<Output = QueryResult<Option<i64>>> + Send
+    const UNREAD_ANSWERS_SHIFT: bool = false;
+
+    #[doc(hidden)]
+    fn load<C>(conn: &mut C, statement: Statement) -> impl Future<Output = Answer> + Send
     where
         C: AsyncConnection<Backend = Self>;
 
-    #[doc(hidden)]
-    fn rows<C>(
-        conn: &mut C,
-        statement: Statement,
-    ) -> impl Future<Output = QueryResult<Vec<Holder>>> + Send
-    where
-        C: AsyncConnection<Backend = Self>;
-
-    /// Sends a message whose answer nobody reads, from where nothing can be awaited. `false` if it certainly failed.
+    /// Sends a message whose answer nobody will read, without waiting. `false`: it certainly failed.
+    ///
+    /// On PostgreSQL the first poll hands the message to the driver's task, behind everything that was sent before. On
+    /// MySQL the first poll writes it to the socket.
     #[doc(hidden)]
     fn send_unread<C>(conn: &mut C, message: &str) -> bool
     where
         C: AsyncConnection<Backend = Self>,
     {
-        session::poll_once(conn.batch_execute(message));
+        let _ = pin!(conn.batch_execute(message)).poll(&mut Context::from_waker(Waker::noop()));
         true
     }
 
-    // Boxed, since rustc cannot prove yet that such a future is `Send`:
+    // Boxed, because rustc cannot yet prove that such a future is `Send`:
     // <https://github.com/rust-lang/rust/issues/100013>.
     #[doc(hidden)]
-    fn transaction<'a, M, F, T, E>(lock: AdvisoryLock<M>, f: F) -> BoxFuture<'a, Result<T, E>>
+    fn transaction<'a, C, F, T, E>(
+        conn: &'a mut C,
+        ask: Ask,
+        cancel: Option<Cancel>,
+        f: F,
+    ) -> BoxFuture<'a, Result<T, E>>
     where
-        M: DerefMut<Target: LockConnection<Backend = Self>> + Send + 'a,
-        for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
-            + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
+        C: LockConnection<Backend = Self>,
+        for<'r> F: AsyncFnOnce(&'r mut C) -> Result<T, E>
+            + AsyncFunc<&'r mut C, Result<T, E>, Fut: Send>
             + Send
             + 'a,
         T: Send + 'a,
-        E: From<Error> + Send + 'a;
+        E: From<DieselError> + Send + 'a;
 }
 
 /// An async Diesel connection to a server that has locks: an
 /// [`AsyncPgConnection`](https://docs.rs/diesel-async/latest/diesel_async/struct.AsyncPgConnection.html), an
-/// [`AsyncMysqlConnection`](https://docs.rs/diesel-async/latest/diesel_async/struct.AsyncMysqlConnection.html), and what
-/// derefs to them, such as a pooled one.
+/// [`AsyncMysqlConnection`](https://docs.rs/diesel-async/latest/diesel_async/struct.AsyncMysqlConnection.html), or what
+/// derefs to one, such as a pooled connection.
 ///
 /// It is implemented for all of them.
 ///
@@ -81,9 +87,9 @@ pub trait LockConnection: AsyncConnection<Backend: AsyncLockBackend> {}
 
 impl<C: AsyncConnection<Backend: AsyncLockBackend>> LockConnection for C {}
 
-/// An async closure whose future is [`Send`], as diesel-async's `transaction` takes it.
+/// An async closure whose future is [`Send`], in the form that diesel-async's `transaction` takes it.
 ///
-/// It is implemented for all of them.
+/// It is implemented for all such closures.
 ///
 /// # Examples
 ///
@@ -99,7 +105,7 @@ impl<C: AsyncConnection<Backend: AsyncLockBackend>> LockConnection for C {}
 pub trait AsyncFunc<T, R>:
     AsyncFnOnce(T) -> R + FnOnce(T) -> <Self as AsyncFunc<T, R>>::Fut
 {
-    /// What it returns.
+    /// The future that the closure returns.
     type Fut: Future<Output = R>;
 }
 
@@ -113,80 +119,11 @@ where
 
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What the server of a connection wants to be sent.
+/// What cancels a wait from another connection.
+pub(crate) type Cancel = BoxFuture<'static, ()>;
+
+/// The core's dialect for the server of a connection.
 pub(crate) type DialectOf<C> = <<C as AsyncConnectionCore>::Backend as LockBackend>::Dialect;
 
-/// A key as the server of a connection takes it.
+/// A key in the form that the server of a connection takes.
 pub(crate) type KeyOf<C> = <DialectOf<C> as Dialect>::Key;
-
-/// A type for each number, by which Diesel finds the prepared statement.
-macro_rules! value {
-    ($conn:ident, $statement:ident, $($number:literal)*) => {
-        match $statement.number {
-            $(Some($number) => {
-                CoreQuery::<Value, $number>::new($statement).get_result($conn).await
-            })*
-            Some(number) => unreachable!("BUG: no type for the statement {number}"),
-            None => CoreQuery::<Value>::new($statement).get_result($conn).await,
-        }
-    };
-}
-
-macro_rules! async_lock_backend {
-    ($backend:ty, $transaction:path) => {
-        impl AsyncLockBackend for $backend {
-            async fn value<C>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>>
-            where
-                C: AsyncConnection<Backend = Self>,
-            {
-                value!(conn, statement, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
-            }
-
-            async fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>
-            where
-                C: AsyncConnection<Backend = Self>,
-            {
-                let rows: Vec<HolderRow> = CoreQuery::<HolderColumns>::new(statement)
-                    .load(conn)
-                    .await?;
-                Ok(rows.into_iter().map(to_holder).collect())
-            }
-
-            fn transaction<'a, M, F, T, E>(
-                lock: AdvisoryLock<M>,
-                f: F,
-            ) -> BoxFuture<'a, Result<T, E>>
-            where
-                M: DerefMut<Target: LockConnection<Backend = Self>> + Send + 'a,
-                for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
-                    + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
-                    + Send
-                    + 'a,
-                T: Send + 'a,
-                E: From<Error> + Send + 'a,
-            {
-                Box::pin($transaction(lock, f))
-            }
-        }
-    };
-}
-
-#[cfg(feature = "postgres")]
-mod postgres {
-    use diesel::pg::Pg;
-    use diesel_async::RunQueryDsl;
-
-    use super::*;
-
-    async_lock_backend!(Pg, transaction::with_lock_inside);
-}
-
-#[cfg(feature = "mysql")]
-mod mysql {
-    use diesel::mysql::Mysql;
-    use diesel_async::RunQueryDsl;
-
-    use super::*;
-
-    async_lock_backend!(Mysql, transaction::with_lock_around);
-}

@@ -4,7 +4,7 @@ use dlock_diesel::TransactionLocks;
 use crate::backend::LockConnection;
 use crate::{AdvisoryLock, AdvisoryXactLock};
 
-/// Locks for async Diesel connections.
+/// Adds locks to async Diesel connections.
 ///
 /// # Examples
 ///
@@ -18,16 +18,13 @@ use crate::{AdvisoryLock, AdvisoryXactLock};
 /// # Ok(()) }
 /// ```
 pub trait AdvisoryLockExt: LockConnection {
-    /// A lock that the session holds until it is released. Nothing is sent before it is
-    /// [acquired](AdvisoryLock::acquire).
+    /// A lock that the session holds until it is released. Nothing is sent before you [acquire](AdvisoryLock::acquire)
+    /// it.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::{AdvisoryLockExt, LockKey};
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// conn.advisory_lock("text").acquire().await?.release().await?;
     /// conn.advisory_lock(42).acquire().await?.release().await?;
     /// conn.advisory_lock((1, 2)).acquire().await?.release().await?;
@@ -39,19 +36,14 @@ pub trait AdvisoryLockExt: LockConnection {
         AdvisoryLock::new(self, key)
     }
 
-    /// A lock that ends with the transaction that is open. PostgreSQL only.
+    /// A lock that ends with the open transaction. PostgreSQL only.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::{AdvisoryLockExt, Error};
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
-    /// conn.transaction(async |conn| {
-    ///     conn.advisory_xact_lock("account/1").acquire().await?;
-    ///     Ok::<(), Error>(())
-    /// }).await?;
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// use diesel_async::AsyncConnection;
+    /// conn.transaction(async |conn| conn.advisory_xact_lock("account/1").acquire().await).await?;
     /// # Ok(()) }
     /// ```
     fn advisory_xact_lock(&mut self, key: impl Into<LockKey>) -> AdvisoryXactLock<'_, Self>

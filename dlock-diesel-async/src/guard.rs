@@ -1,16 +1,17 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, OpenTransaction};
-use dlock_diesel::{LockBackend, glue};
+use dlock_core::proto::{Dialect, Hold, Parting};
+use dlock_core::{Holder, LockKey};
+use dlock_diesel::{LockBackend, shared};
 use tokio::task::unconstrained;
 
-use crate::backend::{DialectOf, KeyOf, LockConnection};
-use crate::session::Depth;
-use crate::{Error, drive, session};
+use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
+use crate::run::{self, ask, run};
+use crate::{Error, lock, session};
 
-/// A lock that is held. It is itself an [`AsyncConnection`](diesel_async::AsyncConnection), so that the session that
-/// holds the lock is the one that works.
+/// A lock that is held: the async form of [`dlock_diesel::AdvisoryLockGuard`]. It is itself an
+/// [`AsyncConnection`](diesel_async::AsyncConnection), so the session that holds the lock does the work.
 ///
 /// # Examples
 ///
@@ -28,152 +29,102 @@ use crate::{Error, drive, session};
 /// # Ok(()) }
 /// ```
 ///
-/// # Release on drop is not the same everywhere!
+/// # Release it, do not drop it
 ///
-/// [`release`](Self::release) waits until the lock is free, and tells whether it had been held to the end. A guard that
-/// is dropped cannot wait, be it by `?`, in a panic, in a task that is aborted or after the runtime has gone:
+/// [`release`](Self::release) waits until the lock is free, and reports whether the session held it to the end. A guard
+/// that is dropped cannot wait. It sends the unlock and leaves:
 ///
-/// - PostgreSQL: the unlock is handed to the driver's task, and the lock is free as soon as the server reads it. A
-///   transaction that was begun under the lock and is still open is rolled back first; then the connection counts as
-///   broken. If the guard itself was acquired inside a transaction that an error has aborted, the server does not obey,
-///   and the lock stays until the session ends; so the connection counts as broken there, except in a test transaction.
-/// - MySQL and MariaDB: the same, and the connection always counts as broken, for it is out of step: diesel-async would
-///   give the answer to that message to the next query. If it was broken before, nothing is sent, and the lock is free
-///   when the connection is closed: bb8 does so at once; deadpool at the next `get()` that meets it; a connection of
-///   your own when you drop it.
-/// - SQLite: the lock is free at once, also without a runtime. A transaction that was begun under the lock and is still
-///   open is rolled back first, which blocks the thread for as long as that takes; then the connection counts as broken.
-///   (Without a runtime it cannot be rolled back, and the lock is free when the connection is closed.)
+/// - PostgreSQL: the lock is free when the server reads the unlock. A transaction that was begun under the lock is
+///   rolled back first, and then the connection is marked broken. If the guard was acquired inside a transaction, the
+///   connection is marked broken, and after an error in that transaction the lock stays until the session ends. In a
+///   test transaction the connection stays fit for use.
+/// - MySQL and MariaDB: the same, but the connection is always marked broken. **Do not use it any more:** diesel-async
+///   would give the answer of the unlock to the next query. If it was broken before, nothing is sent, and the lock is
+///   free when the connection is closed. bb8 closes it at once, deadpool at the next `get()` that meets it.
+/// - SQLite: the lock is free at once. An open transaction is rolled back first, which blocks the thread.
 ///
-/// "Reads" and "closed" take until the server is through with what it was doing: if a query was dropped, that is when the
-/// query ends. On a runtime of one thread, PostgreSQL's message is not sent, and a connection not closed, before somebody
-/// drives the runtime again, or drops it.
+/// The server reads a message, or notices that a connection is closed, only after it has finished the current
+/// statement. On a single-threaded runtime nothing is sent or closed until the runtime is polled again or dropped.
 ///
-/// A guard that is leaked ([`std::mem::forget`]) holds its lock until the connection is closed. So does a future of this
-/// crate that is leaked, and on MySQL and MariaDB the connection is out of step then and nothing tells.
-///
-/// # The lock can be lost
-///
-/// The server frees the lock when the session ends: a restart, a failover, an idle timeout, an administrator. The
-/// connection is dead then, and the next statement on it fails. [`is_held`](Self::is_held) asks.
+/// If you leak a guard or a future of this crate ([`std::mem::forget`]), the connection keeps the lock until it is
+/// closed. On MySQL and MariaDB, a leaked future also leaves the connection out of step, and nothing reports that.
 #[must_use = "if unused, the lock is released immediately"]
 pub struct AdvisoryLockGuard<M: DerefMut<Target: LockConnection>> {
-    /// `None` only while it is released.
+    /// `None` only during the release.
     conn: Option<M>,
+    /// `None` once the release has begun: from then on the conversation is responsible.
+    hold: Option<Hold<KeyOf<M::Target>>>,
     key: LockKey,
-    hold: Hold<M::Target>,
-    held: bool,
-}
-
-/// One hold of a lock by a session.
-pub(crate) struct Hold<C: LockConnection> {
-    pub(crate) server_key: KeyOf<C>,
-    pub(crate) mode: Mode,
-    /// The transaction that it was acquired in.
-    pub(crate) depth: Depth,
-    pub(crate) fence: Option<Fence>,
 }
 
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
-    pub(crate) fn new(conn: M, key: LockKey, hold: Hold<M::Target>) -> Self {
+    pub(crate) fn new(conn: M, key: LockKey, hold: Hold<KeyOf<M::Target>>) -> Self {
         Self {
             conn: Some(conn),
+            hold: Some(hold),
             key,
-            hold,
-            held: true,
         }
     }
 
-    /// The key.
+    /// The key of the lock.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::AdvisoryLockExt;
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
-    /// let lock = conn.advisory_lock("report").acquire().await?;
-    /// println!("working under {}", lock.key());
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// println!("working under {}", conn.advisory_lock("report").acquire().await?.key());
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> &LockKey {
         &self.key
     }
 
-    /// Asks the server whether the session still holds the lock.
+    /// Asks the server whether the session still holds the lock: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryLockGuard::is_held).
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::AdvisoryLockExt;
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let mut lock = conn.advisory_lock("report").acquire().await?;
     /// assert!(lock.is_held().await?);
     /// # Ok(()) }
     /// ```
     ///
-    /// # Errors
-    ///
-    /// [`Error::Database`], also if the connection is gone, and the lock with it.
-    ///
     /// # Cancel safety
     ///
-    /// On PostgreSQL nothing happens. On MySQL and MariaDB the connection is marked broken: see
-    /// [`AdvisoryLock::acquire`](crate::AdvisoryLock::acquire).
-    ///
-    /// # Round trips
-    ///
-    /// 1, once prepared.
+    /// Nothing happens to the lock. On MySQL and MariaDB the connection is marked broken.
     pub async fn is_held(&mut self) -> Result<bool, Error> {
-        let statement = DialectOf::<M::Target>::is_held(&self.hold.server_key, self.hold.mode);
-        drive::is_held(&mut **self, statement).await
+        let conn = self.conn.as_deref_mut().expect(RELEASED);
+        let hold = self.hold.as_ref().expect(RELEASED);
+        ask(conn, DialectOf::<M::Target>::is_held(hold), &self.key).await
     }
 
-    /// Who holds the lock or waits for it now: see [`AdvisoryLock::holders`](crate::AdvisoryLock::holders).
+    /// Lists the sessions that hold the lock or wait for it: see [`dlock_diesel`](dlock_diesel::AdvisoryLock::holders).
+    /// Cancel safety is that of [`is_held`](Self::is_held).
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::AdvisoryLockExt;
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let mut lock = conn.advisory_lock("report").acquire().await?;
     /// let waiting = lock.holders().await?.iter().filter(|holder| !holder.granted).count();
     /// # Ok(()) }
     /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Database`].
-    ///
-    /// # Cancel safety
-    ///
-    /// That of [`is_held`](Self::is_held).
-    ///
-    /// # Round trips
-    ///
-    /// 1, once prepared; on MySQL and MariaDB up to 2.
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        drive::holders(conn, &self.hold.server_key).await
+        lock::holders(conn, &self.key).await
     }
 
-    /// Releases the lock and gives the connection back. Other holds of it on the same connection stay.
+    /// Releases the lock and returns the connection: see [`dlock_diesel`](dlock_diesel::AdvisoryLockGuard::release).
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::{AdvisoryLockExt, Error};
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let lock = conn.advisory_lock("report").acquire().await?;
     /// match lock.release().await {
-    ///     Err(Error::NotHeld { .. }) => println!("somebody else may have been at it, too"),
+    ///     Err(Error::NotHeld { .. }) => println!("another holder may have worked at the same time"),
     ///     result => drop(result?),
     /// }
     /// # Ok(()) }
@@ -181,91 +132,57 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// # Errors
     ///
-    /// - [`Error::NotHeld`] if the lock had been lost. The connection counts as broken then, as it is not what it was.
-    /// - [`Error::InTransaction`] if a transaction that was begun under the lock is still open: it is rolled back (unless
-    ///   it is its COMMIT that was dropped, which may have come through), for to commit it without the lock would break
-    ///   exclusion. What is left is done by [the drop](AdvisoryLockGuard).
-    /// - [`Error::Database`] if the server could not be asked, and its session is ended; or if the connection is broken,
-    ///   for instance since a wait was dropped on it, and then the drop does what is left.
-    ///   Also if the server has forgotten the connection's prepared statements (`DEALLOCATE ALL`), and for a lock taken in
-    ///   one transaction (with
-    ///   [`inside_transaction`](crate::AdvisoryLock::inside_transaction), on PostgreSQL) and released in the next.
+    /// Those of [`dlock_diesel`](dlock_diesel::AdvisoryLockGuard::release), with these differences:
+    ///
+    /// - [`Error::TransactionLeftOpen`]: the rollback and the unlock are sent without waiting, as by a drop of the
+    ///   guard. If a dropped COMMIT left the transaction open, the COMMIT may have come through.
+    /// - [`Error::Lost`]: also if the connection was marked broken before, for example by a dropped wait. Then the
+    ///   release does what a drop of the guard does.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the server releases the lock all the same, and the connection counts as broken. Held
-    /// until the connection is closed may only be
-    ///
-    /// - the lock of a transaction that an error has aborted, or one that was acquired inside a transaction and is
-    ///   released after it (PostgreSQL);
-    /// - any lock where that statement is not prepared, because the connection keeps none
-    ///   ([`CacheSize::Disabled`](diesel::connection::CacheSize::Disabled)) or the acquire failed to prepare it: else it is
-    ///   the one that has acquired the lock, and goes out in one message.
-    ///
-    /// # Round trips
-    ///
-    /// 1; 2 for a lock that was acquired inside a PostgreSQL transaction.
+    /// The server still releases the lock, and the connection is marked broken. In these cases the lock stays until the
+    /// connection is closed: on PostgreSQL, it was acquired inside a transaction that is over or aborted; or the
+    /// connection keeps no prepared statements ([`CacheSize::Disabled`](diesel::connection::CacheSize::Disabled)).
     pub async fn release(mut self) -> Result<M, Error> {
         self.undo().await?;
         Ok(self.conn.take().expect(RELEASED))
     }
 
-    /// On an error the drop gives up what may still be held.
+    /// Releases the lock. After an error, the drop gives up what may still be held.
     pub(crate) async fn undo(&mut self) -> Result<(), Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
+        let base = self.hold.as_ref().expect(RELEASED).depth();
         // A broken connection may not answer soon.
-        let depth = session::depth(conn)?;
-        let base = self.hold.depth;
-        if depth > base {
-            return Err(glue::in_transaction(&self.key));
+        let session = run::session(conn, &self.key)?;
+        // The drop rolls back. diesel-async (0.9) panics when asked to roll back after its COMMIT was dropped.
+        if session.depth > base {
+            return Err(shared::left_open(&self.key));
         }
-        // The savepoint went with the transaction if that has ended.
-        let fence = self.hold.fence.filter(|_| depth == base);
-        let server_key = &self.hold.server_key;
-        let machine =
-            DialectOf::<M::Target>::release_abandonable(server_key, self.hold.mode, fence);
-        // From here on the conversation sees to it, also if it is dropped.
-        self.held = false;
-        // Without a budget, for a task that has used its own up would not even send it in this poll.
-        let released = unconstrained(drive::drive(conn, machine, &self.key, None)).await;
-        if let Err(Error::NotHeld { .. }) = released {
-            // Nothing is held, but this is not the session that it was.
-            session::mark_broken(conn);
-        }
-        released.map(drop)
+        // From here on the conversation is responsible, even if it is dropped.
+        let hold = self.hold.take().expect(RELEASED);
+        let machine = DialectOf::<M::Target>::release(hold, session);
+        // Without tokio's budget: a task that has used up its budget would not even send the release in this poll.
+        unconstrained(run(conn, machine, &self.key, None)).await
     }
 }
 
 const RELEASED: &str = "BUG: the connection is there until the guard is released";
 
-/// Gives a hold up without waiting.
-fn give_up<C: LockConnection>(conn: &mut C, hold: &Hold<C>) {
-    let depth = session::depth(conn).ok();
-    let transaction = match (hold.depth, depth) {
-        (_, Some(None)) => OpenTransaction::None,
-        (None, _) => OpenTransaction::RollBack,
-        (Some(_), _) => OpenTransaction::Keep,
-    };
-    let message = DialectOf::<C>::release_unread(&hold.server_key, hold.mode, transaction)
-        // A wait may have been dropped, which must end when the connection is closed.
-        .filter(|_| depth.is_some() || !DialectOf::<C>::UNREAD_MESSAGES_HIDE_A_CLOSE);
-    let sent = message
-        .as_ref()
-        .is_some_and(|message| session::send_unread(conn, message));
-    if let Some(give_up) = C::Backend::GIVE_UP {
-        if message.is_some() {
-            // Rolled back, of which Diesel does not know.
-            session::mark_broken(conn);
-        }
-        if sent || message.is_none() {
-            give_up(&hold.server_key);
-        }
-        return;
-    }
-    // In an aborted transaction the unlock fails, and nobody would know.
-    let unsure = depth != Some(None) && !session::in_test_transaction(conn);
-    if unsure || message.is_none() || !DialectOf::<C>::SKIPS_UNREAD_ANSWERS {
+/// Gives up a hold without waiting.
+fn part<C: LockConnection>(conn: &mut C, hold: &Hold<KeyOf<C>>) {
+    let session = session::parting_session(conn);
+    let Parting {
+        message,
+        broken,
+        request,
+    } = DialectOf::<C>::part(hold, session);
+    let failed = message.is_some_and(|message| !C::Backend::send_unread(conn, &message));
+    if broken {
         session::mark_broken(conn);
+    }
+    if let (Some(request), false) = (request, failed) {
+        <C::Backend as LockBackend>::give_up(request);
     }
 }
 
@@ -285,8 +202,8 @@ impl<M: DerefMut<Target: LockConnection>> DerefMut for AdvisoryLockGuard<M> {
 
 impl<M: DerefMut<Target: LockConnection>> Drop for AdvisoryLockGuard<M> {
     fn drop(&mut self) {
-        if let (true, Some(conn)) = (self.held, self.conn.as_deref_mut()) {
-            give_up(conn, &self.hold);
+        if let (Some(hold), Some(conn)) = (&self.hold, self.conn.as_deref_mut()) {
+            part(conn, hold);
         }
     }
 }
@@ -295,7 +212,7 @@ impl<M: DerefMut<Target: LockConnection>> fmt::Debug for AdvisoryLockGuard<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AdvisoryLockGuard")
             .field("key", &self.key)
-            .field("mode", &self.hold.mode)
+            .field("mode", &self.hold.as_ref().map(Hold::mode))
             .finish_non_exhaustive()
     }
 }

@@ -1,7 +1,7 @@
-//! Distributed locks on the database you already have, for [diesel-async](diesel_async): PostgreSQL's advisory locks and
-//! MySQL's and MariaDB's named locks as extensions of async Diesel connections.
+//! Distributed locks for [diesel-async](diesel_async), on the database you already have.
 //!
-//! They need no table, no lease and no clock, and the server frees them when the connection of their holder dies.
+//! It has the names of [`dlock_diesel`], whose pages say what each method does. The pages here say what is different.
+//! The locks are the same: sync and async applications can share one.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -33,44 +33,46 @@
 //! # Ok(()) }
 //! ```
 //!
-//! - [`AdvisoryLockExt`] gives every connection [`advisory_lock`](AdvisoryLockExt::advisory_lock) and, on PostgreSQL,
+//! - [`AdvisoryLockExt`] adds [`advisory_lock`](AdvisoryLockExt::advisory_lock) to every connection and, on PostgreSQL,
 //!   [`advisory_xact_lock`](AdvisoryLockExt::advisory_xact_lock).
-//! - [`AdvisoryLock`] is a lock that is not held yet, [`AdvisoryLockGuard`] one that is, [`AdvisoryXactLock`] one that
-//!   ends with the transaction.
-//! - [`LockKey`] is its name: text, bytes, a number or a pair of them.
-//! - [`Error`] tells what a caller can act on.
+//! - [`AdvisoryLock`] is a lock that is not held yet. [`AdvisoryLockGuard`] is one that is held. [`AdvisoryXactLock`]
+//!   is one that ends with the open transaction.
+//! - [`LockKey`] is the name of a lock: text, bytes, a number or a pair of numbers.
+//! - [`Error`] has one variant for each thing that a caller can act on.
 //!
-//! The names are those of [`dlock_diesel`], and so are the locks: a sync and an async application can share one.
+//! It runs on tokio, as diesel-async's connections do, on one thread or many, with tokio's timer enabled. Its futures
+//! are [`Send`].
 //!
 //! # Dropped futures
 //!
-//! Every future can be dropped at any point, by `tokio::time::timeout`, `tokio::select!`, a task that is aborted or a
-//! client that hangs up: no lock stays behind, nobody in the server's queue takes it later, and no pool hands the
-//! connection to the next user out of step. [`AdvisoryLock::acquire`] and [`AdvisoryLockGuard`] say for each case when
-//! the lock is free again.
+//! You can drop every future at any point: with `tokio::time::timeout`, `tokio::select!`, an aborted task, or a client
+//! that hangs up. No lock stays behind for ever, no abandoned wait gets the lock later and keeps it, and no pool hands
+//! out a connection that is out of step. `docs/design.md` in the repository has a table of what is free when.
 //!
-//! That may cost the connection, which is then marked broken. So prefer what needs no dropping:
+//! A dropped future can cost the connection, which is then marked broken. So prefer what needs no dropping:
 //!
-//! | instead of | write | for then |
+//! | instead of | write | because |
 //! |---|---|---|
-//! | `timeout(limit, lock.acquire())` | `lock.timeout(limit).acquire()` | the connection stays, and the error says who has the lock |
-//! | `drop(guard)` | `guard.release().await` | the lock is free when it returns, and on MySQL the connection stays |
-//! | a wait that will be dropped | [`cancel_with`](AdvisoryLock::cancel_with) | the place in the server's queue is free at once |
+//! | `timeout(limit, lock.acquire())` | `lock.timeout(limit).acquire()` | you keep the connection |
+//! | `drop(guard)` | `guard.release().await` | the lock is free when it returns |
+//! | a wait that will be dropped | `lock.cancel_with(..).acquire()` | it leaves the server's queue at once |
 //!
 //! # Pools
 //!
-//! Give an owned connection to [`AdvisoryLock::new`], or borrow it. A lock needs one connection and no second, as long as
-//! it waits and is held; so a pool must be greater than the number of locks that wait or are held at once.
+//! Give an owned connection to [`AdvisoryLock::new`], or borrow it. A lock needs its connection while it waits and
+//! while it is held, so a pool has to be larger than the number of locks that wait or are held at once.
 //!
-//! A connection that was marked broken is closed by bb8 when it comes back, and by deadpool at the next `get()` that meets
-//! it: until then its session lives on, and what is "free when the connection is closed" is not free.
+//! bb8 closes a broken connection when it comes back. deadpool closes it at the next `get()` that meets it: until then
+//! its session lives on, and keeps what is free only "when the connection is closed".
 //!
 //! **mobc** of diesel-async 0.9.1 and 0.9.2 keeps the broken connections and closes the healthy ones
-//! ([diesel_async#290](https://github.com/diesel-rs/diesel_async/pull/290) turned its question round). Have it look at a
-//! connection before it hands it out:
+//! ([diesel_async#290](https://github.com/diesel-rs/diesel_async/pull/290)). Let it check a connection before it hands
+//! it out:
 //!
 //! ```
-//! use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, PoolableConnection, RecyclingMethod};
+//! use diesel_async::pooled_connection::{
+//!     AsyncDieselConnectionManager, ManagerConfig, PoolableConnection, RecyclingMethod,
+//! };
 //! use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 //!
 //! let mut config = ManagerConfig::default();
@@ -87,23 +89,21 @@
 //!
 //! # What it is not
 //!
-//! - It is no substitute for a unique constraint or `SELECT .. FOR UPDATE` where a row is what you protect.
-//! - It excludes who asks for the same key on the same server (PostgreSQL: the same database), and nobody else. Behind
-//!   PgBouncer in transaction mode, use [`AdvisoryLock::transaction`] or transaction locks only; on clusters that
-//!   accept writes on several nodes (Galera, group replication) such locks are local to a node.
-//! - It is no substitute for a [`tokio::sync::Mutex`] among the tasks of one process, which costs no round trip.
-//! - A holder whose connection has died may still be running. Where that matters, let what it writes to check.
+//! - It does not replace a [`tokio::sync::Mutex`] among the tasks of one process, which costs no round trip.
+//! - The [limits of `dlock_diesel`](dlock_diesel#what-it-is-not) apply.
 //!
 //! # Features
 //!
 //! - `postgres` (default): locks on PostgreSQL connections.
 //! - `mysql` (default): locks on MySQL and MariaDB connections.
-//! - `sqlite`: locks on `SyncConnectionWrapper<SqliteConnection>`.
-//! - `migrations`: runs the pending migrations of `diesel_migrations` under a lock.
-//! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
-//!
-//! It runs on tokio, as diesel-async's connections do, on runtimes of one thread or of many (with their timer enabled),
-//! and its futures are [`Send`].
+//! - `sqlite`: locks on `SyncConnectionWrapper<SqliteConnection>`. Each connection needs one call of
+//!   `enable_advisory_locks()`.
+//! - `migrations`: `AdvisoryLock::run_pending_migrations` runs the pending migrations of `diesel_migrations` under a
+//!   lock.
+//! - `uuid`: a UUID is a key, the same one as its hyphenated text.
+//! - `sqlalchemy-dlock`, `django-pglock`, `sqlx`, `with-advisory-lock`, `distributed-lock`: `LockKey` takes the exact
+//!   locks of that library, with a function of its name (`LockKey::sqlx(..)`, `LockKey::django_pglock(..)`). Programs
+//!   that use it and programs that use dlock then exclude each other.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
@@ -111,12 +111,12 @@
 )]
 
 mod backend;
-mod drive;
 mod ext;
 mod guard;
 mod lock;
 #[cfg(feature = "migrations")]
 mod migrations;
+mod run;
 mod session;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -124,6 +124,8 @@ mod transaction;
 mod xact;
 
 pub use backend::{AsyncFunc, AsyncLockBackend, LockConnection};
+#[cfg(feature = "postgres")]
+pub use dlock_diesel::PostgresKey;
 pub use dlock_diesel::{
     Error, Holder, InvalidKey, LockBackend, LockKey, Mode, SharedLocks, TransactionLocks,
 };

@@ -16,24 +16,15 @@ use diesel::sql_types::Text;
 use diesel_async::{AsyncConnectionCore, RunQueryDsl, TransactionManager};
 use diesel_migrations::MigrationHarness;
 use dlock_core::Mode;
-use dlock_diesel::glue;
+use dlock_diesel::shared;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{AdvisoryLock, LockConnection};
 
 #[cfg_attr(docsrs, doc(cfg(feature = "migrations")))]
 impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
-    /// Runs the migrations that are pending once the lock is held, in their order, and releases the lock: what any
-    /// number of processes can do at their start, for each migration is applied by one of them.
-    ///
-    /// It waits by [polling](Self::poll_every), each 100 ms unless told otherwise: a wait in PostgreSQL's queue holds
-    /// a snapshot, which a migration with `CREATE INDEX CONCURRENTLY` waits for, and that is a deadlock. The lock is
-    /// exclusive, even if it was asked for as [`shared`](Self::shared).
-    ///
-    /// It returns the versions that *this* call applied, none if another process did.
-    ///
-    /// It is no transaction around all of them: each migration has its own, or none, as its `metadata.toml` says. And
-    /// it keeps apart those who take this lock, which `diesel migration run` does not.
+    /// Runs the pending migrations under the lock: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryLock::run_pending_migrations).
     ///
     /// # Examples
     ///
@@ -47,25 +38,16 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
     ///
     /// let mut conn = AsyncPgConnection::establish("postgres://localhost/app").await?;
-    /// for version in conn.advisory_lock("migrations").run_pending_migrations(MIGRATIONS).await? {
-    ///     println!("applied {version}");
-    /// }
-    ///
-    /// // An error of the lock is told from one of a migration by its type.
     /// let migrations = conn.advisory_lock("migrations").timeout(Duration::from_secs(60));
-    /// if let Err(error) = migrations.run_pending_migrations(MIGRATIONS).await {
-    ///     match error.downcast_ref::<Error>() {
-    ///         Some(Error::Timeout { holders, .. }) => println!("still being migrated by {holders:?}"),
-    ///         Some(other) => println!("the lock: {other}"),
-    ///         None => println!("a migration: {error}"),
-    ///     }
+    /// for version in migrations.run_pending_migrations(MIGRATIONS).await? {
+    ///     println!("applied {version}");
     /// }
     /// # Ok(()) }
     /// ```
     ///
-    /// A guard that owns its connection goes into diesel-async's own
-    /// [`AsyncMigrationHarness`](https://docs.rs/diesel-async/latest/diesel_async/struct.AsyncMigrationHarness.html),
-    /// which does everything else under the same lock, on a runtime with several threads:
+    /// For everything else under the same lock, pass a guard that owns its connection to diesel-async's
+    /// [`AsyncMigrationHarness`](https://docs.rs/diesel-async/latest/diesel_async/struct.AsyncMigrationHarness.html).
+    /// That needs a runtime with several threads:
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -82,40 +64,23 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// # Ok(()) }
     /// ```
     ///
-    /// # Errors
-    ///
-    /// - Those of [`acquire`](Self::acquire), as an [`Error`](crate::Error) in the box. No migration has been run.
-    ///   In an open transaction that is [`Error::InTransaction`](crate::Error::InTransaction), since the lock would
-    ///   be free before the migrations are committed.
-    /// - Those of the migrations and of their table, as Diesel's
-    ///   [`run_pending_migrations`](MigrationHarness::run_pending_migrations) has them. The lock is released, and the
-    ///   migrations before the one that failed are applied.
-    /// - If all migrations succeeded, those of [`release`](crate::AdvisoryLockGuard::release), as an
-    ///   [`Error`](crate::Error) in the box.
-    ///
     /// # Panics
     ///
-    /// - Outside a tokio runtime. Any kind will do, also one with a single thread: what is not async in a migration
-    ///   runs in [`spawn_blocking`](tokio::task::spawn_blocking).
-    /// - If a migration does. The guard is dropped then: see [`AdvisoryLockGuard`](crate::AdvisoryLockGuard).
+    /// - Outside a tokio runtime. Every kind of runtime works, also one with a single thread: what is not async in a
+    ///   migration runs in [`spawn_blocking`](tokio::task::spawn_blocking).
+    /// - If a migration panics. The guard is dropped then: see [`AdvisoryLockGuard`](crate::AdvisoryLockGuard).
     ///
     /// # Cancel safety
     ///
-    /// Until the lock is held, that of [`acquire`](Self::acquire). Then no further migration is begun, and the guard is
-    /// dropped: see [`AdvisoryLockGuard`](crate::AdvisoryLockGuard). On PostgreSQL the statement that runs goes on to
-    /// its end; then its transaction is rolled back, and the lock is free. On MySQL and MariaDB the connection is marked
-    /// broken, and the lock is free when it is closed and that statement has ended. A migration without a transaction
-    /// may be left half-way, and so may any on MySQL and MariaDB.
+    /// Until the lock is held, that of [`acquire`](Self::acquire). After that, no further migration begins, and the
+    /// guard is dropped: see [`AdvisoryLockGuard`](crate::AdvisoryLockGuard). The statement that runs goes on to its
+    /// end, and its transaction is rolled back. A migration without a transaction may be left half-way, and so may any
+    /// migration on MySQL and MariaDB.
     ///
     /// # Round trips
     ///
-    /// Those of [`acquire`](Self::acquire) when polling and of [`release`](crate::AdvisoryLockGuard::release), and, once
+    /// Those of [`acquire`](Self::acquire) when polling and of [`release`](crate::AdvisoryLockGuard::release). Once
     /// prepared, 2 to look up what is pending, and for each migration 4, or 2 if it has no transaction.
-    ///
-    /// # Backend differences
-    ///
-    /// On MySQL and MariaDB most statements that change the schema commit at once, so that a migration that fails
-    /// half-way leaves its first half behind. The lock is the session's and is held all the same.
     pub async fn run_pending_migrations<S>(
         mut self,
         source: S,
@@ -126,11 +91,11 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         String: FromSql<Text, <M::Target as AsyncConnectionCore>::Backend>,
         str: ToSql<Text, <M::Target as AsyncConnectionCore>::Backend>,
     {
-        self.mode = Mode::Exclusive;
-        self.wait.poll.get_or_insert(glue::MIGRATION_INTERVAL);
+        self.ask.mode = Mode::Exclusive;
+        self.ask.wait.poll.get_or_insert(shared::MIGRATION_INTERVAL);
         let mut guard = self.acquire().await?;
         let result = migrate(&mut *guard, source).await;
-        // An error of a migration is not hidden by one of the release.
+        // An error of the release does not hide one of a migration.
         match (result, guard.undo().await) {
             (Ok(_), Err(error)) => Err(error.into()),
             (result, _) => result,
@@ -138,9 +103,9 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     }
 }
 
-/// Runs the migrations in a thread where they may block, and what they ask for here.
+/// Runs the migrations in a thread where they may block, and runs here what they ask for.
 ///
-/// diesel-async's own harness takes neither a borrowed connection nor a runtime with a single thread.
+/// diesel-async's own harness accepts neither a borrowed connection nor a runtime with one thread.
 async fn migrate<C, S>(conn: &mut C, source: S) -> Result<Vec<MigrationVersion<'static>>>
 where
     C: LockConnection<Backend: 'static>,
@@ -155,7 +120,7 @@ where
         Ok(applied.iter().map(MigrationVersion::as_owned).collect())
     });
     while let Some((request, answer)) = requested.recv().await {
-        // If the thread has gone meanwhile, its result says why.
+        // If the thread has ended meanwhile, its result says why.
         let _ = answer.send(serve(conn, request).await);
     }
     match thread.await {
@@ -176,7 +141,7 @@ enum Request {
     RollBack,
 }
 
-/// Only what was [applied](Request::Applied) is more than a success.
+/// Only the answer to [`Applied`](Request::Applied) has versions in it.
 type Answer = QueryResult<Vec<MigrationVersion<'static>>>;
 
 async fn serve<C>(conn: &mut C, request: Request) -> Answer
@@ -201,7 +166,7 @@ where
     Ok(Vec::new())
 }
 
-/// A query of Diesel's table of migrations. (`sql_query` and the like are for backends that are known by name.)
+/// A query of Diesel's table of migrations. (`sql_query` works only for backends that are known by name.)
 enum Table {
     Versions,
     Insert(MigrationVersion<'static>),
@@ -233,7 +198,7 @@ where
     }
 }
 
-/// The connection as a migration sees it, in another thread.
+/// The connection as a migration sees it in its thread.
 struct Remote {
     requests: mpsc::Sender<(Request, oneshot::Sender<Answer>)>,
 }
@@ -244,7 +209,7 @@ impl Remote {
         let sent = self.requests.blocking_send((request, answer));
         match sent.map(|()| answered.blocking_recv()) {
             Ok(Ok(answer)) => answer,
-            // The future was dropped, and the guard with it: nothing of this thread matters any more.
+            // The future was dropped, and the guard with it. Whatever this thread still does has no effect.
             _ => Err(DieselError::BrokenTransactionManager),
         }
     }
@@ -290,7 +255,7 @@ impl<DB: Backend> MigrationHarness<DB> for Remote {
             Ok(version)
         });
         if result.is_err() {
-            // Its own error is not hidden by one of the rollback, with which the connection is broken.
+            // An error of the rollback breaks the connection, but does not hide the error of the migration.
             let _ = self.ask(Request::RollBack);
         }
         result

@@ -1,52 +1,55 @@
 //! What Diesel knows of the session behind a connection.
 
 use std::num::NonZeroU32;
-use std::pin::pin;
-use std::task::{Context, Waker};
 
 use diesel::QueryResult;
 use diesel::connection::TransactionManagerStatus;
+use diesel::result::Error as DieselError;
 use diesel_async::{AsyncConnection, TransactionManager};
-use dlock_core::Dialect;
+use dlock_core::proto::{Depth, Dialect, Session};
+use dlock_diesel::shared::status;
 
 use crate::backend::{AsyncLockBackend, DialectOf, LockConnection};
-
-/// How many transactions and savepoints of Diesel are open; a raw BEGIN is not seen.
-pub(crate) type Depth = Option<NonZeroU32>;
 
 fn status<C: AsyncConnection>(conn: &mut C) -> &mut TransactionManagerStatus {
     C::TransactionManager::transaction_manager_status_mut(conn)
 }
 
-/// The depth, or an error where the connection is broken: also if a BEGIN or COMMIT of diesel-async was dropped, so that
-/// nobody knows whether a transaction is open.
-pub(crate) fn depth<C: AsyncConnection>(conn: &mut C) -> QueryResult<Depth> {
-    let depth = status(conn).transaction_depth()?;
-    if depth.is_none() && C::TransactionManager::is_broken_transaction_manager(conn) {
-        return Err(diesel::result::Error::BrokenTransactionManager);
+/// How many transactions are open, or an error if the connection is broken. A connection is also broken if a BEGIN or
+/// COMMIT of diesel-async was dropped, because nobody knows whether a transaction is open.
+pub(crate) fn session<C: AsyncConnection>(conn: &mut C) -> QueryResult<Session> {
+    let depth = status::depth(status(conn))?;
+    let broken = C::TransactionManager::is_broken_transaction_manager(conn);
+    if depth.is_none() && broken {
+        return Err(DieselError::BrokenTransactionManager);
     }
-    Ok(depth)
+    // An open transaction makes a connection count as broken, except the one of `begin_test_transaction`. A transaction
+    // that is begun inside it stands for a real one.
+    let test_transaction = depth == NonZeroU32::new(1) && !broken;
+    Ok(Session {
+        depth,
+        test_transaction,
+    })
 }
 
-/// Whether the open transaction is the one of `begin_test_transaction`, the only kind with which a connection does not
-/// count as broken, and none was begun in it: that would be a real one in production.
-pub(crate) fn in_test_transaction<C: AsyncConnection>(conn: &mut C) -> bool {
-    depth(conn).is_ok_and(|depth| depth == NonZeroU32::new(1))
-        && !C::TransactionManager::is_broken_transaction_manager(conn)
+/// The session of a guard that is dropped. `None` if somebody has marked the connection broken: a wait may be pending
+/// on it. After a BEGIN that was dropped, a transaction may be open.
+pub(crate) fn parting_session<C: AsyncConnection>(conn: &mut C) -> Option<Session> {
+    let depth = status::depth(status(conn)).ok()?;
+    Some(session(conn).unwrap_or(Session {
+        depth: depth.or(Some(NonZeroU32::MIN)),
+        test_transaction: false,
+    }))
 }
 
-/// Tells Diesel that a transaction has begun.
+/// Tells Diesel that dlock has begun a transaction.
 pub(crate) fn began_transaction<C: AsyncConnection>(conn: &mut C) -> QueryResult<()> {
-    use diesel::connection::TransactionDepthChange::IncreaseDepth;
-    match status(conn) {
-        TransactionManagerStatus::Valid(status) => status.change_transaction_depth(IncreaseDepth),
-        TransactionManagerStatus::InError => Err(diesel::result::Error::BrokenTransactionManager),
-    }
+    status::began(status(conn))
 }
 
-/// Rolls back what was begun since `base`.
+/// Rolls back all transactions and savepoints that were begun since `base`.
 pub(crate) async fn roll_back_to<C: AsyncConnection>(conn: &mut C, base: Depth) -> QueryResult<()> {
-    while depth(conn)? > base {
+    while session(conn)?.depth > base {
         C::TransactionManager::rollback_transaction(conn).await?;
     }
     Ok(())
@@ -54,27 +57,20 @@ pub(crate) async fn roll_back_to<C: AsyncConnection>(conn: &mut C, base: Depth) 
 
 /// Marks the connection broken, so that a pool discards it.
 pub(crate) fn mark_broken<C: AsyncConnection>(conn: &mut C) {
-    status(conn).set_in_error();
+    status::mark_broken(status(conn));
 }
 
-/// Ends the server's session, which frees all that it holds, and marks the connection broken. SQLite's is rolled back, and
-/// what it holds is given up by each guard.
+/// Ends the server's session, which frees everything that it holds, and marks the connection broken. SQLite only rolls
+/// back: there, each guard gives up its own hold.
 pub(crate) async fn end<C: LockConnection>(conn: &mut C) {
-    // Marked first: this future may be dropped.
+    // Marked first, because this future may be dropped.
     mark_broken(conn);
-    // An error is what ending the own session answers, and a connection that is gone as well.
+    // A server answers with an error when a session ends itself. A connection that is gone also gives an error.
     let _ = conn.batch_execute(DialectOf::<C>::END_SESSION).await;
 }
 
-/// Sends a message whose answer nobody reads, from where nothing can be awaited.
-///
-/// On PostgreSQL the first poll hands it to the driver's task, behind all that was sent before; on MySQL it writes it to
-/// the socket, and there the answer that is not read would be taken for that of the next query, so that the connection
-/// has to be marked broken.
-pub(crate) fn send_unread<C: LockConnection>(conn: &mut C, message: &str) -> bool {
-    <C::Backend as AsyncLockBackend>::send_unread(conn, message)
-}
-
-pub(crate) fn poll_once(future: impl Future) {
-    let _ = pin!(future).poll(&mut Context::from_waker(Waker::noop()));
+/// The same for a connection that gives answers to earlier questions: what it was asked last may still be waiting.
+pub(crate) fn end_unread<C: LockConnection>(conn: &mut C) {
+    mark_broken(conn);
+    C::Backend::send_unread(conn, DialectOf::<C>::END_SESSION);
 }

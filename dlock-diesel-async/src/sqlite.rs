@@ -1,29 +1,26 @@
-//! SQLite's part: its locks are in this process, so that what is dropped gives them up without waiting.
+//! What async connections to SQLite need. Its locks live in this process, so a dropped future gives them up without
+//! waiting.
 
-use std::ops::DerefMut;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use diesel::QueryResult;
-use diesel::sql_types;
-use diesel::sqlite::{Sqlite, SqliteConnection};
+use diesel::sqlite::SqliteConnection;
+use diesel_async::TransactionManager;
 use diesel_async::sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper};
-use diesel_async::{AsyncConnection, RunQueryDsl, TransactionManager};
-use dlock_core::{Holder, Statement};
-use dlock_diesel::glue::sqlite::{Asked, explain, forget, give_up};
-use dlock_diesel::glue::{CoreQuery, Value};
+use dlock_core::proto::Request;
+use dlock_diesel::shared::{forget, give_up};
 
-use crate::backend::{AsyncFunc, AsyncLockBackend, BoxFuture, LockConnection};
-use crate::{AdvisoryLock, Error, session, transaction};
+use crate::backend::{AsyncLockBackend, LockConnection};
+use crate::{Error, session};
 
-/// Makes async SQLite connections ready for locks.
+/// Makes async SQLite connections ready for locks: see [`dlock_diesel::SqliteLocksExt`] for the lock file and its
+/// limits.
 ///
-/// SQLite has no locks of its own, so a connection has to be told once, right after it was opened, in a pool where that
-/// lets new connections be set up. Without it, the first lock fails with [`Error::Unsupported`], which names this line.
-/// `dlock_diesel::SqliteLocksExt` says what appears beside the database, whom a lock keeps apart, and where there are
-/// none.
+/// Call [`enable_advisory_locks`](Self::enable_advisory_locks) on each connection once, right after opening it. Without
+/// it, the first lock fails with [`Error::Unsupported`], which names this call.
 ///
 /// # Examples
 ///
@@ -68,11 +65,11 @@ use crate::{AdvisoryLock, Error, session, transaction};
 ///
 /// # A wait occupies a thread
 ///
-/// diesel-async runs SQLite on tokio's blocking threads, of which there are 512 unless the runtime is told otherwise. A
-/// wait occupies one until it ends. If as many wait as there are threads, the holder cannot go on: keep pools smaller
-/// than that, or [poll](AdvisoryLock::poll_every), which occupies none.
+/// diesel-async runs SQLite on tokio's blocking threads, of which there are 512 unless you configure another number. A
+/// wait occupies one until it ends. If as many sessions wait as there are threads, the holder cannot go on. Keep pools
+/// smaller than that, or [poll](crate::AdvisoryLock::poll_every), which occupies no thread between tries.
 pub trait SqliteLocksExt {
-    /// Makes this connection ready for locks. Once is enough, and once more does nothing.
+    /// Makes this connection ready for locks. A second call does nothing.
     ///
     /// # Examples
     ///
@@ -80,11 +77,12 @@ pub trait SqliteLocksExt {
     ///
     /// # Errors
     ///
-    /// [`Error::Database`] if the connection cannot be asked, or its file is gone.
+    /// [`Error::Database`] if a statement on the connection fails, its file is gone, or another version of this crate
+    /// has made it ready.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the connection may be ready or not; it is fit for use.
+    /// If the future is dropped, the connection may be ready or not. It stays fit for use.
     fn enable_advisory_locks(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
@@ -96,36 +94,38 @@ impl<S: SpawnBlocking + Send> SqliteLocksExt for SyncConnectionWrapper<SqliteCon
     }
 }
 
-/// A statement that runs on a blocking thread. If it is dropped, it gives up the request that it is for, and comes to
-/// its end.
+/// A statement that runs on a blocking thread. If it is dropped, it first gives up its request, and then waits for the
+/// end of the statement.
 ///
-/// diesel-async would wait for the end as well, but before anybody could have given up what is waited for; and it panics
-/// on a runtime of one thread.
-struct Running<'f, T> {
+/// diesel-async also waits for the end, but before anybody could give up the request, and it panics on a runtime with
+/// one thread.
+pub(crate) struct Running<'f, T> {
     future: Pin<Box<dyn Future<Output = T> + Send + 'f>>,
-    request: Option<i64>,
-    is_polled: bool,
-    is_done: bool,
+    request: Option<Request>,
+    /// It has been polled and has not ended yet.
+    armed: bool,
 }
 
 impl<'f, T> Running<'f, T> {
-    fn new(future: impl Future<Output = T> + Send + 'f, request: Option<i64>) -> Self {
+    pub(crate) fn new(
+        future: impl Future<Output = T> + Send + 'f,
+        request: Option<Request>,
+    ) -> Self {
         Self {
-            // It is polled to its end in one go, also where it is not its turn.
+            // Without tokio's budget, so that a poll goes as far as it can.
             future: Box::pin(tokio::task::unconstrained(future)),
             request,
-            is_polled: false,
-            is_done: false,
+            armed: false,
         }
     }
 
     /// Blocks this thread until the statement has ended.
-    fn finish(&mut self) -> T {
+    pub(crate) fn finish(&mut self) -> T {
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut context = Context::from_waker(&waker);
         loop {
             if let Poll::Ready(output) = self.future.as_mut().poll(&mut context) {
-                self.is_done = true;
+                self.armed = false;
                 return output;
             }
             thread::park();
@@ -137,16 +137,15 @@ impl<T> Future for Running<'_, T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        self.is_polled = true;
         let poll = self.future.as_mut().poll(context);
-        self.is_done = poll.is_ready();
+        self.armed = poll.is_pending();
         poll
     }
 }
 
 impl<T> Drop for Running<'_, T> {
     fn drop(&mut self) {
-        if self.is_done || !self.is_polled {
+        if !self.armed {
             return;
         }
         if let Some(request) = self.request {
@@ -167,77 +166,30 @@ impl Wake for Unpark {
     }
 }
 
-/// Begins a transaction that may write, or a savepoint in the one that is open.
+/// Begins a transaction that writes from the start, or a savepoint if a transaction is open.
 pub(crate) async fn begin_immediate<C: LockConnection>(conn: &mut C) -> QueryResult<()> {
-    if session::depth(conn)?.is_some() {
+    if session::session(conn)?.depth.is_some() {
         return C::TransactionManager::begin_transaction(conn).await;
     }
-    let mut beginning = Beginning {
-        conn,
-        has_ended: false,
-    };
+    let mut beginning = Beginning { conn, armed: true };
     let began = Running::new(beginning.conn.batch_execute("BEGIN IMMEDIATE"), None).await;
-    beginning.has_ended = true;
+    beginning.armed = false;
     began?;
     session::began_transaction(beginning.conn)
 }
 
-/// A transaction that is beginning. If it is dropped, nobody knows whether it has begun: it is rolled back.
+/// A transaction that is beginning. If it is dropped, nobody knows whether the transaction has begun, so it is rolled
+/// back.
 struct Beginning<'c, C: LockConnection> {
     conn: &'c mut C,
-    has_ended: bool,
+    armed: bool,
 }
 
 impl<C: LockConnection> Drop for Beginning<'_, C> {
     fn drop(&mut self) {
-        if !self.has_ended {
-            session::send_unread(self.conn, "ROLLBACK");
+        if self.armed {
+            C::Backend::send_unread(self.conn, "ROLLBACK");
             session::mark_broken(self.conn);
         }
-    }
-}
-
-impl AsyncLockBackend for Sqlite {
-    async fn value<C>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>>
-    where
-        C: AsyncConnection<Backend = Self>,
-    {
-        let asked = Asked::new(&statement);
-        let query = CoreQuery::<Value>::new(statement);
-        asked.settle(Running::new(query.get_result(conn), asked.request()).await)
-    }
-
-    async fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>
-    where
-        C: AsyncConnection<Backend = Self>,
-    {
-        let query = CoreQuery::<sql_types::Text>::new(statement);
-        let text: String = Running::new(query.get_result(conn), None)
-            .await
-            .map_err(explain)?;
-        Ok(dlock_core::Sqlite::read_holders(&text))
-    }
-
-    /// It blocks this thread for as long as that takes, which is no time for what is sent.
-    fn send_unread<C>(conn: &mut C, message: &str) -> bool
-    where
-        C: AsyncConnection<Backend = Self>,
-    {
-        Running::new(conn.batch_execute(message), None)
-            .finish()
-            .is_ok()
-    }
-
-    fn transaction<'a, M, F, T, E>(lock: AdvisoryLock<M>, f: F) -> BoxFuture<'a, Result<T, E>>
-    where
-        M: DerefMut<Target: LockConnection<Backend = Self>> + Send + 'a,
-        for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
-            + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
-            + Send
-            + 'a,
-        T: Send + 'a,
-        E: From<Error> + Send + 'a,
-    {
-        Box::pin(transaction::with_lock_around_writers(lock, f))
     }
 }

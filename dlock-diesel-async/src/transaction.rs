@@ -1,53 +1,56 @@
-//! `AdvisoryLock::transaction`, in its two forms.
+//! `AdvisoryLock::transaction`, in its two forms: the transaction holds the lock, or the session holds it around the
+//! transaction.
 
-use std::ops::DerefMut;
-use std::time::Instant;
+use diesel::QueryResult;
+use diesel::result::Error as DieselError;
+use diesel_async::TransactionManager;
+use dlock_core::LockKey;
+#[cfg(feature = "sqlite")]
+use dlock_core::Mode;
+use dlock_core::proto::{Ask, Depth, TransactionDialect};
+use dlock_diesel::{TransactionLocks, shared};
 
-use diesel_async::{AsyncConnection, TransactionManager};
-use dlock_core::{Dialect, Fence, LockKey, Mode, TransactionDialect};
-use dlock_diesel::{TransactionLocks, glue};
+use crate::backend::{AsyncFunc, AsyncLockBackend, Cancel, DialectOf, LockConnection};
+use crate::run::{self, refused, run};
+use crate::{AdvisoryLock, Error, session};
 
-use crate::backend::{AsyncFunc, DialectOf, LockConnection};
-use crate::session::Depth;
-use crate::{AdvisoryLock, Error, drive, session};
-
-/// The transaction holds the lock.
-pub(crate) async fn with_lock_inside<'a, M, F, T, E>(
-    mut lock: AdvisoryLock<M>,
+/// The transaction holds the lock. Inside an open transaction, a savepoint takes its place.
+pub(crate) async fn with_lock_inside<'a, C, F, T, E>(
+    conn: &'a mut C,
+    ask: Ask,
+    cancel: Option<Cancel>,
     f: F,
 ) -> Result<T, E>
 where
-    M: DerefMut<Target: LockConnection<Backend: TransactionLocks>> + Send,
-    for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
-        + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
+    C: LockConnection<Backend: TransactionLocks>,
+    for<'r> F: AsyncFnOnce(&'r mut C) -> Result<T, E>
+        + AsyncFunc<&'r mut C, Result<T, E>, Fut: Send>
         + Send
         + 'a,
     T: Send + 'a,
-    E: From<Error> + Send + 'a,
+    E: From<DieselError> + Send + 'a,
 {
-    let outside = session::depth(&mut *lock.conn).map_err(Error::from)?;
-    let key = lock.key.clone();
-    let open = if outside.is_none() {
-        begin(&mut lock).await?
-    } else {
-        begin_nested(&mut lock, outside).await?
+    let outside = run::session(conn, &ask.key)
+        .map_err(DieselError::from)?
+        .depth;
+    let open = match outside {
+        None => begin(conn, &ask, cancel).await,
+        outside => begin_nested(conn, &ask, cancel, outside).await,
     };
-    open.finish(&key, f).await
+    open.map_err(DieselError::from)?.finish(&ask.key, f).await
 }
 
 /// Begins the transaction together with the lock.
-async fn begin<M>(lock: &mut AdvisoryLock<M>) -> Result<OpenTransaction<'_, M::Target>, Error>
+async fn begin<'c, C>(
+    conn: &'c mut C,
+    ask: &Ask,
+    cancel: Option<Cancel>,
+) -> Result<OpenTransaction<'c, C>, Error>
 where
-    M: DerefMut<Target: LockConnection<Backend: TransactionLocks>> + Send,
+    C: LockConnection<Backend: TransactionLocks>,
 {
-    let started = Instant::now();
-    let server_key = DialectOf::<M::Target>::key(&lock.key)?;
-    let machine = DialectOf::<M::Target>::begin(&server_key, lock.mode, lock.wait);
-    let conn = &mut *lock.conn;
-    if !drive::drive(conn, machine, &lock.key, lock.cancel.take()).await? {
-        let key = lock.key.clone();
-        return Err(drive::timeout(conn, key, &server_key, started.elapsed()).await);
-    }
+    let machine = DialectOf::<C>::begin(ask).map_err(|failure| refused(failure, &ask.key))?;
+    run(conn, machine, &ask.key, cancel).await?.expect(NAMED);
     session::began_transaction(conn)?;
     Ok(OpenTransaction {
         conn,
@@ -55,101 +58,130 @@ where
     })
 }
 
+/// Without it the lock that was not granted is no error.
+const NAMED: &str = "BUG: Ask::name_holders is on";
+
 /// Begins a savepoint in the open transaction and takes the lock in it.
-async fn begin_nested<M>(
-    lock: &mut AdvisoryLock<M>,
+async fn begin_nested<'c, C>(
+    conn: &'c mut C,
+    ask: &Ask,
+    cancel: Option<Cancel>,
     outside: Depth,
-) -> Result<OpenTransaction<'_, M::Target>, Error>
+) -> Result<OpenTransaction<'c, C>, Error>
 where
-    M: DerefMut<Target: LockConnection<Backend: TransactionLocks>> + Send,
+    C: LockConnection<Backend: TransactionLocks>,
 {
-    let started = Instant::now();
-    let server_key = DialectOf::<M::Target>::key(&lock.key)?;
-    let conn = &mut *lock.conn;
-    <M::Target as AsyncConnection>::TransactionManager::begin_transaction(conn).await?;
+    C::TransactionManager::begin_transaction(conn).await?;
     let open = OpenTransaction { conn, outside };
-    let machine = DialectOf::<M::Target>::acquire_in_transaction(
-        &server_key,
-        lock.mode,
-        lock.wait,
-        Fence::new(),
-    );
-    let error = match drive::drive(open.conn, machine, &lock.key, lock.cancel.take()).await {
-        Ok(true) => return Ok(open),
-        Ok(false) => {
-            let key = lock.key.clone();
-            drive::timeout(open.conn, key, &server_key, started.elapsed()).await
+    match lock_transaction(open.conn, ask, cancel).await {
+        Ok(granted) => {
+            granted.expect(NAMED);
+            Ok(open)
         }
-        Err(error) => error,
-    };
-    open.roll_back().await;
-    Err(error)
+        Err(error) => {
+            open.roll_back().await;
+            Err(error)
+        }
+    }
 }
 
-/// The lock is the session's, held from before BEGIN until after COMMIT.
-pub(crate) async fn with_lock_around<'a, M, F, T, E>(lock: AdvisoryLock<M>, f: F) -> Result<T, E>
+/// Takes a lock that ends with the open transaction. `None`: it is taken, and [`Ask::name_holders`] is off.
+pub(crate) async fn lock_transaction<C>(
+    conn: &mut C,
+    ask: &Ask,
+    cancel: Option<Cancel>,
+) -> Result<Option<()>, Error>
 where
-    M: DerefMut<Target: LockConnection> + Send,
-    for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
-        + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
-        + Send
-        + 'a,
-    T: Send + 'a,
-    E: From<Error> + Send + 'a,
+    C: LockConnection<Backend: TransactionLocks>,
 {
-    around(lock, false, f).await
+    let session = run::session(conn, &ask.key)?;
+    let machine = DialectOf::<C>::acquire_in_transaction(ask, session)
+        .map_err(|failure| refused(failure, &ask.key))?;
+    run(conn, machine, &ask.key, cancel).await
 }
 
-/// As [`with_lock_around`], and who holds the lock alone begins to write at once. On SQLite a transaction that reads
-/// first and finds that another has written since can never write, and no `busy_timeout` helps.
-#[cfg(feature = "sqlite")]
-pub(crate) async fn with_lock_around_writers<'a, M, F, T, E>(
-    lock: AdvisoryLock<M>,
+/// The session holds the lock, from before BEGIN until after COMMIT.
+pub(crate) async fn with_lock_around<'a, C, F, T, E>(
+    conn: &'a mut C,
+    ask: Ask,
+    cancel: Option<Cancel>,
     f: F,
 ) -> Result<T, E>
 where
-    M: DerefMut<Target: LockConnection> + Send,
-    for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
-        + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
+    C: LockConnection,
+    for<'r> F: AsyncFnOnce(&'r mut C) -> Result<T, E>
+        + AsyncFunc<&'r mut C, Result<T, E>, Fut: Send>
         + Send
         + 'a,
     T: Send + 'a,
-    E: From<Error> + Send + 'a,
+    E: From<DieselError> + Send + 'a,
 {
-    let immediate = lock.mode == Mode::Exclusive;
-    around(lock, immediate, f).await
+    around(conn, ask, cancel, false, f).await
 }
 
-async fn around<'a, M, F, T, E>(lock: AdvisoryLock<M>, immediate: bool, f: F) -> Result<T, E>
+/// As [`with_lock_around`], but an exclusive holder writes from the start. On SQLite, a transaction that has read
+/// before another connection wrote can never write, whatever `busy_timeout` says.
+#[cfg(feature = "sqlite")]
+pub(crate) async fn with_lock_around_writers<'a, C, F, T, E>(
+    conn: &'a mut C,
+    ask: Ask,
+    cancel: Option<Cancel>,
+    f: F,
+) -> Result<T, E>
 where
-    M: DerefMut<Target: LockConnection> + Send,
-    for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>
-        + AsyncFunc<&'r mut M::Target, Result<T, E>, Fut: Send>
+    C: LockConnection,
+    for<'r> F: AsyncFnOnce(&'r mut C) -> Result<T, E>
+        + AsyncFunc<&'r mut C, Result<T, E>, Fut: Send>
         + Send
         + 'a,
     T: Send + 'a,
-    E: From<Error> + Send + 'a,
+    E: From<DieselError> + Send + 'a,
 {
-    // Not even where `inside_transaction` allows the lock, for it would be free before the outer COMMIT.
-    let mut guard = lock.refusing_transactions().acquire().await?;
+    let immediate = ask.mode == Mode::Exclusive;
+    around(conn, ask, cancel, immediate, f).await
+}
+
+async fn around<'a, C, F, T, E>(
+    conn: &'a mut C,
+    mut ask: Ask,
+    cancel: Option<Cancel>,
+    immediate: bool,
+    f: F,
+) -> Result<T, E>
+where
+    C: LockConnection,
+    for<'r> F: AsyncFnOnce(&'r mut C) -> Result<T, E>
+        + AsyncFunc<&'r mut C, Result<T, E>, Fut: Send>
+        + Send
+        + 'a,
+    T: Send + 'a,
+    E: From<DieselError> + Send + 'a,
+{
+    // `inside_transaction` does not count here: the lock would be free before the outer COMMIT.
+    ask.inside_transaction = false;
+    let lock = AdvisoryLock::asking(conn, ask, cancel);
+    let mut guard = lock.acquire().await.map_err(DieselError::from)?;
     let key = guard.key().clone();
     let conn = &mut *guard;
-    let outside = session::depth(conn).map_err(Error::from)?;
-    let begun = match immediate {
-        #[cfg(feature = "sqlite")]
-        true => crate::sqlite::begin_immediate(conn).await,
-        _ => <M::Target as AsyncConnection>::TransactionManager::begin_transaction(conn).await,
-    };
-    begun.map_err(Error::from)?;
+    let outside = session::session(conn)?.depth;
+    begin_writing(conn, immediate).await?;
     let result = OpenTransaction { conn, outside }.finish(&key, f).await;
-    // An error of the transaction is not hidden by one of the release.
+    // An error of the release does not hide one of the transaction.
     match (result, guard.undo().await) {
-        (Ok(_), Err(error)) => Err(error.into()),
+        (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
         (result, _) => result,
     }
 }
 
-/// A transaction that has begun. If it is dropped, it is rolled back, and the connection marked broken.
+async fn begin_writing<C: LockConnection>(conn: &mut C, immediate: bool) -> QueryResult<()> {
+    match immediate {
+        #[cfg(feature = "sqlite")]
+        true => crate::sqlite::begin_immediate(conn).await,
+        _ => C::TransactionManager::begin_transaction(conn).await,
+    }
+}
+
+/// An open transaction. Dropped, it is rolled back, and the connection is marked broken.
 struct OpenTransaction<'c, C: LockConnection> {
     conn: &'c mut C,
     outside: Depth,
@@ -164,7 +196,7 @@ impl<C: LockConnection> OpenTransaction<'_, C> {
             + Send
             + 'a,
         T: Send + 'a,
-        E: From<Error> + Send + 'a,
+        E: From<DieselError> + Send + 'a,
     {
         let value = match f(&mut *self.conn).await {
             Ok(value) => value,
@@ -175,20 +207,20 @@ impl<C: LockConnection> OpenTransaction<'_, C> {
         };
         if let Err(error) = C::TransactionManager::commit_transaction(&mut *self.conn).await {
             self.roll_back().await;
-            return Err(Error::from(error).into());
+            return Err(error.into());
         }
-        if session::depth(&mut *self.conn).map_err(Error::from)? > self.outside {
-            // `f` has begun one more and left it open: what was committed is that one.
+        if session::session(&mut *self.conn)?.depth > self.outside {
+            // `f` began one more transaction and left it open, so the COMMIT above was that one's.
             self.roll_back().await;
-            return Err(glue::in_transaction(key).into());
+            return Err(DieselError::from(shared::left_open(key)).into());
         }
         Ok(value)
     }
 
     async fn roll_back(self) {
         let outside = self.outside;
-        // A broken connection may not answer soon: the drop does what can be done.
-        if session::depth(&mut *self.conn).is_err() {
+        // A broken connection may not answer soon. The drop does what can be done.
+        if session::session(&mut *self.conn).is_err() {
             return;
         }
         if session::roll_back_to(&mut *self.conn, outside)
@@ -202,12 +234,17 @@ impl<C: LockConnection> OpenTransaction<'_, C> {
 
 impl<C: LockConnection> Drop for OpenTransaction<'_, C> {
     fn drop(&mut self) {
-        if matches!(session::depth(self.conn), Ok(depth) if depth <= self.outside) {
+        if matches!(session::session(self.conn), Ok(session) if session.depth <= self.outside) {
             return;
         }
-        // A savepoint cannot be rolled back without knowing what was sent, so the outer transaction is broken with it.
-        if self.outside.is_none() && DialectOf::<C>::SKIPS_UNREAD_ANSWERS {
-            session::send_unread(self.conn, "ROLLBACK");
+        // The guard around it rolls back, releases the lock and marks the connection broken, in this order.
+        if C::Backend::UNREAD_ANSWERS_SHIFT {
+            return;
+        }
+        // Nobody knows whether the savepoint is there, so it cannot be rolled back. The outer transaction is broken
+        // with it.
+        if self.outside.is_none() {
+            C::Backend::send_unread(self.conn, "ROLLBACK");
         }
         session::mark_broken(self.conn);
     }

@@ -1,16 +1,16 @@
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, TransactionDialect, Wait};
+use dlock_core::proto::Ask;
+use dlock_core::{Holder, LockKey, Mode};
+use dlock_diesel::{SharedLocks, TransactionLocks};
 
-use dlock_diesel::{SharedLocks, TransactionLocks, glue};
+use crate::backend::{Cancel, LockConnection};
+use crate::transaction::lock_transaction;
+use crate::{Error, lock, run};
 
-use crate::backend::{DialectOf, LockConnection};
-use crate::drive::Cancel;
-use crate::{Error, drive, session};
-
-/// A lock that is not held yet, and that will end with the transaction: COMMIT, ROLLBACK, or ROLLBACK TO a savepoint
-/// before it. There is nothing to release.
+/// A lock that is not held yet, and that will end with the open transaction: the async form of
+/// [`dlock_diesel::AdvisoryXactLock`].
 ///
 /// [`AdvisoryLockExt::advisory_xact_lock`](crate::AdvisoryLockExt::advisory_xact_lock) makes one.
 ///
@@ -29,27 +29,17 @@ use crate::{Error, drive, session};
 /// }).await?; // free after COMMIT
 /// # Ok(()) }
 /// ```
-///
-/// # At REPEATABLE READ and SERIALIZABLE
-///
-/// The transaction sees what was committed when its first statement *started*, and if that is this lock, then that
-/// was before the wait: it does not see what the previous holder did.
-/// [`AdvisoryLock::transaction`](crate::AdvisoryLock::transaction) does.
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct AdvisoryXactLock<'c, C> {
     conn: &'c mut C,
-    key: LockKey,
-    mode: Mode,
-    wait: Wait,
+    ask: Ask,
     cancel: Option<Cancel>,
 }
 
 impl<C> fmt::Debug for AdvisoryXactLock<'_, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AdvisoryXactLock")
-            .field("key", &self.key)
-            .field("mode", &self.mode)
-            .field("wait", &self.wait)
+            .field("ask", &self.ask)
             .finish_non_exhaustive()
     }
 }
@@ -58,22 +48,21 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     pub(crate) fn new(conn: &'c mut C, key: LockKey) -> Self {
         Self {
             conn,
-            key,
-            mode: Mode::Exclusive,
-            wait: Wait::default(),
+            ask: Ask {
+                droppable: true,
+                ..Ask::new(key)
+            },
             cancel: None,
         }
     }
 
-    /// Asks for the lock together with other readers: see [`AdvisoryLock::shared`](crate::AdvisoryLock::shared).
+    /// Asks for the lock together with other readers: see [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::shared).
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::AdvisoryLockExt;
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// ```
+    /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// conn.transaction(async |conn| conn.advisory_xact_lock("cache").shared().acquire().await).await?;
     /// # Ok(()) }
     /// ```
@@ -81,66 +70,55 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     where
         C::Backend: SharedLocks,
     {
-        self.mode = Mode::Shared;
+        self.ask.mode = Mode::Shared;
         self
     }
 
-    /// Waits at most that long: see [`AdvisoryLock::timeout`](crate::AdvisoryLock::timeout). A timeout leaves the
-    /// transaction as it was.
+    /// Limits the wait: see [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::timeout). After a timeout the transaction
+    /// goes on.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use std::time::Duration;
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::AdvisoryLockExt;
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
-    /// conn.transaction(async |conn| {
-    ///     conn.advisory_xact_lock("account/1").timeout(Duration::from_secs(1)).acquire().await
-    /// }).await?;
+    /// ```
+    /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let limit = std::time::Duration::from_secs(1);
+    /// conn.transaction(async |conn| conn.advisory_xact_lock("account/1").timeout(limit).acquire().await).await?;
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
-        self.wait.limit = Some(limit);
+        self.ask.wait.limit = Some(limit);
         self
     }
 
-    /// Asks again at this interval: see [`AdvisoryLock::poll_every`](crate::AdvisoryLock::poll_every).
+    /// Tries at this interval and sleeps in between: see [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::poll_every).
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use std::time::Duration;
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::AdvisoryLockExt;
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
-    /// conn.transaction(async |conn| {
-    ///     conn.advisory_xact_lock("account/1").poll_every(Duration::from_millis(50)).acquire().await
-    /// }).await?;
+    /// ```
+    /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let interval = std::time::Duration::from_millis(50);
+    /// conn.transaction(async |conn| conn.advisory_xact_lock("account/1").poll_every(interval).acquire().await).await?;
     /// # Ok(()) }
     /// ```
     pub fn poll_every(mut self, interval: Duration) -> Self {
-        self.wait.poll = Some(interval);
+        self.ask.wait.poll = Some(interval);
         self
     }
 
-    /// What cancels the wait when the future that waits is dropped: see
+    /// Sets what cancels the wait if its future is dropped: see
     /// [`AdvisoryLock::cancel_with`](crate::AdvisoryLock::cancel_with).
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::AdvisoryLockExt;
-    /// # use tokio_postgres::NoTls;
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// ```
+    /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let token = conn.cancel_token();
     /// conn.transaction(async |conn| {
-    ///     let lock = conn.advisory_xact_lock("account/1");
-    ///     lock.cancel_with(async move { token.cancel_query(NoTls).await }).acquire().await
+    ///     let cancel = async move { token.cancel_query(tokio_postgres::NoTls).await };
+    ///     conn.advisory_xact_lock("account/1").cancel_with(cancel).acquire().await
     /// }).await?;
     /// # Ok(()) }
     /// ```
@@ -148,69 +126,58 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     where
         F: Future + Send + 'static,
     {
-        self.cancel = Some(drive::cancel(cancel));
+        self.ask.cancellable = true;
+        self.cancel = Some(run::cancel(cancel));
         self
     }
 
-    /// The key.
+    /// The key of the lock.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::{AdvisoryLockExt, LockKey};
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// ```
+    /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// assert_eq!(conn.advisory_xact_lock(42).key(), &LockKey::from(42));
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> &LockKey {
-        &self.key
+        &self.ask.key
     }
 
-    /// Acquires the lock for the rest of the transaction, and waits until it is free.
+    /// Acquires the lock for the rest of the transaction. Waits until it is free: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::acquire).
     ///
     /// # Examples
     ///
-    /// See [`AdvisoryXactLock`].
-    ///
-    /// # Errors
-    ///
-    /// - [`Error::NotInTransaction`] outside a transaction.
-    /// - [`Error::Timeout`] after [`timeout`](Self::timeout). The transaction goes on, as it does after
-    ///   [`Error::Deadlock`] and [`Error::Interrupted`].
-    /// - [`Error::Database`] where the server refuses the lock without a wait; the transaction is aborted.
+    /// ```
+    /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// conn.transaction(async |conn| conn.advisory_xact_lock("account/1").acquire().await).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped while it asks, the lock may be held until the transaction ends. If it is dropped while it
-    /// waits in the server's queue, the transaction cannot be committed any more and the connection counts as broken; the
-    /// place in the queue, and the lock if it is granted, is free when the connection is closed, and with
-    /// [`cancel_with`](Self::cancel_with) at once. Use [`timeout`](Self::timeout) instead.
-    ///
-    /// # Round trips
-    ///
-    /// 1 if the lock is free (once prepared), 2 if it is taken, 2 more after a timeout.
-    pub async fn acquire(mut self) -> Result<(), Error> {
-        let started = Instant::now();
-        if self.take(self.wait).await? {
-            return Ok(());
-        }
-        let server_key = DialectOf::<C>::key(&self.key)?;
-        Err(drive::timeout(self.conn, self.key, &server_key, started.elapsed()).await)
+    /// If the future is dropped during the first try, the transaction can go on, and may hold the lock. If it is
+    /// dropped while it waits, the connection is marked broken, and the lock or the place in the queue is free when the
+    /// connection is closed. [`cancel_with`](Self::cancel_with) ends the wait at once. Prefer
+    /// [`timeout`](Self::timeout).
+    pub async fn acquire(self) -> Result<(), Error> {
+        lock_transaction(self.conn, &self.ask, self.cancel)
+            .await
+            .map(drop)
     }
 
-    /// Acquires the lock for the rest of the transaction if it is free: `false` if another connection has it.
-    ///
-    /// With [`timeout`](Self::timeout) it waits up to that limit first.
+    /// Acquires the lock for the rest of the transaction if it is free, otherwise returns `false`: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::try_acquire). Cancel safety is that of
+    /// [`acquire`](Self::acquire).
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::{AdvisoryLockExt, Error};
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// ```
+    /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// conn.transaction(async |conn| {
     ///     if conn.advisory_xact_lock("account/1").try_acquire().await? {
     ///         // .. it is ours until COMMIT ..
@@ -219,64 +186,24 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// }).await?;
     /// # Ok(()) }
     /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`acquire`](Self::acquire), except that [`Error::Timeout`] is `false` here.
-    ///
-    /// # Cancel safety
-    ///
-    /// If the future is dropped while it asks, the lock may be held until the transaction ends. With
-    /// [`timeout`](Self::timeout) see [`acquire`](Self::acquire).
-    ///
-    /// # Round trips
-    ///
-    /// 1, once prepared.
     #[must_use = "the lock may not have been acquired"]
-    pub async fn try_acquire(mut self) -> Result<bool, Error> {
-        let wait = match self.wait.limit {
-            Some(_) => self.wait,
-            None => Wait::TRY,
-        };
-        self.take(wait).await
+    pub async fn try_acquire(self) -> Result<bool, Error> {
+        let granted = lock_transaction(self.conn, &self.ask.as_try(), self.cancel).await?;
+        Ok(granted.is_some())
     }
 
-    /// Who holds the lock or waits for it now: see [`AdvisoryLock::holders`](crate::AdvisoryLock::holders).
+    /// Lists the sessions that hold the lock or wait for it: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::holders). If the future is dropped, nothing happens.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use diesel_async::{AsyncConnection, AsyncPgConnection};
-    /// # use dlock_diesel_async::AdvisoryLockExt;
-    /// # let mut conn = AsyncPgConnection::establish("").await?;
+    /// ```
+    /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let holders = conn.advisory_xact_lock("account/1").holders().await?;
     /// # Ok(()) }
     /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidKey`], [`Error::Database`].
-    ///
-    /// # Cancel safety
-    ///
-    /// If the future is dropped, nothing happens.
-    ///
-    /// # Round trips
-    ///
-    /// 1, once prepared.
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        let server_key = DialectOf::<C>::key(&self.key)?;
-        drive::holders(self.conn, &server_key).await
-    }
-
-    async fn take(&mut self, wait: Wait) -> Result<bool, Error> {
-        let server_key = DialectOf::<C>::key(&self.key)?;
-        if session::depth(self.conn)?.is_none() {
-            return Err(glue::not_in_transaction(&self.key));
-        }
-        let machine =
-            DialectOf::<C>::acquire_in_transaction(&server_key, self.mode, wait, Fence::new());
-        drive::drive(self.conn, machine, &self.key, self.cancel.take()).await
+        lock::holders(self.conn, &self.ask.key).await
     }
 }

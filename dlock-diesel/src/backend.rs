@@ -1,16 +1,20 @@
-use std::ops::DerefMut;
+mod load;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 
 use diesel::backend::Backend;
 use diesel::connection::LoadConnection;
 use diesel::prelude::*;
-use dlock_core::{Dialect, Holder, Statement, TransactionDialect};
-
-use crate::query::{CoreQuery, HolderColumns, HolderRow, Value, to_holder};
-use crate::{AdvisoryLock, Error, transaction};
+use diesel::result::Error as DieselError;
+use dlock_core::proto::{Answer, Ask, Dialect, Request, Statement, TransactionDialect};
 
 /// A Diesel backend that has locks: `Pg`, `Mysql` and `Sqlite`.
 ///
-/// It cannot be implemented elsewhere.
+/// You cannot implement it for other backends.
 ///
 /// # Examples
 ///
@@ -26,34 +30,30 @@ use crate::{AdvisoryLock, Error, transaction};
     note = "for `#[derive(MultiConnection)]`, match the enum and lock the connection inside"
 )]
 pub trait LockBackend: Backend + sealed::Sealed + Sized {
-    /// All that is known of the server.
+    #[doc(hidden)]
     type Dialect: Dialect;
 
     #[doc(hidden)]
-    fn value<C>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>>
+    fn load<C>(conn: &mut C, statement: Statement) -> Answer
     where
         C: LoadConnection<Backend = Self>;
 
+    /// SQLite: frees a hold without the connection. It never waits.
     #[doc(hidden)]
-    fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>
-    where
-        C: LoadConnection<Backend = Self>;
-
-    /// Frees a hold without the connection, also from where nothing can be awaited. `None` where only the server can.
-    #[doc(hidden)]
-    const GIVE_UP: Option<fn(&<Self::Dialect as Dialect>::Key)> = None;
+    fn give_up(_request: Request) {}
 
     #[doc(hidden)]
-    fn transaction<M, T, E>(
-        lock: AdvisoryLock<M>,
-        f: impl FnOnce(&mut M::Target) -> Result<T, E>,
+    fn transaction<C, T, E>(
+        conn: &mut C,
+        ask: Ask,
+        f: impl FnOnce(&mut C) -> Result<T, E>,
     ) -> Result<T, E>
     where
-        M: DerefMut<Target: LockConnection<Backend = Self>>,
-        E: From<Error>;
+        C: LockConnection<Backend = Self>,
+        E: From<DieselError>;
 }
 
-/// A backend whose locks can be shared by many readers: `Pg` and `Sqlite`.
+/// A backend whose locks many readers can share: `Pg` and `Sqlite`.
 ///
 /// # Examples
 ///
@@ -65,12 +65,13 @@ pub trait LockBackend: Backend + sealed::Sealed + Sized {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no shared locks",
     label = "every lock is exclusive here",
-    note = "MySQL's and MariaDB's named locks know one holder only: leave out `.shared()` to take the lock exclusively, \
+    note = "MySQL's and MariaDB's named locks know one holder only: leave out `.shared()` to take the lock \
+            exclusively, \
             or read inside a transaction with `SELECT .. FOR SHARE` on a row of your own"
 )]
 pub trait SharedLocks: LockBackend {}
 
-/// A backend whose transactions can hold locks that end with them: PostgreSQL.
+/// A backend whose open transaction can hold a lock until it ends: `Pg`.
 ///
 /// # Examples
 ///
@@ -84,7 +85,7 @@ pub trait SharedLocks: LockBackend {}
     label = "a lock outlives the transaction here",
     note = "use `conn.advisory_lock(key).transaction(|conn| ..)`, which locks before BEGIN and releases after COMMIT"
 )]
-pub trait TransactionLocks: LockBackend<Dialect: TransactionDialect> {}
+pub trait TransactionLocks: sealed::TransactionLocks {}
 
 /// A Diesel connection to a server that has locks: a
 /// [`PgConnection`](https://docs.diesel.rs/2.3.x/diesel/pg/struct.PgConnection.html), a
@@ -109,127 +110,16 @@ pub trait LockConnection: LoadConnection<Backend: LockBackend> {}
 
 impl<C: LoadConnection<Backend: LockBackend>> LockConnection for C {}
 
-/// What the server of a connection wants to be sent.
+/// The core's dialect for the server of a connection.
 pub(crate) type DialectOf<C> = <<C as Connection>::Backend as LockBackend>::Dialect;
 
-/// A key as the server of a connection takes it.
+/// A key in the form that the server of a connection takes.
 pub(crate) type KeyOf<C> = <DialectOf<C> as Dialect>::Key;
 
-mod sealed {
+pub(crate) mod sealed {
+    use super::{LockBackend, TransactionDialect};
+
     pub trait Sealed {}
-}
 
-/// A type for each number, by which Diesel finds the prepared statement.
-macro_rules! value {
-    ($conn:ident, $statement:ident, $($number:literal)*) => {
-        match $statement.number {
-            $(Some($number) => CoreQuery::<Value, $number>::new($statement).get_result($conn),)*
-            Some(number) => unreachable!("BUG: no type for the statement {number}"),
-            None => CoreQuery::<Value>::new($statement).get_result($conn),
-        }
-    };
-}
-
-macro_rules! lock_backend {
-    ($backend:ty, $dialect:ty, $transaction:path) => {
-        impl sealed::Sealed for $backend {}
-
-        impl LockBackend for $backend {
-            type Dialect = $dialect;
-
-            fn value<C>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>>
-            where
-                C: LoadConnection<Backend = Self>,
-            {
-                value!(conn, statement, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
-            }
-
-            fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>
-            where
-                C: LoadConnection<Backend = Self>,
-            {
-                let rows: Vec<HolderRow> = CoreQuery::<HolderColumns>::new(statement).load(conn)?;
-                Ok(rows.into_iter().map(to_holder).collect())
-            }
-
-            fn transaction<M, T, E>(
-                lock: AdvisoryLock<M>,
-                f: impl FnOnce(&mut M::Target) -> Result<T, E>,
-            ) -> Result<T, E>
-            where
-                M: DerefMut<Target: LockConnection<Backend = Self>>,
-                E: From<Error>,
-            {
-                $transaction(lock, f)
-            }
-        }
-    };
-}
-
-#[cfg(feature = "postgres")]
-mod postgres {
-    use super::*;
-    use diesel::pg::Pg;
-
-    lock_backend!(Pg, dlock_core::Postgres, transaction::with_lock_inside);
-    impl SharedLocks for Pg {}
-    impl TransactionLocks for Pg {}
-}
-
-#[cfg(feature = "mysql")]
-mod mysql {
-    use super::*;
-    use diesel::mysql::Mysql;
-
-    lock_backend!(Mysql, dlock_core::Mysql, transaction::with_lock_around);
-}
-
-#[cfg(feature = "sqlite")]
-mod sqlite {
-    use super::*;
-    use diesel::sql_types;
-    use diesel::sqlite::Sqlite;
-    use dlock_core::SqliteKey;
-
-    use crate::sqlite::{self, Asked, explain};
-
-    impl sealed::Sealed for Sqlite {}
-    impl SharedLocks for Sqlite {}
-
-    impl LockBackend for Sqlite {
-        type Dialect = dlock_core::Sqlite;
-
-        fn value<C>(conn: &mut C, statement: Statement) -> QueryResult<Option<i64>>
-        where
-            C: LoadConnection<Backend = Self>,
-        {
-            let asked = Asked::new(&statement);
-            asked.settle(CoreQuery::<Value>::new(statement).get_result(conn))
-        }
-
-        fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Vec<Holder>>
-        where
-            C: LoadConnection<Backend = Self>,
-        {
-            let query = CoreQuery::<sql_types::Text>::new(statement);
-            let text: String = query.get_result(conn).map_err(explain)?;
-            Ok(dlock_core::Sqlite::read_holders(&text))
-        }
-
-        const GIVE_UP: Option<fn(&SqliteKey)> = Some(|key| {
-            sqlite::give_up(key.request);
-            sqlite::forget(key.request);
-        });
-
-        fn transaction<M, T, E>(
-            lock: AdvisoryLock<M>,
-            f: impl FnOnce(&mut M::Target) -> Result<T, E>,
-        ) -> Result<T, E>
-        where
-            M: DerefMut<Target: LockConnection<Backend = Self>>,
-            E: From<Error>,
-        {
-            transaction::with_lock_around_writers(lock, f)
-        }
-    }
+    pub trait TransactionLocks: LockBackend<Dialect: TransactionDialect> {}
 }

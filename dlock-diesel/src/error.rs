@@ -5,9 +5,12 @@ use dlock_core::{Holder, InvalidKey, LockKey};
 
 /// Why a lock could not be acquired, kept or released.
 ///
-/// # Examples
+/// It converts into [`diesel::result::Error`] and back without loss. So `?` works in functions that return
+/// [`QueryResult`](diesel::QueryResult), and closures for [`run`](crate::AdvisoryLock::run) and
+/// [`transaction`](crate::AdvisoryLock::transaction) can return every error type that Diesel's own `transaction`
+/// accepts.
 ///
-/// Busy is an error only where a limit was asked for:
+/// # Examples
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -17,14 +20,11 @@ use dlock_core::{Holder, InvalidKey, LockKey};
 /// # let mut conn = PgConnection::establish("")?;
 /// match conn.advisory_lock("report").timeout(Duration::from_secs(1)).acquire() {
 ///     Ok(lock) => println!("it is ours: {lock:?}"),
-///     Err(Error::Timeout { holders, .. }) => println!("somebody else is at it: {holders:?}"),
+///     Err(Error::Timeout { holders, .. }) => println!("held by {holders:?}"),
 ///     Err(error) => return Err(error.into()),
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-///
-/// It converts into [`diesel::result::Error`], so that `?` works in functions that return
-/// [`QueryResult`](diesel::QueryResult), and back again without a loss:
 ///
 /// ```
 /// use dlock_diesel::{Error, LockKey};
@@ -38,49 +38,50 @@ use dlock_core::{Holder, InvalidKey, LockKey};
 ///
 /// # Backend differences
 ///
-/// The kinds are told apart by SQLSTATE and error number, never by the text of a message, which servers translate. An
-/// error that a lock gets inside an open PostgreSQL transaction without waiting is [`Database`](Self::Database)
-/// whatever its cause, for Diesel does not tell its SQLSTATE and the aborted transaction cannot be asked. SQLite has no
-/// number of its own for a function that is missing, and never translates its messages: there the text tells.
+/// dlock tells the variants apart by what servers do not translate: the error number on MySQL and MariaDB; on
+/// PostgreSQL, where Diesel hides the SQLSTATE, by which fields an error has and by the client's clock. SQLite has no
+/// number for a missing function and never translates its messages, so there the text counts.
+///
+/// PostgreSQL: if [`AdvisoryXactLock`](crate::AdvisoryXactLock) is cancelled before it has to wait, the error is
+/// [`Database`](Self::Database), because the transaction is aborted and cannot be asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The limit passed before the lock was free.
+    /// The limit passed before the lock was free. Nothing is held.
     #[error("lock {key} was not free within {waited:.1?}{}", held_by(.holders))]
     #[non_exhaustive]
     Timeout {
         /// The lock.
         key: LockKey,
-        /// How long it was waited for.
+        /// How long the wait lasted.
         waited: Duration,
-        /// Who held the lock or waited for it just after the limit had passed, as far as the server lets this user
-        /// see it: it may be empty.
+        /// The sessions that held the lock or waited for it just after the limit had passed. Empty if the server shows
+        /// none of them to this user.
         holders: Vec<Holder>,
     },
 
-    /// The server found that this wait would never end. Other locks of the connection are still held, and so is its
-    /// transaction.
+    /// The server found that this wait would never end. The connection keeps its other locks and its transaction.
     #[error("waiting for lock {key} is a deadlock: take locks in the same order everywhere")]
     #[non_exhaustive]
     Deadlock {
         /// The lock.
         key: LockKey,
-        /// What the server said.
+        /// The server's error.
         source: DieselError,
     },
 
-    /// Somebody cancelled the wait (`pg_cancel_backend`, `KILL QUERY`).
+    /// Another session cancelled the wait (`pg_cancel_backend`, `KILL QUERY`). Nothing is held.
     #[error("waiting for lock {key} was interrupted")]
     #[non_exhaustive]
     Interrupted {
         /// The lock.
         key: LockKey,
-        /// What the server said. MariaDB says nothing.
+        /// The server's error. MariaDB has none.
         source: Option<DieselError>,
     },
 
-    /// The connection did not hold the lock any more when it was to be released: something else released it, or there
-    /// is a proxy that hands each transaction to another session. Other holders may have been at work meanwhile.
+    /// At release, the connection no longer held the lock. Something released it, or a proxy gave the transaction to
+    /// another session. Another holder may have worked at the same time.
     #[error("lock {key} was not held any more when it was released")]
     #[non_exhaustive]
     NotHeld {
@@ -88,8 +89,11 @@ pub enum Error {
         key: LockKey,
     },
 
-    /// A session's lock was asked for inside an open transaction, or released inside one that was begun under it: it
-    /// would be free before COMMIT, and the next holder would not see what this one did.
+    /// A transaction is open, so the lock would be free before COMMIT, and the next holder would not see the changes.
+    ///
+    /// dlock sees the transactions that Diesel opened. On PostgreSQL, a wait inside a transaction begun by a raw
+    /// `BEGIN` that outlasts its first turn (0.9 seconds) aborts that transaction. Then `acquire` returns this error,
+    /// and the session is ended.
     #[error(
         "lock {key} would be free before the open transaction commits: let the lock open the transaction, with \
          `advisory_lock(key).transaction(..)`, or on PostgreSQL take a lock that ends with it, with \
@@ -101,7 +105,19 @@ pub enum Error {
         key: LockKey,
     },
 
-    /// A transaction's lock outside a transaction: nothing would hold it.
+    /// A transaction that was begun under the lock was left open. **Its changes are rolled back**, because a COMMIT
+    /// without the lock would break exclusion. The lock is free.
+    #[error(
+        "a transaction begun under lock {key} was left open and has been rolled back: commit it before the lock is \
+         released"
+    )]
+    #[non_exhaustive]
+    TransactionLeftOpen {
+        /// The lock.
+        key: LockKey,
+    },
+
+    /// A lock that ends with the transaction was asked for, but no transaction is open.
     #[error(
         "lock {key} ends with the transaction, and none is open: open one first, with `conn.transaction(..)`, or let \
          the lock open it, with `advisory_lock(key).transaction(..)`"
@@ -112,7 +128,7 @@ pub enum Error {
         key: LockKey,
     },
 
-    /// The server's table of locks is full: until some are released everybody else's locks fail, too.
+    /// The server's table of locks is full. The locks of all sessions fail until some are released.
     #[error(
         "lock {key} did not fit into the server's table of locks: release some, or raise `max_locks_per_transaction`"
     )]
@@ -120,28 +136,76 @@ pub enum Error {
     TooManyLocks {
         /// The lock.
         key: LockKey,
-        /// What the server said.
+        /// The server's error.
         source: DieselError,
     },
 
-    /// The server cannot take this key. Nothing was sent.
+    /// The server cannot take this key, for example because it is empty. Nothing was sent.
     #[error(transparent)]
     InvalidKey(#[from] InvalidKey),
 
-    /// There are no such locks here. The message says why: the server has none, or on SQLite the connection was not made
-    /// ready for them, or its folder cannot be written to.
-    #[error("lock {key} cannot be taken here: {source}")]
+    /// There are no such locks here. `source` says why: the server has none; or on SQLite the connection was not made
+    /// ready, or the folder is not writable.
+    #[error("lock {key} cannot be taken here")]
     #[non_exhaustive]
     Unsupported {
         /// The lock.
         key: LockKey,
-        /// What the server said.
+        /// The server's error.
+        source: DieselError,
+    },
+
+    /// The session has ended, or the connection to it: a restart, a failover, an idle limit, an administrator. The
+    /// server has freed the lock, or will free it when it notices. Another holder may be at work already.
+    #[error("the session that held or asked for lock {key} has ended, and with it the lock")]
+    #[non_exhaustive]
+    Lost {
+        /// The lock.
+        key: LockKey,
+        /// The driver's error.
         source: DieselError,
     },
 
     /// Any other error of the server, the connection or Diesel.
     #[error(transparent)]
     Database(DieselError),
+}
+
+impl Error {
+    /// Finds dlock's error inside another error: a [`diesel::result::Error`], an error of the application, a boxed
+    /// error or one of `anyhow`. It looks at the error itself and at its sources.
+    ///
+    /// # Examples
+    ///
+    /// A web service answers 409 if another session has the lock:
+    ///
+    /// ```
+    /// use dlock_diesel::Error;
+    ///
+    /// fn status(error: &(dyn std::error::Error + 'static)) -> u16 {
+    ///     match Error::find(error) {
+    ///         Some(Error::Timeout { .. }) => 409,
+    ///         _ => 500,
+    ///     }
+    /// }
+    /// # let error = diesel::result::Error::NotFound;
+    /// # assert_eq!(status(&error), 500);
+    /// ```
+    pub fn find<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Error> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref::<Error>() {
+                return Some(found);
+            }
+            if let Some(DieselError::QueryBuilderError(inner)) = error.downcast_ref() {
+                if let Some(found) = inner.downcast_ref::<Error>() {
+                    return Some(found);
+                }
+            }
+            next = error.source();
+        }
+        None
+    }
 }
 
 fn held_by(holders: &[Holder]) -> String {
@@ -160,7 +224,7 @@ fn held_by(holders: &[Holder]) -> String {
     }
 }
 
-/// Takes an [`Error`] that was converted before out again.
+/// Takes an [`Error`] that was converted before out of Diesel's error. Any other becomes [`Error::Database`].
 impl From<DieselError> for Error {
     fn from(error: DieselError) -> Self {
         match error {
@@ -173,8 +237,9 @@ impl From<DieselError> for Error {
     }
 }
 
-/// [`Error::Database`] becomes the error inside. The others become [`QueryBuilderError`](DieselError::QueryBuilderError),
-/// the variant of Diesel that takes any error, with the same message and this error inside.
+/// [`Error::Database`] becomes the error inside. Every other variant becomes
+/// [`QueryBuilderError`](DieselError::QueryBuilderError), Diesel's variant for any error, with the same message and
+/// this error inside.
 impl From<Error> for DieselError {
     fn from(error: Error) -> Self {
         match error {

@@ -1,18 +1,19 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use dlock_core::{Dialect, Fence, Holder, LockKey, Mode};
+use dlock_core::proto::{Dialect, Hold};
+use dlock_core::{Holder, LockKey};
 
 use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection};
-use crate::session::Depth;
-use crate::{Error, drive, session};
+use crate::run::run;
+use crate::{Error, lock, session, shared};
 
-/// A lock that is held. It derefs to the connection, so that the session that holds the lock is the one that works.
+/// A lock that is held. It derefs to the connection, so the session that holds the lock does the work.
 ///
-/// Dropping it releases the lock; [`release`](Self::release) does so, too, and tells whether the lock had been held
-/// to the end. A transaction that was begun under the lock and is still open is rolled back first. If the lock cannot
-/// be released, the server's session is ended, which frees it, and the connection is marked broken, so that a pool
-/// discards it. (A session of SQLite cannot be ended: there the lock is freed by itself.)
+/// Dropping the guard releases the lock. [`release`](Self::release) also releases it, and reports whether the session
+/// held it to the end. Both first roll back a transaction that was begun under the lock and is still open. If the lock
+/// cannot be released, dlock ends the server's session, which frees the lock, and marks the connection broken, so that
+/// a pool discards it. (SQLite has no session to end. There, dlock frees the lock itself.)
 ///
 /// # Examples
 ///
@@ -27,42 +28,35 @@ use crate::{Error, drive, session};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// The lock is the connection's: two guards whose connections are swapped ([`std::mem::swap`]) release nothing, and
-/// answer [`Error::NotHeld`]. A guard that is leaked ([`std::mem::forget`]) leaves its lock with the connection, for whoever uses it next, until it
-/// is closed.
+/// # The lock belongs to the connection
+///
+/// If you swap the connections of two guards ([`std::mem::swap`]), neither guard can release its lock, and both return
+/// [`Error::NotHeld`]. If you leak a guard ([`std::mem::forget`]), the connection keeps the lock until it is closed,
+/// whoever uses it next.
 ///
 /// # The lock can be lost
 ///
-/// The server frees the lock when the session ends: a restart, a failover, an idle timeout
-/// (`idle_session_timeout`, `wait_timeout`), an administrator. The connection is dead then, and the next statement on
-/// it fails. [`is_held`](Self::is_held) asks.
+/// The server frees the lock when the session ends: a restart, a failover, an idle limit (`idle_session_timeout`,
+/// `wait_timeout`), an administrator. The connection is dead then, and its next statement fails.
+/// [`is_held`](Self::is_held) asks.
 #[must_use = "if unused, the lock is released immediately"]
 pub struct AdvisoryLockGuard<M: DerefMut<Target: LockConnection>> {
-    /// `None` only while it is released.
+    /// This and `hold` are `None` only during the release.
     conn: Option<M>,
+    hold: Option<Hold<KeyOf<M::Target>>>,
     key: LockKey,
-    hold: Hold<M::Target>,
-}
-
-/// One hold of a lock by a session.
-pub(crate) struct Hold<C: LockConnection> {
-    pub(crate) server_key: KeyOf<C>,
-    pub(crate) mode: Mode,
-    /// The transaction that it was acquired in.
-    pub(crate) depth: Depth,
-    pub(crate) fence: Option<Fence>,
 }
 
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
-    pub(crate) fn new(conn: M, key: LockKey, hold: Hold<M::Target>) -> Self {
+    pub(crate) fn new(conn: M, key: LockKey, hold: Hold<KeyOf<M::Target>>) -> Self {
         Self {
             conn: Some(conn),
+            hold: Some(hold),
             key,
-            hold,
         }
     }
 
-    /// The key.
+    /// The key of the lock.
     ///
     /// # Examples
     ///
@@ -93,17 +87,19 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Database`], also if the connection is gone, and the lock with it.
+    /// [`Error::Lost`] if the session has ended. [`Error::Database`] if the statement failed for another reason.
     ///
     /// # Round trips
     ///
     /// 1, once prepared.
     pub fn is_held(&mut self) -> Result<bool, Error> {
-        let statement = DialectOf::<M::Target>::is_held(&self.hold.server_key, self.hold.mode);
-        drive::is_held(&mut **self, statement)
+        let conn = self.conn.as_deref_mut().expect(RELEASED);
+        let hold = self.hold.as_ref().expect(RELEASED);
+        run(conn, DialectOf::<M::Target>::is_held(hold), &self.key)
     }
 
-    /// Who holds the lock or waits for it now: see [`AdvisoryLock::holders`](crate::AdvisoryLock::holders).
+    /// Lists the sessions that hold the lock or wait for it: see
+    /// [`AdvisoryLock::holders`](crate::AdvisoryLock::holders).
     ///
     /// # Examples
     ///
@@ -118,17 +114,17 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Database`].
+    /// [`Error::Lost`], [`Error::Database`].
     ///
     /// # Round trips
     ///
-    /// 1, once prepared; on MySQL and MariaDB up to 2.
+    /// 1 on PostgreSQL, once prepared. 2 or 4 on MySQL and MariaDB.
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        drive::holders(conn, &self.hold.server_key)
+        lock::holders(conn, &self.key)
     }
 
-    /// Releases the lock and gives the connection back. Other holds of it on the same connection stay.
+    /// Releases the lock and returns the connection. Other holds of the same lock on this connection stay.
     ///
     /// # Examples
     ///
@@ -138,7 +134,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// # let mut conn = PgConnection::establish("")?;
     /// let lock = conn.advisory_lock("report").acquire()?;
     /// match lock.release() {
-    ///     Err(Error::NotHeld { .. }) => println!("somebody else may have been at it, too"),
+    ///     Err(Error::NotHeld { .. }) => println!("another holder may have worked at the same time"),
     ///     result => drop(result?),
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -146,59 +142,53 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// # Errors
     ///
-    /// - [`Error::NotHeld`] if the lock had been lost. The connection counts as broken then, as it is not what it was.
-    /// - [`Error::InTransaction`] if a transaction that was begun under the lock is still open: it has been rolled
-    ///   back, for to commit it without the lock would break exclusion. The lock is free.
-    /// - [`Error::Database`] if the server could not be asked. Its session is ended then.
-    ///   Also for a lock taken in one transaction (with
-    ///   [`inside_transaction`](crate::AdvisoryLock::inside_transaction), on PostgreSQL) and released in the next.
+    /// - [`Error::NotHeld`] if the session no longer held the lock. The connection is marked broken.
+    /// - [`Error::TransactionLeftOpen`] if a transaction that was begun under the lock is still open. It is rolled
+    ///   back, and the lock is free.
+    /// - [`Error::Lost`] if the session has ended, and with it the lock.
+    /// - [`Error::Database`] if the release failed. dlock has ended the session. PostgreSQL: this also happens to a
+    ///   lock that was acquired in one transaction (with
+    ///   [`inside_transaction`](crate::AdvisoryLock::inside_transaction)) and is released in another.
     ///
     /// # Round trips
     ///
-    /// 1, once prepared; 2 for a lock that was acquired inside a PostgreSQL transaction.
+    /// 1, once prepared. 2 for a lock that was acquired inside a PostgreSQL transaction.
     pub fn release(mut self) -> Result<M, Error> {
         let mut conn = self.conn.take().expect(RELEASED);
-        undo(&mut *conn, &self.key, &self.hold)?;
+        let hold = self.hold.take().expect(RELEASED);
+        release(&mut *conn, &self.key, hold)?;
         Ok(conn)
     }
 }
 
 const RELEASED: &str = "BUG: the connection is there until the guard is released";
 
-fn undo<C: LockConnection>(conn: &mut C, key: &LockKey, hold: &Hold<C>) -> Result<(), Error> {
-    let left_open = match session::depth(conn) {
-        Ok(depth) => depth > hold.depth,
-        Err(broken) => {
-            end(conn, hold);
-            return Err(broken.into());
+fn release<C: LockConnection>(
+    conn: &mut C,
+    key: &LockKey,
+    hold: Hold<KeyOf<C>>,
+) -> Result<(), Error> {
+    let (base, request) = (hold.depth(), DialectOf::<C>::request(&hold));
+    let rolled_back = session::session(conn).and_then(|session| {
+        session::roll_back_to(conn, base)?;
+        Ok(session.depth > base)
+    });
+    let session = rolled_back.and_then(|left_open| Ok((session::session(conn)?, left_open)));
+    let (session, left_open) = match session {
+        Ok(session) => session,
+        Err(error) => {
+            // The session could not be ended (SQLite). Free this hold only: outer guards keep theirs.
+            if let (true, Some(request)) = (session::end(conn), request) {
+                C::Backend::give_up(request);
+            }
+            return Err(shared::connection_error(error, key));
         }
     };
-    if let Err(error) = session::roll_back_to(conn, hold.depth) {
-        end(conn, hold);
-        return Err(error.into());
-    }
-    // The savepoint went with the transaction if that has ended.
-    let fence = hold
-        .fence
-        .filter(|_| session::depth(conn).is_ok_and(|depth| depth == hold.depth));
-    let machine = DialectOf::<C>::release(&hold.server_key, hold.mode, fence);
-    let released = drive::drive(conn, machine, key);
-    if let Err(Error::NotHeld { .. }) = released {
-        // Nothing is held, but this is not the session that it was.
-        session::mark_broken(conn);
-    }
-    released?;
+    run(conn, DialectOf::<C>::release(hold, session), key)?;
     if left_open {
-        return Err(Error::InTransaction { key: key.clone() });
+        return Err(shared::left_open(key));
     }
     Ok(())
-}
-
-/// Ends the session. Where that is not to be had, only this hold is freed, and outer guards keep theirs.
-fn end<C: LockConnection>(conn: &mut C, hold: &Hold<C>) {
-    if let (true, Some(give_up)) = (session::end(conn), C::Backend::GIVE_UP) {
-        give_up(&hold.server_key);
-    }
 }
 
 impl<M: DerefMut<Target: LockConnection>> Deref for AdvisoryLockGuard<M> {
@@ -217,9 +207,9 @@ impl<M: DerefMut<Target: LockConnection>> DerefMut for AdvisoryLockGuard<M> {
 
 impl<M: DerefMut<Target: LockConnection>> Drop for AdvisoryLockGuard<M> {
     fn drop(&mut self) {
-        if let Some(conn) = self.conn.as_deref_mut() {
-            // What failed has ended the session or marked the connection broken.
-            let _ = undo(conn, &self.key, &self.hold);
+        if let (Some(conn), Some(hold)) = (self.conn.as_deref_mut(), self.hold.take()) {
+            // A release that failed has ended the session or marked the connection broken.
+            let _ = release(conn, &self.key, hold);
         }
     }
 }
@@ -228,7 +218,7 @@ impl<M: DerefMut<Target: LockConnection>> fmt::Debug for AdvisoryLockGuard<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AdvisoryLockGuard")
             .field("key", &self.key)
-            .field("mode", &self.hold.mode)
+            .field("mode", &self.hold.as_ref().map(Hold::mode))
             .finish_non_exhaustive()
     }
 }

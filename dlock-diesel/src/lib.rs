@@ -1,8 +1,8 @@
-//! Distributed locks on the database you already have, for [Diesel](https://diesel.rs): PostgreSQL's advisory locks
-//! and MySQL's and MariaDB's named locks as extensions of Diesel connections; and the same on SQLite, which has none, for
-//! the processes of one host.
+//! Distributed locks for [Diesel](https://diesel.rs), on the database you already have.
 //!
-//! They need no table, no lease and no clock, and the server frees them when the connection of their holder dies.
+//! On PostgreSQL they are advisory locks, on MySQL and MariaDB named locks. On SQLite they are locks of the operating
+//! system, between the processes of one host. They need no table, no lease and no clock: the server frees a lock when
+//! its holder's connection ends.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -30,32 +30,52 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! - [`AdvisoryLockExt`] gives every connection [`advisory_lock`](AdvisoryLockExt::advisory_lock) and, on PostgreSQL,
+//! - [`AdvisoryLockExt`] adds [`advisory_lock`](AdvisoryLockExt::advisory_lock) to every connection and, on PostgreSQL,
 //!   [`advisory_xact_lock`](AdvisoryLockExt::advisory_xact_lock).
-//! - [`AdvisoryLock`] is a lock that is not held yet, [`AdvisoryLockGuard`] one that is, [`AdvisoryXactLock`] one that
-//!   ends with the transaction.
-//! - [`LockKey`] is its name: text, bytes, a number or a pair of them.
-//! - [`Error`] tells what a caller can act on.
+//! - [`AdvisoryLock`] is a lock that is not held yet. [`AdvisoryLockGuard`] is one that is held. [`AdvisoryXactLock`]
+//!   is one that ends with the open transaction.
+//! - [`LockKey`] is the name of a lock: text, bytes, a number or a pair of numbers.
+//! - [`Error`] has one variant for each thing that a caller can act on.
+//!
+//! # Waiting on PostgreSQL
+//!
+//! A session that waits in PostgreSQL's queue holds a snapshot, which stops VACUUM and `CREATE INDEX CONCURRENTLY` in
+//! the whole database. So a wait of dlock *breathes*: it is cut into turns, and between two turns the session holds no
+//! snapshot.
+//!
+//! - The first turn lasts 0.9 seconds. When it ends without a grant, the server's log gets one ERROR line: "canceling
+//!   statement due to lock timeout".
+//! - Later turns write nothing into the log. They last 0.9 times `deadlock_timeout` (1.8 times in a session that holds
+//!   other locks), and grow to 60 seconds for an exclusive wait behind shared holders. For a role that
+//!   may not use PL/pgSQL, each turn leaves an ERROR line.
+//! - First come, first served holds within a turn.
+//! - Inside an open transaction, breathing helps only VACUUM, and only at READ COMMITTED before the transaction has
+//!   written.
 //!
 //! # What it is not
 //!
-//! - It is no substitute for a unique constraint or `SELECT .. FOR UPDATE` where a row is what you protect.
-//! - It excludes who asks for the same key on the same server (PostgreSQL: the same database), and nobody else. Behind
-//!   PgBouncer in transaction mode, use [`AdvisoryLock::transaction`] or transaction locks only; on clusters that
-//!   accept writes on several nodes (Galera, group replication) such locks are local to a node.
-//! - A holder whose connection has died may still be running. Where that matters, let what it writes to check.
+//! - It does not replace a unique constraint, or `SELECT .. FOR UPDATE` where a row is what you protect.
+//! - It excludes only sessions that ask for the same key on the same server (on PostgreSQL: in the same database).
+//!   Behind PgBouncer in transaction mode, use only [`AdvisoryLock::transaction`] at READ COMMITTED and
+//!   [`AdvisoryXactLock`]. Clusters that accept writes on several nodes (Galera, group replication) have separate locks
+//!   on each node.
+//! - It does not stop a holder that has lost its connection. That holder may still be running. Where that matters, have
+//!   the system it writes to reject stale writers, for example by a version number.
 //!
 //! # Features
 //!
 //! - `postgres` (default): locks on PostgreSQL connections.
 //! - `mysql` (default): locks on MySQL and MariaDB connections.
-//! - `sqlite`: locks on SQLite connections, of the database file. Once for each connection: `conn.enable_advisory_locks()`.
-//! - `r2d2`: `EnableAdvisoryLocks` for r2d2's pools of SQLite connections.
-//! - `migrations`: runs the pending migrations of `diesel_migrations` under a lock.
-//! - `sqlalchemy-dlock`: the exact keys of that Python library, so that both can share a lock.
+//! - `sqlite`: locks on SQLite connections. Each connection needs one call of `enable_advisory_locks()`.
+//! - `r2d2`: `EnableAdvisoryLocks`, which makes that call in r2d2 pools.
+//! - `migrations`: `AdvisoryLock::run_pending_migrations` runs the pending migrations of `diesel_migrations` under a
+//!   lock.
+//! - `uuid`: a UUID is a key, the same one as its hyphenated text.
+//! - `sqlalchemy-dlock`, `django-pglock`, `sqlx`, `with-advisory-lock`, `distributed-lock`: `LockKey` takes the exact
+//!   locks of that library, with a function of its name (`LockKey::sqlx(..)`, `LockKey::django_pglock(..)`). Programs
+//!   that use it and programs that use dlock then exclude each other.
 //!
-//! None of them but `sqlite`, which needs SQLite, needs a C library: whichever of Diesel's connections you use brings its
-//! own.
+//! Only `sqlite` adds a C library. The others use the one that your Diesel connection brings.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
@@ -63,23 +83,25 @@
 )]
 
 mod backend;
-mod drive;
 mod error;
 mod ext;
-#[doc(hidden)]
-pub mod glue;
 mod guard;
 mod lock;
 #[cfg(feature = "migrations")]
 mod migrations;
 mod query;
+mod run;
 mod session;
+#[doc(hidden)]
+pub mod shared;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod transaction;
 mod xact;
 
 pub use backend::{LockBackend, LockConnection, SharedLocks, TransactionLocks};
+#[cfg(feature = "postgres")]
+pub use dlock_core::PostgresKey;
 pub use dlock_core::{Holder, InvalidKey, LockKey, Mode};
 pub use error::Error;
 pub use ext::AdvisoryLockExt;

@@ -1,13 +1,15 @@
 use std::fmt;
 use std::ops::DerefMut;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use diesel::prelude::*;
-use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, Wait};
+use diesel::result::Error as DieselError;
+use dlock_core::proto::{Ask, Dialect, Hold};
+use dlock_core::{Holder, LockKey, Mode};
 
-use crate::backend::{DialectOf, LockBackend, LockConnection, SharedLocks};
-use crate::guard::Hold;
-use crate::{AdvisoryLockGuard, Error, drive, session};
+use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection, SharedLocks};
+use crate::run::{self, refused, run};
+use crate::{AdvisoryLockGuard, Error};
 
 /// A lock that is not held yet, and how to ask for it.
 ///
@@ -16,408 +18,333 @@ use crate::{AdvisoryLockGuard, Error, drive, session};
 ///
 /// # Examples
 ///
-/// ```no_run
-/// use std::time::Duration;
-/// use diesel::prelude::*;
-/// use dlock_diesel::AdvisoryLockExt;
-///
-/// let mut conn = PgConnection::establish("postgres://localhost/app")?;
-/// let lock = conn.advisory_lock("report").timeout(Duration::from_secs(5)).acquire()?;
-/// // .. nobody else makes the report now ..
-/// lock.release()?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+/// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+/// let lock = conn.advisory_lock("report").acquire()?;
+/// lock.release()?; // until here, no other session makes the report
+/// # Ok(()) }
 /// ```
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct AdvisoryLock<M> {
-    pub(crate) conn: M,
-    pub(crate) key: LockKey,
-    pub(crate) mode: Mode,
-    pub(crate) wait: Wait,
-    inside_transaction: bool,
+    conn: M,
+    pub(crate) ask: Ask,
 }
 
 impl<M> fmt::Debug for AdvisoryLock<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AdvisoryLock")
-            .field("key", &self.key)
-            .field("mode", &self.mode)
-            .field("wait", &self.wait)
-            .field("inside_transaction", &self.inside_transaction)
+            .field("ask", &self.ask)
             .finish_non_exhaustive()
     }
 }
 
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
-    /// A lock on a connection that it owns, to be stored or moved to a thread.
+    /// A lock on a connection that it owns, so that you can store it or move it to a thread.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// use diesel::pg::PgConnection;
-    /// use diesel::r2d2::{ConnectionManager, Pool};
-    /// use dlock_diesel::AdvisoryLock;
-    ///
-    /// let pool = Pool::new(ConnectionManager::<PgConnection>::new("postgres://localhost/app"))?;
+    /// ```
+    /// # use {diesel::{PgConnection, r2d2::{ConnectionManager, Pool}}, dlock_diesel::AdvisoryLock};
+    /// # fn example(pool: Pool<ConnectionManager<PgConnection>>) -> Result<(), Box<dyn std::error::Error>> {
     /// let leader = AdvisoryLock::new(pool.get()?, "leader").acquire()?;
-    /// std::thread::spawn(move || {
-    ///     // .. lead ..
-    ///     drop(leader); // frees the lock, then gives the connection back to the pool
-    /// });
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// std::thread::spawn(move || drop(leader)); // frees the lock, then returns the connection to the pool
+    /// # Ok(()) }
     /// ```
     pub fn new(conn: M, key: impl Into<LockKey>) -> Self {
-        Self {
-            conn,
-            key: key.into(),
-            mode: Mode::Exclusive,
-            wait: Wait::default(),
-            inside_transaction: false,
-        }
+        Self::asking(conn, Ask::new(key.into()))
     }
 
-    /// Asks for the lock together with other readers: any number of shared holders, but no exclusive one.
-    ///
-    /// A connection that holds the lock shared can wait for it exclusively; if two do so, one of them gets
-    /// [`Error::Deadlock`].
+    pub(crate) fn asking(conn: M, ask: Ask) -> Self {
+        Self { conn, ask }
+    }
+
+    /// Asks for the lock together with other readers: any number of shared holders, and no exclusive one. PostgreSQL
+    /// and SQLite only: on MySQL and MariaDB it does not compile. A connection that holds the lock shared can wait for
+    /// it exclusively. If two do so, one of them gets [`Error::Deadlock`].
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
-    /// # let mut conn = PgConnection::establish("")?;
-    /// let reader = conn.advisory_lock("cache").shared().acquire()?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    ///
-    /// # Backend differences
-    ///
-    /// PostgreSQL and SQLite only. On MySQL and MariaDB it does not compile.
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+    /// let reader = conn.advisory_lock("cache").shared().acquire()?;
+    /// # Ok(()) }
+    /// ```
     pub fn shared(mut self) -> Self
     where
         <M::Target as Connection>::Backend: SharedLocks,
     {
-        self.mode = Mode::Shared;
+        self.ask.mode = Mode::Shared;
         self
     }
 
-    /// Waits at most that long: from zero, which tries once, to [`Duration::MAX`], in steps of a millisecond
-    /// (rounded up). Without it the wait has no limit, whatever `lock_timeout`, `statement_timeout` or the like are
-    /// set to.
+    /// Limits the wait: from zero, which tries once, to [`Duration::MAX`], in steps of a millisecond, rounded up.
+    /// Without it the wait has no limit, whatever `lock_timeout`, `statement_timeout` and similar settings say. One
+    /// exception: on PostgreSQL, [`transaction`](Self::transaction) obeys `transaction_timeout` during its first turn.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # use std::time::Duration;
-    /// # use diesel::prelude::*;
-    /// # use dlock_diesel::{AdvisoryLockExt, Error};
-    /// # let mut conn = PgConnection::establish("")?;
-    /// let result = conn.advisory_lock("report").timeout(Duration::from_millis(250)).acquire();
-    /// if let Err(Error::Timeout { holders, .. }) = result {
-    ///     println!("the report is being made by {holders:?}");
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+    /// let limit = std::time::Duration::from_millis(250);
+    /// if let Err(Error::Timeout { holders, .. }) = conn.advisory_lock("report").timeout(limit).acquire() {
+    ///     println!("{holders:?} makes the report");
     /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
-        self.wait.limit = Some(limit);
+        self.ask.wait.limit = Some(limit);
         self
     }
 
-    /// Asks again at this interval (at least a millisecond) and sleeps in between, in place of waiting in the queue.
+    /// Tries at this interval (at least a millisecond) and sleeps in between, instead of waiting in the server's queue.
     ///
-    /// It is slower, unfair, and costs a round trip for each time. (Inside a PostgreSQL transaction, and where
-    /// [`transaction`](Self::transaction) begins one, each time is a wait of one millisecond.) It is for locks around migrations: a wait in
-    /// PostgreSQL's queue holds a snapshot, for which a `CREATE INDEX CONCURRENTLY` of the holder waits, and that is a
-    /// deadlock.
+    /// It is slower and unfair, and each try is a round trip. It is for migrations, and on PostgreSQL for an exclusive
+    /// lock whose shared holders run `CREATE INDEX CONCURRENTLY`: a [turn](crate#waiting-on-postgresql) is too long
+    /// there. Inside a PostgreSQL transaction, and in [`transaction`](Self::transaction), a try that finds the lock
+    /// taken costs 2 round trips and an ERROR line in the server's log.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # use std::time::Duration;
-    /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
-    /// # let mut conn = PgConnection::establish("")?;
-    /// let lock = conn.advisory_lock("index").poll_every(Duration::from_millis(500)).acquire()?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+    /// let interval = std::time::Duration::from_millis(500);
+    /// let lock = conn.advisory_lock("index").poll_every(interval).acquire()?;
+    /// # Ok(()) }
     /// ```
     pub fn poll_every(mut self, interval: Duration) -> Self {
-        self.wait.poll = Some(interval);
+        self.ask.wait.poll = Some(interval);
         self
     }
 
-    /// Allows a lock of the session while a transaction is open, and to release it before COMMIT: then the next
-    /// holder does not see what this one did. [`transaction`](Self::transaction) is nearly always what is wanted.
+    /// Allows a lock of the session while a transaction is open. If it is released before COMMIT, the next holder does
+    /// not see the changes. [`transaction`](Self::transaction) is nearly always what you want. On PostgreSQL it takes 1
+    /// round trip to acquire and 2 to release: a savepoint in front of it makes it possible to release it after an
+    /// error has aborted the transaction.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
-    /// # fn call_external_service() {}
-    /// # let mut conn = PgConnection::establish("")?;
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
     /// conn.transaction(|conn| {
     ///     let lock = conn.advisory_lock("external service").inside_transaction().acquire()?;
-    ///     call_external_service();
-    ///     lock.release()?;
-    ///     QueryResult::Ok(())
+    ///     // .. call the service ..
+    ///     lock.release().map(drop)
     /// })?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # Ok(()) }
     /// ```
-    ///
-    /// # Round trips
-    ///
-    /// On PostgreSQL, inside a transaction, 1 to acquire and 2 to release: a savepoint makes it possible to release
-    /// the lock also when an error has aborted the transaction.
     pub fn inside_transaction(mut self) -> Self {
-        self.inside_transaction = true;
+        self.ask.inside_transaction = true;
         self
     }
 
-    pub(crate) fn refusing_transactions(mut self) -> Self {
-        self.inside_transaction = false;
-        self
-    }
-
-    /// The key.
+    /// The key of the lock.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # use diesel::prelude::*;
-    /// # use dlock_diesel::{AdvisoryLockExt, LockKey};
-    /// # let mut conn = PgConnection::establish("")?;
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
     /// assert_eq!(conn.advisory_lock("report").key(), &LockKey::from("report"));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # Ok(()) }
     /// ```
     pub fn key(&self) -> &LockKey {
-        &self.key
+        &self.ask.key
     }
 
-    /// Acquires the lock, and waits until it is free: in the server's queue, first come, first served.
+    /// Acquires the lock. Waits until it is free, in the server's queue, first come, first served. On PostgreSQL the
+    /// wait [breathes](crate#waiting-on-postgresql).
     ///
-    /// The lock is released when the guard is [released](AdvisoryLockGuard::release) or dropped. If this connection
-    /// holds the lock already, it is held once more. On failure nothing is held that was not held before.
+    /// [Releasing](AdvisoryLockGuard::release) or dropping the guard releases the lock. A connection that already holds
+    /// the lock gets a second hold. After an error, nothing is held that was not held before.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
-    /// # diesel::table! { accounts { id -> Integer, balance -> Integer } }
-    /// # let mut conn = PgConnection::establish("")?;
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
     /// let mut lock = conn.advisory_lock("user/001").acquire()?;
-    /// diesel::update(accounts::table.find(1)).set(accounts::balance.eq(0)).execute(&mut *lock)?;
+    /// diesel::sql_query("UPDATE accounts SET balance = 0").execute(&mut *lock)?;
     /// lock.release()?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     ///
-    /// - [`Error::Timeout`] after [`timeout`](Self::timeout), with who has the lock.
-    /// - [`Error::InTransaction`] in an open transaction, unless it is a test transaction or
-    ///   [`inside_transaction`](Self::inside_transaction) allows it. A raw `BEGIN` is not seen, except on PostgreSQL
-    ///   where the lock is taken: then that transaction is aborted.
-    /// - [`Error::InvalidKey`] for an empty key; nothing is sent.
-    /// - [`Error::Deadlock`], [`Error::Interrupted`], [`Error::TooManyLocks`], [`Error::Unsupported`],
-    ///   [`Error::Database`] as they say.
+    /// - [`Error::Timeout`] after [`timeout`](Self::timeout). It names the holders.
+    /// - [`Error::InTransaction`] while a transaction is open, unless it is that of `begin_test_transaction` or
+    ///   [`inside_transaction`](Self::inside_transaction) allows it. dlock does not notice a raw `BEGIN`, but a wait in
+    ///   one fails when it outlasts a turn.
+    /// - [`Error::Deadlock`], [`Error::Interrupted`], [`Error::TooManyLocks`], [`Error::InvalidKey`],
+    ///   [`Error::Unsupported`], [`Error::Lost`], [`Error::Database`].
     ///
     /// # Round trips
     ///
-    /// 1 if the lock is free (once prepared). If it is taken, 2 on PostgreSQL and 3 on MySQL and MariaDB (6 more where
-    /// MariaDB's `max_statement_time` is set). After a timeout, 1 more on PostgreSQL and 1 or 2 more on MySQL and MariaDB,
-    /// which ask who has the lock; on MySQL 5 more, which ask what became of the wait. Polling: 1 for each time (3 where
-    /// [`transaction`](Self::transaction) polls on PostgreSQL).
+    /// 1, once prepared, whether the lock is free or taken, with or without a limit. 1 for each poll. In addition:
+    ///
+    /// - After a timeout: on PostgreSQL 1 to make sure that nothing is held and 1 to name the holders; on MySQL and
+    ///   MariaDB 2 or 4 to name them.
+    /// - PostgreSQL: 1 after the first turn of a wait and 3 for each further turn. Up to 3 where `transaction_timeout`
+    ///   or a short `statement_timeout` is set.
+    /// - MySQL: up to ten steps of 5 for the part of a limit below a second.
     ///
     /// # Backend differences
     ///
-    /// - PostgreSQL: waiting holds a snapshot, see [`poll_every`](Self::poll_every).
-    /// - MySQL and MariaDB: names are shared by all databases of the server. A cycle of a row lock and this one is
-    ///   not found by their deadlock detectors.
-    /// - SQLite: there is no server and no round trip. The queue is that of the process; whether another process has the
-    ///   lock is asked again and again, at most each 10 ms. The connection has to be
-    ///   [made ready](crate#features) once.
+    /// - MySQL and MariaDB: all databases of a server share lock names. No cycle with a row lock is found.
+    /// - SQLite: each connection has to be [made ready](crate#features) once. There are no round trips.
     pub fn acquire(mut self) -> Result<AdvisoryLockGuard<M>, Error> {
-        let started = Instant::now();
-        match self.take(self.wait)? {
-            Some(hold) => Ok(AdvisoryLockGuard::new(self.conn, self.key, hold)),
-            None => {
-                let server_key = DialectOf::<M::Target>::key(&self.key)?;
-                let waited = started.elapsed();
-                Err(drive::timeout(
-                    &mut *self.conn,
-                    self.key,
-                    &server_key,
-                    waited,
-                ))
-            }
-        }
+        let hold = acquire(&mut *self.conn, &self.ask)?;
+        let hold = hold.expect("BUG: a limit that passes is an error");
+        Ok(AdvisoryLockGuard::new(self.conn, self.ask.key, hold))
     }
 
-    /// Acquires the lock if it is free: `None` if another connection has it (or waits for it, on PostgreSQL and SQLite).
+    /// Acquires the lock if it is free. `None`: another connection holds it (on PostgreSQL and SQLite, or waits for
+    /// it).
     ///
-    /// Bind the guard: with `if lock.try_acquire()?.is_some() { .. }` the lock is free again before the block begins.
-    ///
-    /// With [`timeout`](Self::timeout) it waits up to that limit first.
+    /// Bind the guard to a name: in `if lock.try_acquire()?.is_some() { .. }` the lock is free again before the block
+    /// begins. With [`timeout`](Self::timeout) it waits up to that limit first. Errors and round trips are those of
+    /// [`acquire`](Self::acquire), but it returns `None` instead of [`Error::Timeout`] and does not ask for the
+    /// holders.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
-    /// # let mut conn = PgConnection::establish("")?;
-    /// let Some(lock) = conn.advisory_lock("report").try_acquire()? else {
-    ///     println!("the report is being made already");
-    ///     return Ok(());
-    /// };
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+    /// match conn.advisory_lock("report").try_acquire()? {
+    ///     Some(lock) => drop(lock.release()?),
+    ///     None => println!("another session makes the report"),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn try_acquire(self) -> Result<Option<AdvisoryLockGuard<M>>, Error> {
+        Ok(self.try_acquire_or_return()?.ok())
+    }
+
+    /// As [`try_acquire`](Self::try_acquire), but returns the connection if another connection has the lock. A function
+    /// that tries several locks in turn and returns a guard needs it, because of the borrow checker.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::PgConnection, dlock_diesel::{AdvisoryLock, AdvisoryLockGuard, Error}};
+    /// fn any_worker(mut conn: &mut PgConnection) -> Result<Option<AdvisoryLockGuard<&mut PgConnection>>, Error> {
+    ///     for key in ["worker/1", "worker/2"] {
+    ///         match AdvisoryLock::new(conn, key).try_acquire_or_return()? {
+    ///             Ok(lock) => return Ok(Some(lock)),
+    ///             Err(back) => conn = back,
+    ///         }
+    ///     }
+    ///     Ok(None)
+    /// }
+    /// ```
+    pub fn try_acquire_or_return(mut self) -> Result<Result<AdvisoryLockGuard<M>, M>, Error> {
+        self.ask = self.ask.as_try();
+        let hold = acquire(&mut *self.conn, &self.ask)?;
+        Ok(match hold {
+            Some(hold) => Ok(AdvisoryLockGuard::new(self.conn, self.ask.key, hold)),
+            None => Err(self.conn),
+        })
+    }
+
+    /// Acquires the lock, runs `f` and releases the lock, also after an error or a panic of `f`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> QueryResult<()> {
+    /// let refresh = diesel::sql_query("REFRESH MATERIALIZED VIEW report");
+    /// conn.advisory_lock("report").run(|conn| refresh.execute(conn))?;
+    /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire), except that [`Error::Timeout`] is `None` here.
-    ///
-    /// # Round trips
-    ///
-    /// 1, once prepared. With a [`timeout`](Self::timeout) those of [`acquire`](Self::acquire), without the one that
-    /// asks who has the lock.
-    pub fn try_acquire(mut self) -> Result<Option<AdvisoryLockGuard<M>>, Error> {
-        let wait = match self.wait.limit {
-            Some(_) => self.wait,
-            None => Wait::TRY,
-        };
-        let hold = self.take(wait)?;
-        Ok(hold.map(|hold| AdvisoryLockGuard::new(self.conn, self.key, hold)))
-    }
-
-    fn take(&mut self, wait: Wait) -> Result<Option<Hold<M::Target>>, Error> {
-        let conn = &mut *self.conn;
-        let server_key = DialectOf::<M::Target>::key(&self.key)?;
-        let depth = session::depth(conn)?;
-        if depth.is_some() && !self.inside_transaction && !session::in_test_transaction(conn) {
-            return Err(Error::InTransaction {
-                key: self.key.clone(),
-            });
-        }
-        let fence = depth.map(|_| Fence::new());
-        let machine = DialectOf::<M::Target>::acquire(&server_key, self.mode, wait, fence);
-        let acquired = drive::drive(conn, machine, &self.key)?;
-        Ok(acquired.then_some(Hold {
-            server_key,
-            mode: self.mode,
-            depth,
-            fence,
-        }))
-    }
-
-    /// Acquires the lock, runs `f` and releases the lock, also when `f` fails or panics.
-    ///
-    /// # Examples
-    ///
-    /// ```no_run
-    /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
-    /// # fn build(conn: &mut PgConnection) -> QueryResult<String> { todo!() }
-    /// # let mut conn = PgConnection::establish("")?;
-    /// let report = conn.advisory_lock("report").run(|conn| build(conn))?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Those of [`acquire`](Self::acquire) and of `f`, and if `f` succeeded, those of
-    /// [`release`](AdvisoryLockGuard::release).
-    ///
-    /// # Round trips
-    ///
-    /// Those of [`acquire`](Self::acquire) and of [`release`](AdvisoryLockGuard::release).
+    /// Those of [`acquire`](Self::acquire) and of `f`. If `f` succeeded, those of
+    /// [`release`](AdvisoryLockGuard::release). dlock's errors arrive as a [`diesel::result::Error`]. [`Error::from`]
+    /// takes them out again.
     pub fn run<T, E>(self, f: impl FnOnce(&mut M::Target) -> Result<T, E>) -> Result<T, E>
     where
-        E: From<Error>,
+        E: From<DieselError>,
     {
-        let mut guard = self.acquire()?;
+        let mut guard = self.acquire().map_err(DieselError::from)?;
         let value = f(&mut guard)?; // an error drops the guard, which releases
-        guard.release()?;
+        guard.release().map_err(DieselError::from)?;
         Ok(value)
     }
 
-    /// Begins a transaction that holds the lock, runs `f` in it, and commits; if `f` fails or panics, it rolls back.
+    /// Begins a transaction that holds the lock, runs `f` in it, and commits. If `f` fails or panics, it rolls back.
     ///
-    /// The lock is free only after COMMIT or ROLLBACK, and `f` sees all that the previous holder committed, whatever
-    /// the isolation level.
+    /// The lock is free only after COMMIT or ROLLBACK. `f` sees everything that the previous holder committed, at every
+    /// isolation level.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
-    /// # fn move_money(conn: &mut PgConnection) -> QueryResult<()> { todo!() }
-    /// # let mut conn = PgConnection::establish("")?;
-    /// conn.advisory_lock("account/1").transaction(|conn| move_money(conn))?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> QueryResult<()> {
+    /// let update = diesel::sql_query("UPDATE accounts SET balance = balance + 1 WHERE id = 1");
+    /// conn.advisory_lock("account/1").transaction(|conn| update.execute(conn))?;
+    /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     ///
-    /// Those of [`acquire`](Self::acquire), of `f` and of COMMIT. An error of `f` is never hidden by one of the
-    /// rollback.
+    /// Those of [`run`](Self::run) and of COMMIT. An error of the rollback never hides one of `f`.
+    /// [`Error::TransactionLeftOpen`] if `f` begins one more transaction and leaves it open: everything is rolled back.
     ///
     /// # Round trips
     ///
-    /// - PostgreSQL at READ COMMITTED: 2, those of a plain `conn.transaction`, if the lock is free, and 3 if it is taken.
-    ///   At the other levels 6, and 1 more if the lock is taken.
-    /// - MySQL and MariaDB: those of [`acquire`](Self::acquire), a plain `conn.transaction` (6) and
-    ///   [`release`](AdvisoryLockGuard::release).
+    /// - PostgreSQL: 2 at READ COMMITTED, as for a plain `conn.transaction`, and 3 at the other levels, whether the
+    ///   lock is free or taken. In a long wait, 1 at the end of a turn and 3 for each further one.
+    /// - MySQL and MariaDB: those of [`run`](Self::run) and of a plain `conn.transaction` (6).
     ///
     /// # Backend differences
     ///
-    /// - PostgreSQL: at READ COMMITTED only locks of the transaction are used, so that it works behind proxies that hand
-    ///   each transaction to another session (PgBouncer's transaction pooling). At the other levels it does not.
-    /// - PostgreSQL: in a transaction that was begun by a raw `BEGIN`, of which Diesel does not know, it is refused with
-    ///   [`Error::InTransaction`], and that transaction is aborted.
-    /// - PostgreSQL: inside an open transaction it nests as `conn.transaction` does, and the lock is held until the
-    ///   outermost transaction ends (or the nested one is rolled back). What `f` sees there at REPEATABLE READ and
-    ///   SERIALIZABLE is what the outer transaction sees.
-    /// - PostgreSQL at SERIALIZABLE: a serialization failure (SQLSTATE 40001) between two holders in turn is possible,
-    ///   for the server releases the lock just before it closes its books on the
-    ///   transaction. Retry it, as every serializable transaction.
-    /// - MySQL, MariaDB and SQLite: inside an open transaction it is refused with [`Error::InTransaction`].
-    /// - SQLite: it begins with `BEGIN IMMEDIATE`, so that it can write even if another connection wrote after it has
-    ///   read; that waits for who writes as long as `busy_timeout` says (not at all unless it is set), and then fails with
-    ///   [`Error::Database`]. With [`shared`](Self::shared) it is a plain `BEGIN`.
-    pub fn transaction<T, E>(self, f: impl FnOnce(&mut M::Target) -> Result<T, E>) -> Result<T, E>
+    /// - PostgreSQL, at other levels than READ COMMITTED: it does not work behind PgBouncer's transaction pooling, and
+    ///   each call writes an ERROR line ("invalid input syntax for type json") into the server's log. At SERIALIZABLE,
+    ///   two holders in turn can get a serialization failure. Retry it.
+    /// - PostgreSQL, inside an open transaction: it nests as `conn.transaction` does, and the outermost transaction
+    ///   holds the lock. At REPEATABLE READ and SERIALIZABLE, `f` sees what that transaction sees.
+    /// - PostgreSQL, after a raw `BEGIN`: it goes unnoticed, as by Diesel's own `transaction`. A wait that outlasts its
+    ///   first turn rolls back what was done since.
+    /// - MySQL, MariaDB, SQLite: inside an open transaction it returns [`Error::InTransaction`].
+    /// - SQLite: it begins with `BEGIN IMMEDIATE`, so it waits for other writers, but only as long as `busy_timeout`
+    ///   says. With [`shared`](Self::shared) it begins with `BEGIN`.
+    pub fn transaction<T, E>(
+        mut self,
+        f: impl FnOnce(&mut M::Target) -> Result<T, E>,
+    ) -> Result<T, E>
     where
-        E: From<Error>,
+        E: From<DieselError>,
     {
-        <<M::Target as Connection>::Backend as LockBackend>::transaction(self, f)
+        <M::Target as Connection>::Backend::transaction(&mut *self.conn, self.ask, f)
     }
 
-    /// Who holds the lock or waits for it now, holders first, as far as the server lets this user see it.
+    /// Lists the sessions that hold the lock or wait for it, holders first, as far as the server shows them to this
+    /// user: see [`Holder`]. It takes 1 round trip on PostgreSQL, once prepared, and 2 or 4 on MySQL and MariaDB. It
+    /// fails with [`Error::InvalidKey`], [`Error::Lost`] or [`Error::Database`].
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
-    /// # let mut conn = PgConnection::establish("")?;
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
     /// for holder in conn.advisory_lock("report").holders()? {
     ///     println!("{holder} {}", if holder.granted { "holds it" } else { "waits for it" });
     /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # Ok(()) }
     /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidKey`], [`Error::Database`].
-    ///
-    /// # Round trips
-    ///
-    /// 1, once prepared; on MySQL and MariaDB up to 2.
-    ///
-    /// # Backend differences
-    ///
-    /// See [`Holder`].
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        let server_key = DialectOf::<M::Target>::key(&self.key)?;
-        drive::holders(&mut *self.conn, &server_key)
+        holders(&mut *self.conn, &self.ask.key)
     }
+}
+
+fn acquire<C: LockConnection>(conn: &mut C, ask: &Ask) -> Result<Option<Hold<KeyOf<C>>>, Error> {
+    let session = run::session(conn, &ask.key)?;
+    let machine =
+        DialectOf::<C>::acquire(ask, session).map_err(|failure| refused(failure, &ask.key))?;
+    run(conn, machine, &ask.key)
+}
+
+pub(crate) fn holders<C: LockConnection>(
+    conn: &mut C,
+    key: &LockKey,
+) -> Result<Vec<Holder>, Error> {
+    let machine = DialectOf::<C>::holders(key).map_err(|failure| refused(failure, key))?;
+    run(conn, machine, key)
 }

@@ -2,24 +2,23 @@ use std::ops::DerefMut;
 
 use diesel::connection::Connection;
 use diesel::migration::{MigrationSource, MigrationVersion, Result};
+use diesel::result::Error as DieselError;
 use diesel_migrations::MigrationHarness;
 use dlock_core::Mode;
 
-use crate::{AdvisoryLock, LockConnection, glue};
+use crate::{AdvisoryLock, Error, LockConnection, shared};
 
 #[cfg_attr(docsrs, doc(cfg(feature = "migrations")))]
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
-    /// Runs the migrations that are pending once the lock is held, in their order, and releases the lock: what any
-    /// number of processes can do at their start, for each migration is applied by one of them.
+    /// Runs the pending migrations under the lock. Any number of processes can call it when they start: each migration
+    /// is applied by one of them.
     ///
-    /// It waits by [polling](Self::poll_every), each 100 ms unless told otherwise: a wait in PostgreSQL's queue holds
-    /// a snapshot, which a migration with `CREATE INDEX CONCURRENTLY` waits for, and that is a deadlock. The lock is
-    /// exclusive, even if it was asked for as [`shared`](Self::shared).
+    /// It looks up what is pending once the lock is held, and returns the versions that *this* call applied. It waits
+    /// by [polling](Self::poll_every), every 100 ms unless you choose another interval, because a migration may run
+    /// `CREATE INDEX CONCURRENTLY`. The lock is exclusive, even if you asked for it as [`shared`](Self::shared).
     ///
-    /// It returns the versions that *this* call applied, none if another process did.
-    ///
-    /// It is no transaction around all of them: each migration has its own, or none, as its `metadata.toml` says. And
-    /// it keeps apart those who take this lock, which `diesel migration run` does not.
+    /// It does not put a transaction around all migrations: each has its own, or none, as its `metadata.toml` says. It
+    /// does not keep out `diesel migration run`, which does not take the lock.
     ///
     /// # Examples
     ///
@@ -36,11 +35,11 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///     println!("applied {version}");
     /// }
     ///
-    /// // An error of the lock is told from one of a migration by its type.
+    /// // The type of the error tells an error of the lock from an error of a migration.
     /// let migrations = conn.advisory_lock("migrations").timeout(Duration::from_secs(60));
     /// if let Err(error) = migrations.run_pending_migrations(MIGRATIONS) {
     ///     match error.downcast_ref::<Error>() {
-    ///         Some(Error::Timeout { holders, .. }) => println!("still being migrated by {holders:?}"),
+    ///         Some(Error::Timeout { holders, .. }) => println!("{holders:?} is still migrating"),
     ///         Some(other) => println!("the lock: {other}"),
     ///         None => println!("a migration: {error}"),
     ///     }
@@ -48,7 +47,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
     /// ```
     ///
-    /// [`run`](Self::run) does everything else under the same lock:
+    /// For everything else under the same lock, use [`run`](Self::run):
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -64,10 +63,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// # Errors
     ///
-    /// - Those of [`acquire`](Self::acquire), as an [`Error`](crate::Error) in the box. No migration has been run.
-    ///   In an open transaction that is [`Error::InTransaction`](crate::Error::InTransaction), since the lock would
-    ///   be free before the migrations are committed.
-    /// - Those of [`MigrationHarness::run_pending_migrations`], as they are. The lock is released, and the migrations
+    /// - Those of [`acquire`](Self::acquire), as an [`Error`](crate::Error) in the box. No migration has run.
+    /// - Those of [`MigrationHarness::run_pending_migrations`], as they are. The lock is released. The migrations
     ///   before the one that failed are applied.
     /// - If all migrations succeeded, those of [`release`](crate::AdvisoryLockGuard::release), as an
     ///   [`Error`](crate::Error) in the box.
@@ -79,19 +76,32 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// # Backend differences
     ///
-    /// On MySQL and MariaDB most statements that change the schema commit at once, so that a migration that fails
-    /// half-way leaves its first half behind. The lock is the session's and is held all the same. On SQLite a migration
-    /// waits for who else writes as long as `busy_timeout` says.
+    /// - MySQL and MariaDB: most statements that change the schema commit at once. A migration that fails half-way
+    ///   leaves its first half behind. The lock is not affected.
+    /// - SQLite: a migration waits for other writers as long as `busy_timeout` says.
     pub fn run_pending_migrations<S>(mut self, source: S) -> Result<Vec<MigrationVersion<'static>>>
     where
         M::Target: MigrationHarness<<M::Target as Connection>::Backend>,
         S: MigrationSource<<M::Target as Connection>::Backend>,
     {
-        self.mode = Mode::Exclusive;
-        self.wait.poll.get_or_insert(glue::MIGRATION_INTERVAL);
+        self.ask.mode = Mode::Exclusive;
+        self.ask.wait.poll.get_or_insert(shared::MIGRATION_INTERVAL);
         self.run(|conn| {
-            let applied = conn.run_pending_migrations(source)?;
+            let applied = conn.run_pending_migrations(source).map_err(Failed)?;
             Ok(applied.iter().map(MigrationVersion::as_owned).collect())
+        })
+        .map_err(|Failed(error)| error)
+    }
+}
+
+/// An error of the migrations, or of the lock.
+struct Failed(Box<dyn std::error::Error + Send + Sync>);
+
+impl From<DieselError> for Failed {
+    fn from(error: DieselError) -> Self {
+        Self(match Error::from(error) {
+            Error::Database(error) => error.into(),
+            lock => lock.into(),
         })
     }
 }

@@ -5,20 +5,16 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::serialize::ToSql;
 use diesel::sql_types::{BigInt, Binary, HasSqlType, Integer, Nullable, Text};
-use dlock_core::{Holder, Piece, Statement};
+use dlock_core::Holder;
+use dlock_core::proto::{Bind, Prepared, Statement};
 
-/// The one value that a statement of a machine answers with.
-pub type Value = Nullable<BigInt>;
+/// The row of `Columns::Number`.
+pub type Number = Nullable<BigInt>;
 
-/// A row of [`HolderColumns`].
-pub type HolderRow = (i64, Option<String>, Option<String>, i64, i64, Option<i64>);
+/// The row of `Columns::Pair`.
+pub type Pair = (Nullable<BigInt>, Nullable<BigInt>);
 
-/// A holder from its row.
-pub fn to_holder((id, name, user, exclusive, granted, since): HolderRow) -> Holder {
-    Holder::from_columns(id, name, user, exclusive, granted, since)
-}
-
-/// The columns of `dlock_core::Holder::from_columns`.
+/// The row of `Columns::Holders`.
 pub type HolderColumns = (
     BigInt,
     Nullable<Text>,
@@ -28,22 +24,30 @@ pub type HolderColumns = (
     Nullable<BigInt>,
 );
 
+/// A row of [`HolderColumns`].
+pub type HolderRow = (i64, Option<String>, Option<String>, i64, i64, Option<i64>);
+
+/// Makes a holder of its row.
+pub fn to_holder((id, name, user, exclusive, granted, since): HolderRow) -> Holder {
+    Holder::from_columns(id, name, user, exclusive, granted, since)
+}
+
 /// A statement of the core as a Diesel query, with rows of the SQL type `ST`.
 ///
-/// The number is [the statement's](Statement::number), if it has one.
+/// Diesel finds a prepared statement by the type of the query or, more slowly, by its text. `NAME` is the number of a
+/// [`Prepared`] statement, so each of them has a type.
 #[derive(Debug)]
-pub struct CoreQuery<ST, const NUMBER: u8 = BY_TEXT> {
+pub struct CoreQuery<ST, const NAME: u8> {
     statement: Statement,
     columns: PhantomData<fn() -> ST>,
 }
 
-/// No statement has this number: Diesel finds the prepared statement by its text.
-pub(crate) const BY_TEXT: u8 = u8::MAX;
+/// A query that Diesel finds by its text.
+pub type ByText<ST> = CoreQuery<ST, { Prepared::ByText as u8 }>;
 
-impl<ST, const NUMBER: u8> CoreQuery<ST, NUMBER> {
-    /// The query that is `statement`.
+impl<ST, const NAME: u8> CoreQuery<ST, NAME> {
+    /// Makes a query of a statement.
     pub fn new(statement: Statement) -> Self {
-        debug_assert!(NUMBER == BY_TEXT || statement.number == Some(NUMBER));
         Self {
             statement,
             columns: PhantomData,
@@ -51,35 +55,40 @@ impl<ST, const NUMBER: u8> CoreQuery<ST, NUMBER> {
     }
 }
 
-impl<ST, const NUMBER: u8> Query for CoreQuery<ST, NUMBER> {
+impl<ST, const NAME: u8> Query for CoreQuery<ST, NAME> {
     type SqlType = ST;
 }
 
-impl<ST, C, const NUMBER: u8> RunQueryDsl<C> for CoreQuery<ST, NUMBER> {}
+impl<ST, C, const NAME: u8> RunQueryDsl<C> for CoreQuery<ST, NAME> {}
 
-impl<ST, const NUMBER: u8> QueryId for CoreQuery<ST, NUMBER> {
-    type QueryId = CoreQuery<(), NUMBER>;
-    const HAS_STATIC_QUERY_ID: bool = NUMBER != BY_TEXT;
+impl<ST, const NAME: u8> QueryId for CoreQuery<ST, NAME> {
+    type QueryId = CoreQuery<(), NAME>;
+    const HAS_STATIC_QUERY_ID: bool = NAME < Prepared::ByText as u8;
 }
 
-impl<ST, DB, const NUMBER: u8> QueryFragment<DB> for CoreQuery<ST, NUMBER>
+impl<ST, DB, const NAME: u8> QueryFragment<DB> for CoreQuery<ST, NAME>
 where
-    DB: Backend + HasSqlType<BigInt> + HasSqlType<Integer> + HasSqlType<Binary>,
+    DB: Backend + HasSqlType<BigInt> + HasSqlType<Integer> + HasSqlType<Binary> + HasSqlType<Text>,
     i64: ToSql<BigInt, DB>,
     i32: ToSql<Integer, DB>,
     Vec<u8>: ToSql<Binary, DB>,
+    String: ToSql<Text, DB>,
 {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
-        if !self.statement.cached {
+        let Statement { sql, binds, .. } = &self.statement;
+        if self.statement.prepared == Prepared::Never {
             out.unsafe_to_cache_prepared();
         }
-        for piece in &self.statement.pieces {
-            match piece {
-                Piece::Sql(sql) => out.push_sql(sql),
-                Piece::BigInt(value) => out.push_bind_param::<BigInt, _>(value)?,
-                Piece::Integer(value) => out.push_bind_param::<Integer, _>(value)?,
-                Piece::Binary(value) => out.push_bind_param::<Binary, _>(value)?,
+        let (before, between) = sql.split_first().expect("BUG: a statement has a text");
+        out.push_sql(before);
+        for (bind, sql) in binds.iter().zip(between) {
+            match bind {
+                Bind::BigInt(value) => out.push_bind_param::<BigInt, _>(value)?,
+                Bind::Integer(value) => out.push_bind_param::<Integer, _>(value)?,
+                Bind::Binary(value) => out.push_bind_param::<Binary, _>(value)?,
+                Bind::Text(value) => out.push_bind_param::<Text, _>(value)?,
             }
+            out.push_sql(sql);
         }
         Ok(())
     }

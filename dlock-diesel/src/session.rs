@@ -4,51 +4,46 @@ use std::num::NonZeroU32;
 
 use diesel::connection::{TransactionManager, TransactionManagerStatus};
 use diesel::prelude::*;
-use dlock_core::Dialect;
+use dlock_core::proto::{Depth, Dialect, Session};
 
 use crate::LockConnection;
 use crate::backend::DialectOf;
-
-/// How many transactions and savepoints of Diesel are open; a raw BEGIN is not seen.
-pub(crate) type Depth = Option<NonZeroU32>;
+use crate::shared::status;
 
 fn status<C: Connection>(conn: &mut C) -> &mut TransactionManagerStatus {
     C::TransactionManager::transaction_manager_status_mut(conn)
 }
 
-/// The depth, or an error where the connection is broken.
-pub(crate) fn depth<C: Connection>(conn: &mut C) -> QueryResult<Depth> {
-    status(conn).transaction_depth()
+/// How many transactions are open, or an error if the connection is broken.
+pub(crate) fn session<C: Connection>(conn: &mut C) -> QueryResult<Session> {
+    let depth = status::depth(status(conn))?;
+    // An open transaction makes a connection count as broken, except the one of `begin_test_transaction`. A transaction
+    // that is begun inside it stands for a real one.
+    let test_transaction =
+        depth == NonZeroU32::new(1) && !C::TransactionManager::is_broken_transaction_manager(conn);
+    Ok(Session {
+        depth,
+        test_transaction,
+    })
 }
 
-/// Whether the open transaction is the one of `begin_test_transaction`, the only kind with which a connection does not
-/// count as broken, and none was begun in it: that would be a real one in production.
-pub(crate) fn in_test_transaction<C: Connection>(conn: &mut C) -> bool {
-    depth(conn).is_ok_and(|depth| depth == NonZeroU32::new(1))
-        && !C::TransactionManager::is_broken_transaction_manager(conn)
-}
-
-/// Tells Diesel that a transaction has begun.
+/// Tells Diesel that dlock has begun a transaction.
 pub(crate) fn began_transaction<C: Connection>(conn: &mut C) -> QueryResult<()> {
-    use diesel::connection::TransactionDepthChange::IncreaseDepth;
-    match status(conn) {
-        TransactionManagerStatus::Valid(status) => status.change_transaction_depth(IncreaseDepth),
-        TransactionManagerStatus::InError => Err(diesel::result::Error::BrokenTransactionManager),
-    }
+    status::began(status(conn))
 }
 
-/// Begins a transaction that may write, or a savepoint in the one that is open. SQLite only.
+/// SQLite: begins a transaction that writes from the start, or a savepoint if a transaction is open.
 pub(crate) fn begin_immediate<C: Connection>(conn: &mut C) -> QueryResult<()> {
-    if depth(conn)?.is_some() {
+    if session(conn)?.depth.is_some() {
         return C::TransactionManager::begin_transaction(conn);
     }
     conn.batch_execute("BEGIN IMMEDIATE")?;
     began_transaction(conn)
 }
 
-/// Rolls back what was begun since `base`.
+/// Rolls back all transactions and savepoints that were begun since `base`.
 pub(crate) fn roll_back_to<C: Connection>(conn: &mut C, base: Depth) -> QueryResult<()> {
-    while depth(conn)? > base {
+    while session(conn)?.depth > base {
         C::TransactionManager::rollback_transaction(conn)?;
     }
     Ok(())
@@ -56,17 +51,17 @@ pub(crate) fn roll_back_to<C: Connection>(conn: &mut C, base: Depth) -> QueryRes
 
 /// Marks the connection broken, so that a pool discards it.
 ///
-/// On a `PgConnection` the next good query heals the mark.
+/// On a `PgConnection`, Diesel removes the mark after the next query that succeeds.
 pub(crate) fn mark_broken<C: Connection>(conn: &mut C) {
-    status(conn).set_in_error();
+    status::mark_broken(status(conn));
 }
 
-/// Ends the server's session, which frees all that it holds, and marks the connection broken. `true` if the session is
-/// there, rolled back: SQLite's cannot be ended.
+/// Ends the server's session, which frees everything that it holds, and marks the connection broken. The mark alone
+/// would not free a lock on a connection that is still used.
 ///
-/// The mark alone would leave a lock in the hands of whoever goes on with the connection.
+/// Returns `true` if the session is still there: SQLite only rolls back.
 pub(crate) fn end<C: LockConnection>(conn: &mut C) -> bool {
-    // An error is what ending the own session answers, and a connection that is gone as well.
+    // A server answers with an error when a session ends itself. A connection that is gone also gives an error.
     let is_there = conn.batch_execute(DialectOf::<C>::END_SESSION).is_ok();
     mark_broken(conn);
     is_there

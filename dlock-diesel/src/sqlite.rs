@@ -1,74 +1,64 @@
-//! Locks for SQLite, which has none: they are this process's, and those of the operating system.
+//! Locks for SQLite, which has none of its own.
+//!
+//! The connections of one process queue in memory. Between processes, the operating system locks bytes of a file beside
+//! the database.
+//!
+//! Imports go one way, downwards:
+//!
+//! ```text
+//! r2d2
+//! functions          the SQL functions that the core's statements call
+//! session            one connection; the loop in which it waits
+//! table              all databases of this process, behind one mutex
+//! database           the locks of one database
+//! queue  file_locks  who may go in this process; turns with other processes
+//!        holders     the answer to "who holds it?"
+//!        processes   which processes have locked a byte
+//!        lock_file   the file, and its bytes
+//!        byte_lock   the operating system's locks
+//! ```
+//!
+//! `function_error` is for all of them.
 
 #[cfg(unix)]
-mod file;
-#[cfg(not(unix))]
-#[path = "sqlite/no_file.rs"]
-mod file;
+mod byte_lock;
+mod database;
+mod file_locks;
+mod function_error;
 mod functions;
-mod lock;
-mod os;
-mod others;
+mod holders;
+mod lock_file;
+mod processes;
+mod queue;
 #[cfg(feature = "r2d2")]
 mod r2d2;
 mod session;
 mod table;
-mod trouble;
 
 use diesel::sqlite::SqliteConnection;
+use dlock_core::proto::{Answer, Request};
+
+use crate::Error;
 
 #[cfg(feature = "r2d2")]
 pub use self::r2d2::EnableAdvisoryLocks;
-pub(crate) use table::{forget, give_up, is_open, is_waiting};
-pub(crate) use trouble::explain;
+pub use function_error::explain;
+pub use table::{forget, give_up};
 
-use diesel::QueryResult;
-use dlock_core::{Sqlite, Statement};
-
-use crate::Error;
-use trouble::Trouble;
-
-/// What a statement of the core asks for, for when it fails.
-#[derive(Clone, Copy, Debug)]
-pub struct Asked {
-    request: Option<i64>,
-    releases: bool,
-}
-
-impl Asked {
-    /// Before it is sent.
-    pub fn new(statement: &Statement) -> Self {
-        Self {
-            request: Sqlite::request(statement),
-            releases: Sqlite::is_release(statement),
-        }
+/// Gives up the request of a statement that failed, by its number. This needs no statement: while other connections
+/// write, SQLite may refuse to prepare one.
+pub fn settle(request: Option<Request>, mut answer: Answer) -> Answer {
+    if let (Some(request), Answer::Error(error)) = (request, &mut answer) {
+        error.given_up = give_up(request);
+        forget(request);
     }
-
-    /// The request's number.
-    pub fn request(self) -> Option<i64> {
-        self.request
-    }
-
-    /// A request that failed is given up by its number, for which the connection is not needed: SQLite may refuse to
-    /// prepare another statement while others write.
-    pub fn settle(self, answer: QueryResult<Option<i64>>) -> QueryResult<Option<i64>> {
-        answer.or_else(|error| {
-            if let Some(request) = self.request {
-                let was_there = give_up(request);
-                forget(request);
-                if was_there && self.releases {
-                    return Ok(Some(1));
-                }
-            }
-            Err(explain(error))
-        })
-    }
+    answer
 }
 
 /// Makes SQLite connections ready for locks.
 ///
-/// SQLite has no locks of its own, so a connection has to be told once, right after it was opened. Without it, the first
-/// lock fails with [`Error::Unsupported`], which names this line.
+/// SQLite has no locks of its own. Call [`enable_advisory_locks`](Self::enable_advisory_locks) on each connection once,
+/// right after opening it. Without it, the first lock fails with [`Error::Unsupported`], which names this call.
 ///
 /// # Examples
 ///
@@ -85,66 +75,69 @@ impl Asked {
 ///
 #[cfg_attr(
     feature = "r2d2",
-    doc = "For a pool of r2d2 there is [`EnableAdvisoryLocks`]."
+    doc = "In an r2d2 pool, [`EnableAdvisoryLocks`] makes this call."
 )]
-#[cfg_attr(
-    not(feature = "r2d2"),
-    doc = "For a pool of r2d2 there is the feature `r2d2`."
-)]
+#[cfg_attr(not(feature = "r2d2"), doc = "For r2d2 pools, see the feature `r2d2`.")]
 ///
-/// # What appears beside the database
+/// # The file beside the database
 ///
-/// One empty file, `NAME-dlock` for the database `NAME`, when the first lock is asked for: its bytes are locked, by the
-/// operating system, without being there. It stays; it may be deleted when no process has the database open. The
-/// database itself is not touched, and neither are SQLite's own locks: a lock is held across transactions, while other
-/// connections write. Only the schema is read, by SQLite, once, when a connection is made ready; while others write that
-/// may have to wait, for up to 5 seconds, unless the connection has a `busy_timeout` of its own.
+/// The first lock on the database `NAME` creates one empty file, `NAME-dlock`. The operating system locks bytes of it
+/// that do not exist. The file stays. You may delete it when no process has the database open.
 ///
-/// # Whom it keeps apart
+/// dlock changes neither the database nor SQLite's own locks: a lock is held across transactions, and while other
+/// connections write. SQLite reads the schema once, when a connection is made ready. If other connections write at that
+/// moment, this waits for up to 5 seconds, or longer if the connection has a longer `busy_timeout`.
 ///
-/// All connections to the same file, in all processes of one host. Who waits for a connection of the same process is
-/// woken, first come, first served. Between processes there is no queue: who waits asks again, after a fiftieth of the
-/// time that it has waited, at least 0.5 and at most 10 milliseconds; and a process that has had its turn leaves the lock
-/// to others that wait.
+/// # Which connections exclude each other
 ///
-/// Who waits to hold a lock alone while others share it goes before those who come later to share it, in whatever process
-/// they are: these wait, and [`try_acquire`](crate::AdvisoryLock::try_acquire) gives them `None`, as on PostgreSQL. A
-/// connection that shares the lock already shares it again at once; and one that holds another lock for which somebody
-/// waits goes before the writer, lest they wait in a circle. After a writer it is the turn of all that wait.
+/// All connections to the same file, in all processes of one host. Databases in memory and temporary databases are not
+/// files: all of them in one process share one set of locks.
 ///
-/// Just after its turn a process that wants a lock alone may be told for 15 milliseconds that it is taken where another one
-/// only waits for it. A writer that is stopped (SIGSTOP) while it waits, or whose place a forked child keeps, delays readers by
-/// a quarter of a second every now and then.
+/// *Within a process*, waiting connections are served in the order in which they came, and woken at once.
 ///
-/// A crash, SIGKILL or the end of a process frees its locks at once, and its place before others; but a child that was
-/// forked and runs no other program keeps those of a parent that ends, until it ends too or opens a connection of its own
-/// and makes it ready. (A child's copies of guards free nothing.)
+/// *Between processes* there is no queue. A waiting process tries again after a fiftieth of the time that it has
+/// waited, at least 0.5 and at most 10 milliseconds. A process that has had its turn leaves the lock to others that
+/// wait. For 15 ms after its turn, a process that asks for an exclusive lock may be refused although the lock is free,
+/// because another process is waiting for it.
 ///
-/// Databases in memory, and temporary ones, are no files: all of a process share one set of locks.
+/// *Writers go before new readers.* While a connection waits to hold a lock alone that others share, new readers wait
+/// behind it, in whatever process they are, and [`try_acquire`](crate::AdvisoryLock::try_acquire) gives them `None`, as
+/// on PostgreSQL. There are two exceptions. A connection that shares the lock can share it again at once. A connection
+/// that holds another lock for which somebody waits goes before the writer, because otherwise they could wait for each
+/// other. After a writer, all readers that wait have their turn. While a waiting writer is stopped (SIGSTOP), or a
+/// forked child keeps the place of one that has ended, readers are delayed by a quarter of a second every now and then.
 ///
-/// A connection belongs to the version of this crate that has made it ready: another one in the same program refuses to
-/// do so. On connections of their own two versions exclude each other as two processes do, but not on macOS, and not on
-/// databases in memory.
+/// *Versions of this crate.* A connection belongs to the version that made it ready, and another version in the same
+/// program refuses to do so again. On connections of their own, two versions exclude each other as two processes do,
+/// except on macOS and on databases in memory.
+///
+/// # When locks end
+///
+/// When a process ends, for whatever reason, its locks and its places in queues are freed at once. One exception: a
+/// forked child that has not called `exec` keeps its parent's locks until it exits or makes a connection of its own
+/// ready. The child's copies of guards free nothing.
 ///
 /// A database that is renamed, moved or replaced while connections to it are open has a new set of locks under its new
-/// name. The old connections get no locks any more, and [`is_held`](crate::AdvisoryLockGuard::is_held) and
-/// [`release`](crate::AdvisoryLockGuard::release) tell that what they held is lost; a process that still has some gets
-/// none on new connections either. Close all connections first, as SQLite wants it.
+/// name. The old connections get no more locks, and [`is_held`](crate::AdvisoryLockGuard::is_held) and
+/// [`release`](crate::AdvisoryLockGuard::release) report that what they held is lost. As long as a process has such
+/// connections, its new connections get no locks either. Close all connections first, as SQLite requires.
 ///
 /// # Where it does not work
 ///
-/// [`Error::Unsupported`] says so, when the first lock is asked for:
+/// The first lock fails with [`Error::Unsupported`]:
 ///
-/// - in a folder that this user may not write to, unless the file `NAME-dlock` is there and may be written to;
+/// - in a folder that this user may not write to, unless the file `NAME-dlock` exists and this user may write to it;
 /// - on a network file system, where SQLite itself must not be used;
-/// - with databases in files, on systems other than Linux (64 bit), Android and macOS.
+/// - for databases in files, on systems other than 64-bit Linux, 64-bit Android and macOS.
 ///
-/// Deadlocks are found among the connections of one process, and where two processes hold a lock shared and both wait to
-/// hold it alone. A circle of several locks and several processes is not: set a
-/// [`timeout`](crate::AdvisoryLock::timeout). A database that has two names (hard links) has two sets of locks. On macOS
-/// the locks of a process end if it opens and closes `NAME-dlock` by itself.
+/// Deadlocks are found among the connections of one process, and where two processes share a lock and both wait to hold
+/// it alone. A circle of several locks in several processes is not found: set a
+/// [`timeout`](crate::AdvisoryLock::timeout).
+///
+/// A database with two names (hard links) has two sets of locks. On macOS, the locks of a process end when other code
+/// in it opens and closes `NAME-dlock`.
 pub trait SqliteLocksExt {
-    /// Makes this connection ready for locks. Once is enough, and once more does nothing.
+    /// Makes this connection ready for locks. A second call does nothing.
     ///
     /// # Examples
     ///
@@ -152,8 +145,8 @@ pub trait SqliteLocksExt {
     ///
     /// # Errors
     ///
-    /// [`Error::Database`] if the connection cannot be asked, its file is gone, or another version of this crate has made it
-    /// ready.
+    /// [`Error::Database`] if a statement on the connection fails, its file is gone, or another version of this crate
+    /// has made it ready.
     fn enable_advisory_locks(&mut self) -> Result<(), Error>;
 }
 

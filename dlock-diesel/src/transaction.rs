@@ -1,112 +1,114 @@
-//! `AdvisoryLock::transaction`, in its two forms.
-
-use std::ops::DerefMut;
-use std::time::Instant;
+//! `AdvisoryLock::transaction`, in its two forms: the transaction holds the lock, or the session holds it around the
+//! transaction.
 
 use diesel::connection::TransactionManager;
 use diesel::prelude::*;
-use dlock_core::{Dialect, Fence, LockKey, Mode, TransactionDialect};
+use diesel::result::Error as DieselError;
+use dlock_core::LockKey;
+use dlock_core::Mode;
+use dlock_core::proto::{Ask, Depth, TransactionDialect};
 
 use crate::backend::{DialectOf, LockConnection, TransactionLocks};
-use crate::session::Depth;
-use crate::{AdvisoryLock, Error, drive, session};
+use crate::run::{self, refused, run};
+use crate::{AdvisoryLock, Error, session, shared};
 
-/// The transaction holds the lock.
-pub(crate) fn with_lock_inside<M, T, E>(
-    mut lock: AdvisoryLock<M>,
-    f: impl FnOnce(&mut M::Target) -> Result<T, E>,
+/// The transaction holds the lock. Inside an open transaction, a savepoint takes its place.
+pub(crate) fn with_lock_inside<C, T, E>(
+    conn: &mut C,
+    ask: Ask,
+    f: impl FnOnce(&mut C) -> Result<T, E>,
 ) -> Result<T, E>
 where
-    M: DerefMut<Target: LockConnection<Backend: TransactionLocks>>,
-    E: From<Error>,
+    C: LockConnection<Backend: TransactionLocks>,
+    E: From<DieselError>,
 {
-    let conn = &mut *lock.conn;
-    let outside = session::depth(conn).map_err(Error::from)?;
+    let outside = run::session(conn, &ask.key)
+        .map_err(DieselError::from)?
+        .depth;
     if outside.is_none() {
-        begin(&mut lock)?;
-        return finish(&mut *lock.conn, outside, &lock.key, f);
+        begin(conn, &ask).map_err(DieselError::from)?;
+        return finish(conn, outside, &ask.key, f);
     }
-    <M::Target as Connection>::TransactionManager::begin_transaction(conn).map_err(Error::from)?;
-    finish(conn, outside, &lock.key, |conn| {
-        let started = Instant::now();
-        let server_key = DialectOf::<M::Target>::key(&lock.key).map_err(Error::from)?;
-        let machine = DialectOf::<M::Target>::acquire_in_transaction(
-            &server_key,
-            lock.mode,
-            lock.wait,
-            Fence::new(),
-        );
-        if !drive::drive(conn, machine, &lock.key)? {
-            let key = lock.key.clone();
-            return Err(drive::timeout(conn, key, &server_key, started.elapsed()).into());
-        }
+    C::TransactionManager::begin_transaction(conn)?;
+    finish(conn, outside, &ask.key, |conn| {
+        lock_transaction(conn, &ask)
+            .map_err(DieselError::from)?
+            .expect(NAMED);
         f(conn)
     })
 }
 
+/// Without it the lock that was not granted is no error.
+const NAMED: &str = "BUG: Ask::name_holders is on";
+
 /// Begins the transaction together with the lock.
-fn begin<M>(lock: &mut AdvisoryLock<M>) -> Result<(), Error>
+fn begin<C>(conn: &mut C, ask: &Ask) -> Result<(), Error>
 where
-    M: DerefMut<Target: LockConnection<Backend: TransactionLocks>>,
+    C: LockConnection<Backend: TransactionLocks>,
 {
-    let started = Instant::now();
-    let conn = &mut *lock.conn;
-    let server_key = DialectOf::<M::Target>::key(&lock.key)?;
-    let machine = DialectOf::<M::Target>::begin(&server_key, lock.mode, lock.wait);
-    if !drive::drive(conn, machine, &lock.key)? {
-        let key = lock.key.clone();
-        return Err(drive::timeout(conn, key, &server_key, started.elapsed()));
-    }
+    let machine = DialectOf::<C>::begin(ask).map_err(|failure| refused(failure, &ask.key))?;
+    run(conn, machine, &ask.key)?.expect(NAMED);
     Ok(session::began_transaction(conn)?)
 }
 
-/// The lock is the session's, held from before BEGIN until after COMMIT.
-pub(crate) fn with_lock_around<M, T, E>(
-    lock: AdvisoryLock<M>,
-    f: impl FnOnce(&mut M::Target) -> Result<T, E>,
-) -> Result<T, E>
+/// Takes a lock that ends with the open transaction. `None`: it is taken, and [`Ask::name_holders`] is off.
+pub(crate) fn lock_transaction<C>(conn: &mut C, ask: &Ask) -> Result<Option<()>, Error>
 where
-    M: DerefMut<Target: LockConnection>,
-    E: From<Error>,
+    C: LockConnection<Backend: TransactionLocks>,
 {
-    around(
-        lock,
-        <M::Target as Connection>::TransactionManager::begin_transaction,
-        f,
-    )
+    let session = run::session(conn, &ask.key)?;
+    let machine = DialectOf::<C>::acquire_in_transaction(ask, session)
+        .map_err(|failure| refused(failure, &ask.key))?;
+    run(conn, machine, &ask.key)
 }
 
-/// As [`with_lock_around`], and who holds the lock alone begins to write at once. On SQLite a transaction that reads
-/// first and finds that another has written since can never write, and no `busy_timeout` helps.
-#[cfg(feature = "sqlite")]
-pub(crate) fn with_lock_around_writers<M, T, E>(
-    lock: AdvisoryLock<M>,
-    f: impl FnOnce(&mut M::Target) -> Result<T, E>,
+/// The session holds the lock, from before BEGIN until after COMMIT.
+pub(crate) fn with_lock_around<C, T, E>(
+    conn: &mut C,
+    ask: Ask,
+    f: impl FnOnce(&mut C) -> Result<T, E>,
 ) -> Result<T, E>
 where
-    M: DerefMut<Target: LockConnection>,
-    E: From<Error>,
+    C: LockConnection,
+    E: From<DieselError>,
 {
-    match lock.mode {
-        Mode::Exclusive => around(lock, session::begin_immediate, f),
-        Mode::Shared => with_lock_around(lock, f),
+    around(conn, ask, C::TransactionManager::begin_transaction, f)
+}
+
+/// As [`with_lock_around`], but an exclusive holder writes from the start. On SQLite, a transaction that has read
+/// before another connection wrote can never write, whatever `busy_timeout` says.
+#[cfg(feature = "sqlite")]
+pub(crate) fn with_lock_around_writers<C, T, E>(
+    conn: &mut C,
+    ask: Ask,
+    f: impl FnOnce(&mut C) -> Result<T, E>,
+) -> Result<T, E>
+where
+    C: LockConnection,
+    E: From<DieselError>,
+{
+    match ask.mode {
+        Mode::Exclusive => around(conn, ask, session::begin_immediate, f),
+        Mode::Shared => with_lock_around(conn, ask, f),
     }
 }
 
-fn around<M, T, E>(
-    lock: AdvisoryLock<M>,
-    begin: impl FnOnce(&mut M::Target) -> QueryResult<()>,
-    f: impl FnOnce(&mut M::Target) -> Result<T, E>,
+fn around<C, T, E>(
+    conn: &mut C,
+    mut ask: Ask,
+    begin: impl FnOnce(&mut C) -> QueryResult<()>,
+    f: impl FnOnce(&mut C) -> Result<T, E>,
 ) -> Result<T, E>
 where
-    M: DerefMut<Target: LockConnection>,
-    E: From<Error>,
+    C: LockConnection,
+    E: From<DieselError>,
 {
-    let key = lock.key.clone();
-    // Not even where `inside_transaction` allows the lock, for it would be free before the outer COMMIT.
-    lock.refusing_transactions().run(|conn| {
-        let outside = session::depth(conn).map_err(Error::from)?;
-        begin(conn).map_err(Error::from)?;
+    // `inside_transaction` does not count here: the lock would be free before the outer COMMIT.
+    ask.inside_transaction = false;
+    let key = ask.key.clone();
+    AdvisoryLock::asking(conn, ask).run(|conn| {
+        let outside = session::session(conn)?.depth;
+        begin(conn)?;
         finish(conn, outside, &key, f)
     })
 }
@@ -120,19 +122,19 @@ fn finish<C, T, E>(
 ) -> Result<T, E>
 where
     C: LockConnection,
-    E: From<Error>,
+    E: From<DieselError>,
 {
     let open = OpenTransaction { conn, outside };
-    let value = f(open.conn)?; // an error rolls back, as a panic does
-    C::TransactionManager::commit_transaction(open.conn).map_err(Error::from)?;
-    if session::depth(open.conn).map_err(Error::from)? > outside {
-        // `f` has begun one more and left it open: what was committed is that one.
-        return Err(Error::InTransaction { key: key.clone() }.into());
+    let value = f(open.conn)?; // an error or a panic rolls back
+    C::TransactionManager::commit_transaction(open.conn)?;
+    if session::session(open.conn)?.depth > outside {
+        // `f` began one more transaction and left it open, so the COMMIT above was that one's.
+        return Err(DieselError::from(shared::left_open(key)).into());
     }
     Ok(value)
 }
 
-/// Rolls back what is still open when it is dropped.
+/// An open transaction. Dropped, it rolls back.
 struct OpenTransaction<'c, C: LockConnection> {
     conn: &'c mut C,
     outside: Depth,

@@ -1,13 +1,15 @@
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use dlock_core::{Dialect, Fence, Holder, LockKey, Mode, TransactionDialect, Wait};
+use dlock_core::proto::Ask;
+use dlock_core::{Holder, LockKey, Mode};
 
-use crate::backend::{DialectOf, LockConnection, SharedLocks, TransactionLocks};
-use crate::{Error, drive, session};
+use crate::backend::{LockConnection, SharedLocks, TransactionLocks};
+use crate::transaction::lock_transaction;
+use crate::{Error, lock};
 
-/// A lock that is not held yet, and that will end with the transaction: COMMIT, ROLLBACK, or ROLLBACK TO a savepoint
-/// before it. There is nothing to release.
+/// A lock that is not held yet, and that will end with the open transaction: at COMMIT, at ROLLBACK, or at ROLLBACK TO
+/// a savepoint before it. There is nothing to release.
 ///
 /// [`AdvisoryLockExt::advisory_xact_lock`](crate::AdvisoryLockExt::advisory_xact_lock) makes one.
 ///
@@ -27,23 +29,19 @@ use crate::{Error, drive, session};
 ///
 /// # At REPEATABLE READ and SERIALIZABLE
 ///
-/// The transaction sees what was committed when its first statement *started*, and if that is this lock, then that
-/// was before the wait: it does not see what the previous holder did.
+/// The transaction sees what was committed when its first statement *started*. If that statement is this lock, it does
+/// not see what the previous holder committed during the wait.
 /// [`AdvisoryLock::transaction`](crate::AdvisoryLock::transaction) does.
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct AdvisoryXactLock<'c, C> {
     conn: &'c mut C,
-    key: LockKey,
-    mode: Mode,
-    wait: Wait,
+    ask: Ask,
 }
 
 impl<C> fmt::Debug for AdvisoryXactLock<'_, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AdvisoryXactLock")
-            .field("key", &self.key)
-            .field("mode", &self.mode)
-            .field("wait", &self.wait)
+            .field("ask", &self.ask)
             .finish_non_exhaustive()
     }
 }
@@ -52,9 +50,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     pub(crate) fn new(conn: &'c mut C, key: LockKey) -> Self {
         Self {
             conn,
-            key,
-            mode: Mode::Exclusive,
-            wait: Wait::default(),
+            ask: Ask::new(key),
         }
     }
 
@@ -64,7 +60,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// ```no_run
     /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
+    /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
     /// conn.transaction(|conn| conn.advisory_xact_lock("cache").shared().acquire())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -73,95 +69,93 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     where
         C::Backend: SharedLocks,
     {
-        self.mode = Mode::Shared;
+        self.ask.mode = Mode::Shared;
         self
     }
 
-    /// Waits at most that long: see [`AdvisoryLock::timeout`](crate::AdvisoryLock::timeout). A timeout leaves the
-    /// transaction as it was.
+    /// Limits the wait: see [`AdvisoryLock::timeout`](crate::AdvisoryLock::timeout). After a timeout the transaction
+    /// goes on.
+    ///
+    /// A `transaction_timeout` counts the whole wait, because it is your limit for the transaction.
     ///
     /// # Examples
     ///
     /// ```no_run
-    /// # use std::time::Duration;
     /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
+    /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
-    /// conn.transaction(|conn| {
-    ///     conn.advisory_xact_lock("account/1").timeout(Duration::from_secs(1)).acquire()
-    /// })?;
+    /// let limit = std::time::Duration::from_secs(1);
+    /// conn.transaction(|conn| conn.advisory_xact_lock("account/1").timeout(limit).acquire())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
-        self.wait.limit = Some(limit);
+        self.ask.wait.limit = Some(limit);
         self
     }
 
-    /// Asks again at this interval: see [`AdvisoryLock::poll_every`](crate::AdvisoryLock::poll_every).
+    /// Tries at this interval: see [`AdvisoryLock::poll_every`](crate::AdvisoryLock::poll_every). Each try is 1 round
+    /// trip.
     ///
     /// # Examples
     ///
     /// ```no_run
-    /// # use std::time::Duration;
     /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
+    /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
-    /// conn.transaction(|conn| {
-    ///     conn.advisory_xact_lock("account/1").poll_every(Duration::from_millis(50)).acquire()
-    /// })?;
+    /// let interval = std::time::Duration::from_millis(50);
+    /// conn.transaction(|conn| conn.advisory_xact_lock("account/1").poll_every(interval).acquire())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn poll_every(mut self, interval: Duration) -> Self {
-        self.wait.poll = Some(interval);
+        self.ask.wait.poll = Some(interval);
         self
     }
 
-    /// The key.
+    /// The key of the lock.
     ///
     /// # Examples
     ///
     /// ```no_run
     /// # use diesel::prelude::*;
-    /// # use dlock_diesel::{AdvisoryLockExt, LockKey};
+    /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
     /// assert_eq!(conn.advisory_xact_lock(42).key(), &LockKey::from(42));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn key(&self) -> &LockKey {
-        &self.key
+        &self.ask.key
     }
 
-    /// Acquires the lock for the rest of the transaction, and waits until it is free.
+    /// Acquires the lock for the rest of the transaction. Waits until it is free. The wait
+    /// [breathes](crate#waiting-on-postgresql) as far as an open transaction lets it.
     ///
     /// # Examples
     ///
-    /// See [`AdvisoryXactLock`].
+    /// ```no_run
+    /// # use diesel::prelude::*;
+    /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
+    /// # let mut conn = PgConnection::establish("")?;
+    /// conn.transaction(|conn| conn.advisory_xact_lock("account/1").acquire())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
     /// - [`Error::NotInTransaction`] outside a transaction.
     /// - [`Error::Timeout`] after [`timeout`](Self::timeout). The transaction goes on, as it does after
-    ///   [`Error::Deadlock`] and [`Error::Interrupted`].
-    /// - [`Error::Database`] where the server refuses the lock without a wait; the transaction is aborted.
+    ///   [`Error::Deadlock`], and after [`Error::Interrupted`] of a wait.
+    /// - [`Error::TooManyLocks`], [`Error::Unsupported`], [`Error::Lost`], [`Error::Database`]. If the first try fails,
+    ///   the transaction is aborted.
     ///
     /// # Round trips
     ///
-    /// 1 if the lock is free (once prepared), 2 if it is taken, 2 more after a timeout.
-    pub fn acquire(mut self) -> Result<(), Error> {
-        let started = Instant::now();
-        if self.take(self.wait)? {
-            return Ok(());
-        }
-        let server_key = DialectOf::<C>::key(&self.key)?;
-        Err(drive::timeout(
-            self.conn,
-            self.key,
-            &server_key,
-            started.elapsed(),
-        ))
+    /// 1 if the lock is free, once prepared, and 2 if it is taken. In a long wait, 1 after the first turn and 3 for
+    /// each further turn. After a timeout, 1 to undo the wait and 1 to name the holders.
+    pub fn acquire(self) -> Result<(), Error> {
+        lock_transaction(self.conn, &self.ask).map(drop)
     }
 
-    /// Acquires the lock for the rest of the transaction if it is free: `false` if another connection has it.
+    /// Acquires the lock for the rest of the transaction if it is free. `false`: another connection has it.
     ///
     /// With [`timeout`](Self::timeout) it waits up to that limit first.
     ///
@@ -169,7 +163,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// ```no_run
     /// # use diesel::prelude::*;
-    /// # use dlock_diesel::{AdvisoryLockExt, Error};
+    /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
     /// conn.transaction(|conn| {
     ///     if conn.advisory_xact_lock("account/1").try_acquire()? {
@@ -182,27 +176,25 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire), except that [`Error::Timeout`] is `false` here.
+    /// Those of [`acquire`](Self::acquire), but `false` instead of [`Error::Timeout`].
     ///
     /// # Round trips
     ///
-    /// 1, once prepared. With a [`timeout`](Self::timeout) those of [`acquire`](Self::acquire).
+    /// 1, once prepared. With a [`timeout`](Self::timeout), those of [`acquire`](Self::acquire) without the question
+    /// for the holders.
     #[must_use = "the lock may not have been acquired"]
-    pub fn try_acquire(mut self) -> Result<bool, Error> {
-        let wait = match self.wait.limit {
-            Some(_) => self.wait,
-            None => Wait::TRY,
-        };
-        self.take(wait)
+    pub fn try_acquire(self) -> Result<bool, Error> {
+        Ok(lock_transaction(self.conn, &self.ask.as_try())?.is_some())
     }
 
-    /// Who holds the lock or waits for it now: see [`AdvisoryLock::holders`](crate::AdvisoryLock::holders).
+    /// Lists the sessions that hold the lock or wait for it: see
+    /// [`AdvisoryLock::holders`](crate::AdvisoryLock::holders).
     ///
     /// # Examples
     ///
     /// ```no_run
     /// # use diesel::prelude::*;
-    /// # use dlock_diesel::AdvisoryLockExt;
+    /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
     /// let holders = conn.advisory_xact_lock("account/1").holders()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -210,25 +202,12 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidKey`], [`Error::Database`].
+    /// [`Error::InvalidKey`], [`Error::Lost`], [`Error::Database`].
     ///
     /// # Round trips
     ///
     /// 1, once prepared.
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        let server_key = DialectOf::<C>::key(&self.key)?;
-        drive::holders(self.conn, &server_key)
-    }
-
-    fn take(&mut self, wait: Wait) -> Result<bool, Error> {
-        let server_key = DialectOf::<C>::key(&self.key)?;
-        if session::depth(self.conn)?.is_none() {
-            return Err(Error::NotInTransaction {
-                key: self.key.clone(),
-            });
-        }
-        let machine =
-            DialectOf::<C>::acquire_in_transaction(&server_key, self.mode, wait, Fence::new());
-        drive::drive(self.conn, machine, &self.key)
+        lock::holders(self.conn, &self.ask.key)
     }
 }

@@ -2,7 +2,7 @@ use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
 use dlock_diesel_async::LockConnection;
 
 pub(crate) trait Killable: LockConnection + 'static {
-    /// The statement that ends another session.
+    /// The statement that ends the session with this id.
     fn kill(id: i64) -> String;
 }
 

@@ -1,4 +1,4 @@
-//! Three tasks compete to lead. The leader is killed, twice, and the next one takes over:
+//! Three tasks compete to lead. The leader is killed twice. Each time the next task takes over:
 //! `DATABASE_URL=.. cargo run --example leader`
 
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ async fn compete<C: Killable>(url: &str) -> support::Result<ExitCode> {
     let (mut leader, _) = elections.recv().await.ok_or("all tasks failed")?;
     println!("Task {leader} leads.");
     for kill in ["its task is aborted", "its session is ended"] {
-        sleep(Duration::from_millis(500)).await; // the others wait
+        sleep(Duration::from_millis(500)).await; // the other tasks wait in the server's queue
         let holders = admin.advisory_lock(&key).holders().await?;
         let leaders = holders.iter().filter(|holder| holder.granted).count();
         println!("The server knows {leaders} leader.");
@@ -49,7 +49,10 @@ async fn compete<C: Killable>(url: &str) -> support::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for its turn, and leads until the lock is lost: who has lost it knows after 100 ms.
+/// Waits for the lock, then leads until it is lost. A leader notices that within 100 ms.
+///
+/// On PostgreSQL, a session that waits in the queue holds back VACUUM. A standby that waits for hours should add
+/// `.poll_every(Duration::from_millis(500))`: see docs/guide/waiting.md.
 async fn lead<C: Killable>(
     lock: AdvisoryLock<Box<C>>,
     number: usize,

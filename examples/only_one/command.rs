@@ -9,12 +9,12 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// A number of seconds on the command line.
+/// Parses a number of seconds from the command line.
 pub(crate) fn seconds(text: &str) -> crate::support::Result<Duration> {
     Ok(Duration::try_from_secs_f64(text.parse()?)?)
 }
 
-/// Runs a command and tells its exit status as a shell does.
+/// Runs a command and returns its exit status as a shell would.
 pub(crate) fn run(command: &[String]) -> u8 {
     match wait_for(command) {
         Ok(status) => {
@@ -32,14 +32,14 @@ pub(crate) fn run(command: &[String]) -> u8 {
     }
 }
 
-/// Outlives the command whatever happens, for the end of this process frees the lock: signals end the command only.
+/// Waits until the command has ended. The lock is free when this process ends, so a signal may end the command only.
 fn wait_for(command: &[String]) -> io::Result<ExitStatus> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     let mut child = Command::new(&command[0]).args(&command[1..]).spawn()?;
     let pid = Pid::from_raw(child.id().try_into().expect("a process id fits"));
     thread::spawn(move || {
         for signal in signals.forever() {
-            // The others come from the terminal, which sends them to the command, too.
+            // The terminal sends SIGINT and SIGQUIT to the command itself.
             if signal == SIGTERM || signal == SIGHUP {
                 let _ = kill(pid, Signal::try_from(signal).ok());
             }

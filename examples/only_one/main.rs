@@ -1,4 +1,5 @@
-//! `only_one KEY -- COMMAND ..` runs a command on one host of many, or with `--file` once on this host, as flock(1) does.
+//! `only_one KEY -- COMMAND ..` runs a command while it holds a lock, so that runs on many hosts do not overlap. With
+//! `--file`, runs on this host do not overlap, as with flock(1).
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -12,21 +13,24 @@ mod support;
 
 /// Runs COMMAND while holding lock KEY of the server in DATABASE_URL, or of FILE
 ///
-/// Exits as COMMAND does, with 128 + n if signal n ended it, with 126 or 127 if it could not be started, and with 125
-/// if the lock could not be asked for or was lost. If this program is killed with SIGKILL, the lock is free although
-/// COMMAND goes on.
+/// Runs with the same KEY do not overlap. But each run that gets the lock runs COMMAND: a host that asks after another
+/// one has finished runs it again.
+///
+/// Exit status: that of COMMAND; 128 + n if signal n ended COMMAND; 126 or 127 if COMMAND could not be started; 125 if
+/// the lock could not be asked for, or was lost. If SIGKILL ends this program, the lock is free although COMMAND goes
+/// on.
 #[derive(Parser)]
 struct Arguments {
-    /// Take the lock of this file, which is made if need be, as is FILE-dlock: no server is asked
+    /// Use a lock of this file, without a server. Creates FILE and FILE-dlock if they are missing
     #[arg(long)]
     file: Option<PathBuf>,
-    /// Wait at most that long, fractions allowed [default: as long as it takes]
+    /// Wait at most this many seconds, such as 0.5 [default: no limit]
     #[arg(long, value_name = "SECONDS", value_parser = command::seconds)]
     timeout: Option<Duration>,
-    /// Do not wait: the same as --timeout 0
+    /// Do not wait. The same as --timeout 0
     #[arg(long, conflicts_with = "timeout")]
     no_wait: bool,
-    /// Exit with that if somebody else has the lock
+    /// Exit with STATUS if another process has the lock
     #[arg(short = 'E', value_name = "STATUS", default_value_t = 1)]
     conflict_exit_code: u8,
     key: String,

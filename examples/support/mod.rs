@@ -1,9 +1,9 @@
-//! What the examples share: which database `DATABASE_URL` names, and messages that say what to do.
+//! Shared by the examples: finds the database that `DATABASE_URL` names, and says what to do if it cannot.
 #![allow(
     dead_code,
     unused_macros,
     unused_imports,
-    reason = "no example needs all of it"
+    reason = "each example uses a part of it"
 )]
 
 use std::env;
@@ -20,12 +20,12 @@ use tempfile::TempDir;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// As `diesel::PgConnection`, without libpq.
+/// Like `diesel::PgConnection`, without libpq.
 pub(crate) type PgConnection = AsyncConnectionWrapper<AsyncPgConnection>;
-/// As `diesel::MysqlConnection`, without libmysqlclient.
+/// Like `diesel::MysqlConnection`, without libmysqlclient.
 pub(crate) type MysqlConnection = AsyncConnectionWrapper<AsyncMysqlConnection>;
 
-/// Calls a function that is generic over the connection, with the type for the database and its URL.
+/// Calls a generic function with the connection type of the database, and with its URL.
 macro_rules! on_database {
     ($database:expr, $function:ident $(, $argument:expr)*) => {
         $database.and_then(|database| match &database {
@@ -43,7 +43,7 @@ macro_rules! on_database {
 }
 pub(crate) use on_database;
 
-/// As `on_database`, for PostgreSQL and MySQL alone.
+/// Like `on_database`, without SQLite.
 macro_rules! on_server {
     ($database:expr, $function:ident) => {
         $database.and_then(|database| match &database {
@@ -54,14 +54,15 @@ macro_rules! on_server {
                 $function::<$crate::support::MysqlConnection>(url)
             }
             $crate::support::Database::Sqlite(..) => Err(
-                "this example is for servers: SQLite lets one transaction write at a time".into(),
+                "this example needs a server: on SQLite, one transaction writes at a time anyway"
+                    .into(),
             ),
         })
     };
 }
 pub(crate) use on_server;
 
-/// As `on_server`, for async functions and connections.
+/// Like `on_server`, for async functions and connections.
 macro_rules! on_server_async {
     ($function:ident) => {
         match $crate::support::Database::from_env() {
@@ -71,14 +72,14 @@ macro_rules! on_server_async {
             Ok($crate::support::Database::Mysql(url)) => {
                 $function::<diesel_async::AsyncMysqlConnection>(&url).await
             }
-            Ok($crate::support::Database::Sqlite(..)) => Err("this example is for servers".into()),
+            Ok($crate::support::Database::Sqlite(..)) => Err("this example needs a server".into()),
             Err(error) => Err(error),
         }
     };
 }
 pub(crate) use on_server_async;
 
-/// What `main` ends with: an error becomes a message.
+/// The exit code of `main`. Prints an error first.
 pub(crate) fn exit_code(result: Result<ExitCode>, on_error: u8) -> ExitCode {
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");
@@ -86,9 +87,9 @@ pub(crate) fn exit_code(result: Result<ExitCode>, on_error: u8) -> ExitCode {
     })
 }
 
-/// A connection that can be locked, once it is set up.
+/// A connection that can take locks after `set_up`.
 pub(crate) trait Connect: LockConnection {
-    /// What makes `DATABASE_URL` of what connects.
+    /// Stands before the path or URL in `DATABASE_URL`.
     const PREFIX: &str = "";
 
     fn set_up(&mut self) -> Result<()> {
@@ -103,7 +104,7 @@ impl Connect for SqliteConnection {
     const PREFIX: &str = "sqlite:";
 
     fn set_up(&mut self) -> Result<()> {
-        // SQLite has no locks, so dlock brings them: once for each connection.
+        // SQLite has no advisory locks, so dlock adds them to each connection.
         Ok(self.enable_advisory_locks()?)
     }
 }
@@ -131,9 +132,9 @@ fn cannot_connect(url: &str, error: &dyn Error) -> String {
 }
 
 pub(crate) const REMEDY: &str = "\
-Set DATABASE_URL to postgres://USER:PASSWORD@HOST:PORT/DATABASE, or mysql:// and so on, of a server that runs,
-or to sqlite:PATH. If you have no server: docker compose -f docker/compose.yml up -d --wait
-starts PostgreSQL at postgres://test:test@127.0.0.1:15432/test,
+Set DATABASE_URL to postgres://USER:PASSWORD@HOST:PORT/DATABASE, mysql://USER:PASSWORD@HOST:PORT/DATABASE
+or sqlite:PATH. The server must be running. If you have none, run: docker compose -f docker/compose.yml up -d --wait
+It starts PostgreSQL at postgres://test:test@127.0.0.1:15432/test,
 MySQL at mysql://test:test@127.0.0.1:13306/test and MariaDB at mysql://test:test@127.0.0.1:13307/test.";
 
 pub(crate) enum Database {
@@ -155,25 +156,25 @@ impl Database {
             Some(("sqlite", path)) => Ok(Self::Sqlite(path.into(), None)),
             _ => {
                 let shown = without_password(&url);
-                Err(
-                    format!("DATABASE_URL={shown} is no database of a known kind.\n{REMEDY}")
-                        .into(),
+                Err(format!(
+                    "DATABASE_URL={shown} does not name a known kind of database.\n{REMEDY}"
                 )
+                .into())
             }
         }
     }
 
-    /// This file, which SQLite makes if need be.
+    /// This file. SQLite creates it if it is missing.
     pub(crate) fn sqlite(path: &Path) -> Result<Self> {
-        let path = path.to_str().ok_or("the file's path is no UTF-8")?;
+        let path = path.to_str().ok_or("the file's path is not UTF-8")?;
         if path.is_empty() || path.starts_with([':']) {
-            return Err(format!("{path:?} is no file").into());
+            return Err(format!("{path:?} is not a file").into());
         }
         // Not `file:`, which SQLite reads as a URI.
         Ok(Self::Sqlite(path.into(), None))
     }
 
-    /// Without `DATABASE_URL`, SQLite in a temporary file.
+    /// The database that `DATABASE_URL` names, or else SQLite in a temporary file.
     pub(crate) fn from_env_or_sqlite() -> Result<Self> {
         if env::var_os("DATABASE_URL").is_some() {
             return Self::from_env();
@@ -193,7 +194,7 @@ fn without_password(url: &str) -> String {
     url
 }
 
-/// Where the password is: `scheme://user:HERE@host`, or `password=HERE` among the parameters.
+/// The place of the password: `scheme://user:HERE@host`, or `password=HERE` among the parameters.
 fn password(url: &str) -> Option<Range<usize>> {
     let user = url.find("://").map_or(0, |at| at + 3);
     let before_host = || {

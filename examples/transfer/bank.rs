@@ -10,7 +10,7 @@ diesel::table! {
     }
 }
 
-/// Five accounts: number 0 is empty, the others have 250 each.
+/// Five accounts. Number 0 is empty, the others hold 250 each.
 pub(crate) trait Bank: Connect {
     fn open(&mut self) -> QueryResult<()> {
         self.close()?;
@@ -26,7 +26,7 @@ pub(crate) trait Bank: Connect {
         self.batch_execute("DROP TABLE IF EXISTS dlock_accounts")
     }
 
-    /// Whatever the server is set to: at higher levels some refuse to write over what they did not read.
+    /// Overrides the server's default. At higher levels, some servers refuse to overwrite what changed since the read.
     fn set_read_committed(&mut self) -> QueryResult<()>;
     fn total(&mut self) -> QueryResult<i64>;
     fn balance(&mut self, id: i32) -> QueryResult<i32>;

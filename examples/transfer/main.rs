@@ -1,4 +1,5 @@
-//! Four processes pay into one account, without and with a lock: `DATABASE_URL=.. cargo run --example transfer`
+//! Four processes pay into one account, first without a lock, then with one:
+//! `DATABASE_URL=.. cargo run --example transfer`
 
 use std::process::{Command, ExitCode};
 use std::{env, thread, time::Duration};
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
 
 fn transfer<C: Bank>(url: &str) -> support::Result<ExitCode> {
     let mut conn = support::connect::<C>(url)?;
-    // A process that pays is this program with arguments.
+    // The processes that pay are this program, with arguments.
     let arguments: Vec<String> = env::args().skip(1).collect();
     if let [account, lock] = &arguments[..] {
         conn.set_read_committed()?;
@@ -50,7 +51,7 @@ fn transfer<C: Bank>(url: &str) -> support::Result<ExitCode> {
 fn pay<C: Bank>(conn: &mut C, from: i32, lock: bool) -> QueryResult<()> {
     let payment = |conn: &mut C| {
         let (own, common) = (conn.balance(from)?, conn.balance(0)?);
-        thread::sleep(Duration::from_millis(1)); // somebody else may write meanwhile
+        thread::sleep(Duration::from_millis(1)); // another process may write in the meantime
         conn.set_balance(from, own - 1)?;
         conn.set_balance(0, common + 1)
     };

@@ -20,6 +20,7 @@
 //! a database of its own for each test.
 
 mod async_connection;
+mod causes;
 mod connection;
 mod every;
 mod key;
@@ -34,6 +35,7 @@ mod wait;
 pub use async_connection::AsyncTestConnection;
 #[doc(hidden)]
 pub use async_connection::block_on;
+pub use causes::with_causes;
 pub use connection::TestConnection;
 #[doc(hidden)]
 pub use every::{
@@ -45,7 +47,7 @@ pub use process::Process;
 pub use proxy::Proxy;
 pub use server::{Kind, Server};
 pub use servers::{async_servers, servers, servers_from, test_urls};
-pub use sqlite::{is_awaited_on_disk, is_claimed_on_disk, is_locked_on_disk};
+pub use sqlite::{is_awaited_on_disk, is_claimed_on_disk, is_locked_on_disk, is_waiting_here};
 pub use start::start_extra_postgres;
 pub use wait::{PATIENCE, wait_for, wait_for_within};
 
@@ -54,7 +56,29 @@ pub use diesel;
 #[doc(hidden)]
 pub use diesel_async;
 
-/// Here, since the file lies outside the packages that it is the front page of.
+/// The Rust examples of the README and the guide are compiled here, because those files lie outside every package.
 #[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-mod readme {}
+mod pages {
+    #[doc = include_str!("../../README.md")]
+    mod readme {}
+    #[doc = include_str!("../../docs/guide/README.md")]
+    mod guide {}
+    #[doc = include_str!("../../docs/guide/waiting.md")]
+    mod waiting {}
+    #[doc = include_str!("../../docs/guide/transactions.md")]
+    mod transactions {}
+    #[doc = include_str!("../../docs/guide/pools.md")]
+    mod pools {}
+    #[doc = include_str!("../../docs/guide/async.md")]
+    mod asynchronous {}
+    #[doc = include_str!("../../docs/guide/sqlite.md")]
+    mod sqlite {}
+    #[doc = include_str!("../../docs/guide/keys.md")]
+    mod keys {}
+    #[doc = include_str!("../../docs/guide/errors.md")]
+    mod errors {}
+    #[doc = include_str!("../../docs/guide/migrations.md")]
+    mod migrations {}
+    #[doc = include_str!("../../docs/guide/operations.md")]
+    mod operations {}
+}

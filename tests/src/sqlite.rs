@@ -153,7 +153,7 @@ impl TestConnection for SqliteConnection {
     fn is_connected(&mut self, backend_id: i64) -> bool {
         let (process, _) = process_of(backend_id);
         if process == process::id() {
-            return dlock_diesel::glue::sqlite::is_open(backend_id);
+            return session_state(backend_id) > 0;
         }
         // The dead that their parent has not met yet are no processes any more.
         let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
@@ -167,7 +167,7 @@ impl TestConnection for SqliteConnection {
     fn is_waiting(&mut self, backend_id: i64) -> bool {
         let (process, is_first) = process_of(backend_id);
         if process == process::id() {
-            return dlock_diesel::glue::sqlite::is_waiting(backend_id);
+            return is_waiting_here(backend_id);
         }
         assert!(
             is_first,
@@ -190,4 +190,17 @@ impl TestConnection for SqliteConnection {
             info.lines().any(waits)
         })
     }
+}
+
+/// Whether a connection of this process waits for a lock.
+pub fn is_waiting_here(session: i64) -> bool {
+    session_state(session) == 2
+}
+
+/// Of a connection of this process: 0 is closed, 1 open, 2 waiting for a lock. Any connection can tell.
+fn session_state(session: i64) -> i64 {
+    let mut conn = SqliteConnection::establish(":memory:").expect("a database in memory");
+    conn.enable_advisory_locks().expect("locks in memory");
+    let query = format!("SELECT dlock_session_state({session})");
+    conn.number(&query).expect("a state")
 }

@@ -47,6 +47,10 @@ pub(crate) fn start_postgres() -> Result<Server, String> {
 pub fn start_extra_postgres(options: &str) -> Server {
     match start_postgres_with(options) {
         Ok(server) => server,
+        Err(message) if message.contains("pg_stat_statements") => panic!(
+            "{message}\nInstall PostgreSQL's contrib modules: the package `postgresql-contrib`, where they are not in \
+             the server's own"
+        ),
         Err(message) => panic!("{message}"),
     }
 }

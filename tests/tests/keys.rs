@@ -1,4 +1,4 @@
-//! The mapping from keys to locks is frozen: code, vectors, page and the Python implementation all agree.
+//! The mapping from keys to locks is frozen: the code, the vectors, the page and the Python implementation agree.
 
 use dlock_core::{InvalidKey, LockKey, PostgresKey};
 use serde::Deserialize;
@@ -25,7 +25,19 @@ enum Key {
     Integer { i64: String },
     Pair { pair: (i32, i32) },
     Namespaced { namespace: String, key: Box<Key> },
-    SqlalchemyDlock { sqlalchemy_dlock: Box<Key> },
+    Preset(Preset),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Preset {
+    DistributedLock(Box<Key>),
+    DjangoPglock(Box<Key>),
+    MysqlName(Box<Key>),
+    SqlalchemyDlock(Box<Key>),
+    Sqlx(Box<Key>),
+    SqlxMigrator(Box<Key>),
+    WithAdvisoryLock(Box<Key>),
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Hash)]
@@ -57,15 +69,35 @@ impl Key {
             Key::Integer { i64 } => i64.parse::<i64>().unwrap().into(),
             Key::Pair { pair } => (*pair).into(),
             Key::Namespaced { namespace, key } => LockKey::namespaced(namespace, key.lock_key()),
-            Key::SqlalchemyDlock { sqlalchemy_dlock } => {
-                LockKey::sqlalchemy_dlock(sqlalchemy_dlock.lock_key())
-            }
+            Key::Preset(preset) => preset.lock_key(),
         }
     }
 
-    /// Whether another library chose the lock: its keys are not kept apart from ours.
+    /// The text of a key that is text.
+    fn text(&self) -> String {
+        let Key::Bytes { bytes } = self else {
+            panic!("{} is not text", self.lock_key())
+        };
+        String::from_utf8(unhex(bytes)).unwrap()
+    }
+
+    /// Whether another library chose the lock. Such locks may be the same as those of other keys.
     fn is_preset(&self) -> bool {
-        matches!(self, Key::SqlalchemyDlock { .. })
+        matches!(self, Key::Preset(_))
+    }
+}
+
+impl Preset {
+    fn lock_key(&self) -> LockKey {
+        match self {
+            Preset::DistributedLock(key) => LockKey::distributed_lock(key.lock_key()),
+            Preset::DjangoPglock(key) => LockKey::django_pglock(key.lock_key()),
+            Preset::MysqlName(key) => LockKey::mysql_name(key.text()),
+            Preset::SqlalchemyDlock(key) => LockKey::sqlalchemy_dlock(key.lock_key()),
+            Preset::Sqlx(key) => LockKey::sqlx(key.lock_key()),
+            Preset::SqlxMigrator(key) => LockKey::sqlx_migrator(key.text()),
+            Preset::WithAdvisoryLock(key) => LockKey::with_advisory_lock(key.lock_key()),
+        }
     }
 }
 
@@ -113,7 +145,7 @@ fn unhex(digits: &str) -> Vec<u8> {
 #[test]
 fn every_vector_agrees_with_the_code() {
     let rows = rows();
-    assert!(rows.len() >= 80, "only {} rows", rows.len());
+    assert!(rows.len() >= 270, "only {} rows", rows.len());
     for row in rows {
         let key = row.key.lock_key();
         assert_eq!(
@@ -288,10 +320,11 @@ fn the_page_can_be_followed_to_the_same_locks() {
     }
 }
 
-#[test]
-fn the_python_implementation_agrees() {
+/// What `keys.py` prints.
+fn keys_py(arguments: &[&str]) -> String {
     let output = Command::new("python3")
         .arg(docs().join("keys.py"))
+        .args(arguments)
         .output()
         .expect("this test runs python3: install it, e.g. with `apt install python3`");
     assert!(
@@ -299,6 +332,47 @@ fn the_python_implementation_agrees() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(said.trim(), format!("{} rows agree", rows().len()));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_python_implementation_agrees() {
+    assert_eq!(keys_py(&[]).trim(), format!("{} rows agree", rows().len()));
+}
+
+#[test]
+fn the_python_implementation_explains_a_key() {
+    for (argument, key) in [
+        ("user/001", LockKey::from("user/001")),
+        ("42", LockKey::from(42)),
+        (r#""42""#, LockKey::from("42")),
+        ("[1, -2]", LockKey::from((1, -2))),
+        (r#"{"bytes": "636166c3a9"}"#, LockKey::from("café")),
+        (
+            r#"{"namespace": "billing", "key": {"pair": [1, -2]}}"#,
+            LockKey::namespaced("billing", (1, -2)),
+        ),
+        (
+            r#"{"distributed_lock": "ABC"}"#,
+            LockKey::distributed_lock("ABC"),
+        ),
+        (
+            r#"{"with_advisory_lock": 7}"#,
+            LockKey::with_advisory_lock(7),
+        ),
+    ] {
+        let postgres = match key.to_postgres().unwrap() {
+            PostgresKey::BigInt(number) => format!("bigint {number}"),
+            PostgresKey::Pair(first, second) => format!("pair ({first}, {second})"),
+        };
+        let sqlite = key.to_sqlite().map_or_else(
+            |_| "no lock, because no preset has locks for SQLite".to_owned(),
+            |number| format!("number {number}"),
+        );
+        let expected = format!(
+            "key: {key}\nPostgreSQL: {postgres}\nMySQL, MariaDB: name {}\nSQLite: {sqlite}\n",
+            key.to_mysql().unwrap()
+        );
+        assert_eq!(keys_py(&[argument]), expected);
+    }
 }

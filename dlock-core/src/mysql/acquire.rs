@@ -1,270 +1,307 @@
-use std::borrow::Cow;
 use std::time::Duration;
 
-use super::sql::{self, Ask};
-use crate::wait::AfterBusy;
-use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step, Wait};
+use super::sql::{self, Limit};
+use super::tag::Tag;
+use crate::Mode;
+use crate::proto::{
+    Abandoned, AfterBusy, Answer, Ask, Cause, Depth, ErrorFields, Failure, Hold, Machine, Reason,
+    Rows, Step, Wait, Waiting,
+};
 
-/// Acquires a named lock: asks for it, and where it is taken waits in the server's queue or polls.
+/// Acquires a named lock.
 ///
-/// # Examples
-///
-/// ```
-/// use dlock_core::{Dialect, Machine, Mode, Mysql, Step, Wait};
-///
-/// let key = Mysql::key(&"report".into())?;
-/// let mut machine = Mysql::acquire(&key, Mode::Exclusive, Wait::default(), None);
-/// let Step::Query(statement) = machine.start() else { panic!() };
-/// assert!(statement.text().contains("GET_LOCK(CONVERT(? USING utf8mb4), 0)"));
-/// # Ok::<(), dlock_core::InvalidKey>(())
-/// ```
+/// | state | sent | answer | then |
+/// |---|---|---|---|
+/// | `Ask` | one statement that tries, and waits where it must | granted | granted |
+/// | | | taken | `Ask` for what is left of the limit, `Sleep`, or gives up |
+/// | | | taken, too early and without a row | `Early` |
+/// | | | killed | fails, nothing is held |
+/// | | | an error | `KeepErrno` |
+/// | | | anything else | `Examine` |
+/// | `Early` | was it killed? | taken, killed | see above |
+/// | | | anything else | fails, nothing is held |
+/// | `KeepErrno` | keeps the error's number | any | `Examine` |
+/// | `Examine` | which error was it, and is there a lock? | no lock, the limit passed | as taken |
+/// | | | no lock | fails, nothing is held |
+/// | | | a lock, the limit passed | granted: the grant came first, by a hair |
+/// | | | a lock | `GiveBack` |
+/// | | | anything else | fails, the session is ended |
+/// | `GiveBack` | releases it | 1 | fails, nothing is held |
+/// | | | anything else | fails, the session is ended |
+/// | `Sleep` | | | `Ask` |
+/// | each | | the answer to an earlier question | fails, the session is ended |
+/// | each | | an error: the session is gone | fails, nothing is held |
 #[derive(Debug)]
-pub struct MysqlAcquire {
+pub(super) struct Acquire {
     key: String,
     wait: Wait,
-    /// Another session had the lock, so this one did not: a hold which is there after a failure is a stray one, and
-    /// not that of an outer guard.
-    not_held_before: bool,
-    /// The statement to come was asked for without MariaDB's `max_statement_time`, which has to be put back.
-    uncapped: bool,
-    /// The statement that failed was a wait, and not a try.
-    waited: bool,
-    /// It may be [abandoned](Machine::abandon), and so may the release that follows.
-    abandonable: bool,
+    depth: Depth,
+    droppable: bool,
+    cancellable: bool,
+    waiting: Waiting,
     state: State,
 }
 
+/// The lock was asked for.
 #[derive(Clone, Copy, Debug)]
+struct Request {
+    tag: Tag,
+    limit: Limit,
+    sent: Duration,
+}
+
+impl Request {
+    /// Whether the wait cannot be over.
+    fn is_early(&self, now: Duration) -> bool {
+        now.saturating_sub(self.sent) < self.limit.shortest_wait()
+    }
+}
+
+#[derive(Debug)]
 enum State {
-    /// Asked without waiting.
-    Try,
-    /// Taking off MariaDB's `max_statement_time`, to wait that many milliseconds.
-    Uncap(Option<u32>),
-    /// In the server's queue.
-    Wait,
-    /// An error: keeping its number.
-    KeepErrno,
-    /// An error: reading its number.
-    ReadErrno,
-    /// Putting MariaDB's `max_statement_time` back.
-    Recap(Result),
-    /// It failed: asking whether the session holds the lock all the same.
-    Verify(Unclear),
-    /// It does: giving the stray hold back.
-    GiveBack(Reason),
+    Ask(Request),
+    Early(Request, Tag),
+    KeepErrno(Request, Cause),
+    Examine(Request, Fault, Tag),
+    GiveBack(Request, Reason, Cause, Tag),
     Sleep,
 }
 
-/// What came of asking for the lock.
-#[derive(Clone, Copy, Debug)]
-enum Result {
-    Granted,
-    Taken,
-    Unclear(Unclear),
+/// What is known of a request that failed.
+#[derive(Debug)]
+enum Fault {
+    /// The session has kept the error's number.
+    Kept(Cause),
+    Known(Reason, Cause),
+    /// The session did not even keep the number: if it answers nothing, it is gone. Drivers do not tell.
+    Silent(Cause),
 }
 
-/// A failure, which may have come just after the grant.
-#[derive(Clone, Copy, Debug)]
-enum Unclear {
-    /// The statement's own limit passed.
-    TimedOut,
-    Failed(Reason),
-}
+type Acquired = Step<Option<Hold<String>>>;
 
-impl Unclear {
-    /// <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>,
-    /// <https://mariadb.com/kb/en/mariadb-error-code-reference/>
-    fn from_errno(errno: Option<i64>) -> Self {
-        Unclear::Failed(match errno {
-            // ER_QUERY_TIMEOUT; ER_STATEMENT_TIMEOUT is MariaDB's.
-            Some(3024 | 1969) => return Unclear::TimedOut,
-            // ER_USER_LOCK_DEADLOCK; ER_LOCK_DEADLOCK is MariaDB's.
-            Some(3058 | 1213) => Reason::Deadlock,
-            // ER_SP_DOES_NOT_EXIST: no function GET_LOCK.
-            Some(1305) => Reason::Unsupported,
-            // ER_QUERY_INTERRUPTED
-            Some(1317) => Reason::Interrupted,
-            _ => Reason::Database,
-        })
-    }
-}
-
-impl MysqlAcquire {
-    pub(super) fn new(key: String, wait: Wait) -> Self {
+impl Acquire {
+    pub(super) fn new(key: String, ask: &Ask, depth: Depth) -> Self {
         Self {
             key,
-            wait,
-            not_held_before: false,
-            uncapped: false,
-            waited: false,
-            abandonable: false,
-            state: State::Try,
+            wait: ask.wait,
+            depth,
+            droppable: ask.droppable,
+            cancellable: ask.cancellable,
+            waiting: ask.wait.since(Duration::ZERO),
+            state: State::Sleep,
         }
     }
 
-    pub(super) fn abandonable(mut self) -> Self {
-        self.abandonable = true;
-        self
+    pub(super) fn key(&self) -> &str {
+        &self.key
     }
 
-    fn ask(&mut self) -> Step {
-        self.state = State::Try;
-        Step::Query(if self.abandonable {
-            sql::try_or_release(Ask::Try, &self.key)
-        } else {
-            sql::try_lock(&self.key)
-        })
+    /// Asks and waits for what is left of the limit.
+    fn ask(&mut self, now: Duration) -> Acquired {
+        let limit = match self.waiting.first(now) {
+            None => Limit::Forever,
+            Some(0) => Limit::Try,
+            Some(millis) => Limit::Millis(millis),
+        };
+        let tag = Tag::new();
+        self.state = State::Ask(Request {
+            tag,
+            limit,
+            sent: now,
+        });
+        Step::Query(sql::acquire(tag, &self.key, limit, self.droppable))
     }
 
-    fn busy(&mut self, capped: bool, elapsed: Duration) -> Step {
-        match self.wait.after_busy(elapsed) {
-            AfterBusy::GiveUp => Outcome::TimedOut.into(),
+    fn granted(&self) -> Acquired {
+        Step::Done(Ok(Some(Hold {
+            key: self.key.clone(),
+            mode: Mode::Exclusive,
+            depth: self.depth,
+            savepoint: None,
+            droppable: self.droppable,
+        })))
+    }
+
+    fn taken(&mut self, request: Request, now: Duration) -> Acquired {
+        match self.waiting.after_busy(now) {
+            AfterBusy::GiveUp => Step::Done(Ok(None)),
             AfterBusy::Sleep(interval) => self.sleep(interval),
-            AfterBusy::Queue(millis) if capped => {
-                self.state = State::Uncap(millis);
-                Step::Batch(sql::UNCAP.into())
-            }
-            AfterBusy::Queue(millis) => self.enqueue(millis),
+            // A server that does not wait is not asked again without a pause.
+            AfterBusy::Queue(_) if request.is_early(now) => self.sleep(Wait::PAUSE),
+            AfterBusy::Queue(_) => self.ask(now),
         }
     }
 
-    fn sleep(&mut self, interval: Duration) -> Step {
+    fn sleep(&mut self, interval: Duration) -> Acquired {
         self.state = State::Sleep;
         Step::Sleep(interval)
     }
 
-    fn enqueue(&mut self, millis: Option<u32>) -> Step {
-        self.state = State::Wait;
-        Step::Query(sql::wait(&self.key, millis))
+    fn examine(&mut self, request: Request, fault: Fault) -> Acquired {
+        let tag = Tag::new();
+        self.state = State::Examine(request, fault, tag);
+        Step::Query(sql::examine(tag, request.tag, &self.key))
     }
 
-    /// Puts the user's setting back before anything else.
-    fn recap(&mut self, result: Result, elapsed: Duration) -> Step {
-        if !self.uncapped {
-            return self.settle(result, elapsed);
-        }
-        self.uncapped = false;
-        self.state = State::Recap(result);
-        Step::Batch(sql::RECAP.into())
-    }
-
-    fn settle(&mut self, result: Result, elapsed: Duration) -> Step {
-        match result {
-            Result::Granted => Outcome::Success.into(),
-            Result::Taken => match self.wait.after_busy(elapsed) {
-                AfterBusy::GiveUp => Outcome::TimedOut.into(),
-                AfterBusy::Sleep(interval) => self.sleep(interval),
-                // Asked again. Not at once, for a server that does not wait is not to be asked without a pause.
-                AfterBusy::Queue(_) => self.sleep(Wait::PAUSE),
-            },
-            Result::Unclear(unclear) => {
-                self.state = State::Verify(unclear);
-                Step::Query(sql::is_held(&self.key))
+    /// `fault` is `None` if the limit passed.
+    fn examined(
+        &mut self,
+        request: Request,
+        fault: Option<(Reason, Cause)>,
+        granted: bool,
+        now: Duration,
+    ) -> Acquired {
+        match fault {
+            None if granted => self.granted(),
+            None => self.taken(request, now),
+            Some((reason, cause)) if granted => {
+                let tag = Tag::new();
+                self.state = State::GiveBack(request, reason, cause, tag);
+                Step::Query(sql::release(tag, &self.key, self.droppable))
             }
+            Some((reason, cause)) => Step::failed(reason.clean(cause)),
         }
-    }
-
-    fn keep_errno(&mut self) -> Step {
-        self.waited = matches!(self.state, State::Wait);
-        self.state = State::KeepErrno;
-        Step::Batch(sql::KEEP_ERRNO.into())
     }
 }
 
-impl Machine for MysqlAcquire {
-    fn start(&mut self) -> Step {
-        self.ask()
+/// `None` if the limit of the statement passed.
+///
+/// <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>,
+/// <https://mariadb.com/kb/en/mariadb-error-code-reference/>
+fn reason(errno: Option<i64>, limit: Limit) -> Option<Reason> {
+    Some(match errno {
+        // ER_QUERY_TIMEOUT; ER_STATEMENT_TIMEOUT is MariaDB's. A try has no limit of its own.
+        Some(3024 | 1969) if limit != Limit::Try => return None,
+        // ER_USER_LOCK_DEADLOCK; ER_LOCK_DEADLOCK is MariaDB's.
+        Some(3058 | 1213) => Reason::Deadlock,
+        // ER_SP_DOES_NOT_EXIST: no function GET_LOCK. ER_NOT_SUPPORTED_YET, and MatrixOne's number for it.
+        Some(1305 | 1235 | 20105) => Reason::Unsupported,
+        // ER_QUERY_INTERRUPTED
+        Some(1317) => Reason::Interrupted,
+        _ => Reason::Database,
+    })
+}
+
+/// Nobody knows whether the session holds the lock.
+fn unknown(reason: Reason, cause: Cause) -> Acquired {
+    Step::failed(reason.broken(cause))
+}
+
+impl Machine for Acquire {
+    type Output = Option<Hold<String>>;
+
+    fn start(&mut self, now: Duration) -> Acquired {
+        self.waiting = self.wait.since(now);
+        self.ask(now)
     }
 
-    fn next(&mut self, answer: Answer, elapsed: Duration) -> Step {
-        // MariaDB answers NULL, without an error, when the statement was killed.
-        const KILLED: Result = Result::Unclear(Unclear::Failed(Reason::Interrupted));
-        const UNKNOWN: Result = Result::Unclear(Unclear::Failed(Reason::Database));
-        match (self.state, answer) {
-            (_, Answer::OutOfStep) => Reason::Database.broken().into(),
+    fn next(&mut self, answer: Answer, now: Duration) -> Acquired {
+        use Answer::{Done, Error, Rows as Row};
 
-            (State::Try, Answer::Value(Some(1))) => Outcome::Success.into(),
-            (State::Try, Answer::Value(Some(busy @ (0 | sql::CAPPED)))) => {
-                self.not_held_before = true;
-                self.busy(busy == sql::CAPPED, elapsed)
-            }
-            (State::Wait, Answer::Value(Some(1))) => self.recap(Result::Granted, elapsed),
-            (State::Wait, Answer::Value(Some(0))) => self.recap(Result::Taken, elapsed),
-            (State::Try | State::Wait, Answer::Value(None)) => self.recap(KILLED, elapsed),
-            (State::Try | State::Wait, Answer::Error(_)) => self.keep_errno(),
-            (State::Try | State::Wait, _) => self.recap(UNKNOWN, elapsed),
+        const STRANGE: fn() -> Fault = || Fault::Known(Reason::Database, Cause::default());
+        const KILLED: fn() -> Acquired =
+            || Step::failed(Reason::Interrupted.clean(Cause::default()));
+        match (std::mem::replace(&mut self.state, State::Sleep), answer) {
+            (
+                _,
+                Error(ErrorFields {
+                    lost: true, cause, ..
+                }),
+            ) => Step::failed(Failure::lost(cause)),
 
-            (State::KeepErrno, Answer::Done) => {
-                self.state = State::ReadErrno;
-                Step::Query(sql::errno())
-            }
-            (State::ReadErrno, Answer::Value(errno)) => {
-                let unclear = match Unclear::from_errno(errno) {
-                    // A try has no limit of its own.
-                    Unclear::TimedOut if !self.waited => Unclear::Failed(Reason::Database),
-                    unclear => unclear,
-                };
-                self.recap(Result::Unclear(unclear), elapsed)
-            }
-            (State::KeepErrno | State::ReadErrno, _) => self.recap(UNKNOWN, elapsed),
-
-            (State::Uncap(millis), Answer::Done) => {
-                self.uncapped = true;
-                self.enqueue(millis)
-            }
-            (State::Uncap(_), _) => Reason::Database.clean().into(),
-
-            (State::Recap(result), Answer::Done) => self.settle(result, elapsed),
-            // The session may hold the lock, and its setting is not the user's.
-            (State::Recap(_), _) => Reason::Database.broken().into(),
-
-            (State::Verify(Unclear::TimedOut), Answer::Value(Some(0))) => {
-                self.settle(Result::Taken, elapsed)
-            }
-            (State::Verify(Unclear::Failed(reason)), Answer::Value(Some(0))) => {
-                reason.clean().into()
-            }
-            (State::Verify(unclear), Answer::Value(Some(1))) if self.not_held_before => {
-                match unclear {
-                    // The grant came first, by a hair.
-                    Unclear::TimedOut => Outcome::Success.into(),
-                    Unclear::Failed(reason) => {
-                        self.state = State::GiveBack(reason);
-                        Step::Query(sql::release(&self.key))
+            (State::Ask(request), Row(Rows::Number(number))) => {
+                match sql::read(number, request.tag, self.droppable) {
+                    Ok(sql::GRANTED) => self.granted(),
+                    Ok(sql::TAKEN) if !self.droppable && request.is_early(now) => {
+                        let tag = Tag::new();
+                        self.state = State::Early(request, tag);
+                        Step::Query(sql::unanswered(tag))
                     }
+                    Ok(sql::TAKEN) => self.taken(request, now),
+                    Ok(sql::KILLED) => KILLED(),
+                    Ok(_) => self.examine(request, STRANGE()),
+                    Err(out_of_step) => Step::failed(out_of_step),
                 }
             }
-            // By this request or by an outer guard: nobody can know.
-            (State::Verify(Unclear::TimedOut), _) => Reason::Database.broken().into(),
-            (State::Verify(Unclear::Failed(reason)), _) => reason.broken().into(),
+            (State::Ask(request), Error(error)) => {
+                self.state = State::KeepErrno(request, error.cause);
+                Step::Batch(sql::KEEP_ERRNO.into())
+            }
+            (State::Ask(request), _) => self.examine(request, STRANGE()),
 
-            (State::GiveBack(reason), Answer::Value(Some(1))) => reason.clean().into(),
-            (State::GiveBack(reason), _) => reason.broken().into(),
+            (State::Early(request, tag), Row(Rows::Number(number))) => match tag.remove(number) {
+                Ok(sql::TAKEN) => self.taken(request, now),
+                Ok(sql::KILLED) => KILLED(),
+                Ok(_) => Step::failed(Reason::Database.clean(Cause::default())),
+                Err(out_of_step) => Step::failed(out_of_step),
+            },
+            (State::Early(..), Error(error)) => Step::failed(Reason::Database.clean(error.cause)),
+            (State::Early(..), _) => Step::failed(Reason::Database.clean(Cause::default())),
 
-            (State::Sleep, _) => self.ask(),
+            (State::KeepErrno(request, cause), Done) => self.examine(request, Fault::Kept(cause)),
+            (State::KeepErrno(request, cause), _) => self.examine(request, Fault::Silent(cause)),
+
+            (State::Examine(request, fault, tag), Row(Rows::Pair(errno, number))) => {
+                let fault = match fault {
+                    Fault::Kept(cause) => {
+                        reason(errno, request.limit).map(|reason| (reason, cause))
+                    }
+                    Fault::Known(reason, cause) => Some((reason, cause)),
+                    Fault::Silent(cause) => Some((Reason::Database, cause)),
+                };
+                match tag.remove(number) {
+                    Ok(granted @ (0 | 1)) => self.examined(request, fault, granted == 1, now),
+                    Ok(_) => {
+                        let (reason, cause) = fault.unwrap_or((Reason::Database, Cause::default()));
+                        unknown(reason, cause)
+                    }
+                    Err(out_of_step) => Step::failed(out_of_step),
+                }
+            }
+            (State::Examine(_, Fault::Known(reason, cause), _), _) => unknown(reason, cause),
+            (State::Examine(_, Fault::Silent(cause), _), Error(_)) => {
+                // Ended for the case that it is there and was killed each time.
+                Step::failed(Reason::Lost.broken(cause))
+            }
+            (State::Examine(_, Fault::Kept(cause) | Fault::Silent(cause), _), _) => {
+                unknown(Reason::Database, cause)
+            }
+
+            (State::GiveBack(_, reason, cause, tag), Row(Rows::Number(number))) => {
+                match sql::read(number, tag, self.droppable) {
+                    Ok(1) => Step::failed(reason.clean(cause)),
+                    Ok(_) => unknown(reason, cause),
+                    Err(out_of_step) => Step::failed(out_of_step),
+                }
+            }
+            (State::GiveBack(_, reason, cause, _), _) => unknown(reason, cause),
+
+            (State::Sleep, _) => self.ask(now),
         }
     }
 
     fn abandon(&self) -> Abandoned {
-        match self.state {
-            State::Sleep => Abandoned::default(),
-            // The connection is out of step.
-            _ => Abandoned {
-                messages: self.reclaim_unread(),
-                broken: true,
-                waiting: matches!(self.state, State::Wait),
+        let request = match &self.state {
+            _ if !self.droppable => return Abandoned::broken(),
+            State::Sleep => return Abandoned::default(),
+            State::Ask(request)
+            | State::Early(request, _)
+            | State::KeepErrno(request, _)
+            | State::Examine(request, ..)
+            | State::GiveBack(request, ..) => request,
+        };
+        let waits = matches!(self.state, State::Ask(_)) && request.limit != Limit::Try;
+        let reclaim = sql::reclaim_unread(request.tag, &self.key);
+        Abandoned {
+            messages: match (waits, self.cancellable) {
+                (false, _) => vec![reclaim.into()],
+                (true, true) => Abandoned::twice(reclaim),
+                // If nobody cancels the wait, it must end when the connection is closed. The server does not notice
+                // that while there is a message to read. (MySQL 9.7, MariaDB 11.8; otherwise they look each second.)
+                (true, false) => Vec::new(),
             },
+            broken: true,
+            cancel: waits,
         }
-    }
-}
-
-impl MysqlAcquire {
-    /// Messages that release what a wait may have left; none where an outer guard may hold the lock, too: then it is free
-    /// when the connection is closed.
-    fn reclaim_unread(&self) -> Vec<Cow<'static, str>> {
-        if !self.not_held_before {
-            return Vec::new();
-        }
-        Abandoned::twice(sql::reclaim_unread(&self.key))
     }
 }

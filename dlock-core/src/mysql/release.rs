@@ -1,65 +1,78 @@
 use std::time::Duration;
 
-use super::sql::{self, Ask};
-use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step};
+use super::sql;
+use super::tag::Tag;
+use crate::proto::{
+    Abandoned, Answer, Cause, ErrorFields, Failure, Hold, Machine, Reason, Rows, Step,
+};
 
 /// Releases one hold of a named lock.
 ///
-/// # Examples
-///
-/// ```
-/// use dlock_core::{Dialect, Machine, Mode, Mysql, Step};
-///
-/// let key = Mysql::key(&"report".into())?;
-/// let Step::Query(statement) = Mysql::release(&key, Mode::Exclusive, None).start() else { panic!() };
-/// assert!(statement.text().contains("RELEASE_LOCK(CONVERT(? USING utf8mb4))"));
-/// # Ok::<(), dlock_core::InvalidKey>(())
-/// ```
+/// | sent | answer | then |
+/// |---|---|---|
+/// | the release | 1 | released |
+/// | | 0 | not held: another session's, or nobody's |
+/// | | an error | asks whether the session is there |
+/// | | anything else | fails, the session is ended |
+/// | is the session there? | an error | fails, nothing is held |
+/// | | anything else | fails, the session is ended |
 #[derive(Debug)]
-pub struct MysqlRelease {
-    key: String,
-    /// It may be [abandoned](Machine::abandon).
-    abandonable: bool,
+pub(super) struct Release {
+    hold: Hold<String>,
+    tag: Tag,
+    /// The release has failed.
+    failed: Option<Cause>,
 }
 
-impl MysqlRelease {
-    pub(super) fn new(key: String) -> Self {
+impl Release {
+    pub(super) fn new(hold: Hold<String>) -> Self {
         Self {
-            key,
-            abandonable: false,
+            hold,
+            tag: Tag::new(),
+            failed: None,
         }
     }
-
-    pub(super) fn abandonable(mut self) -> Self {
-        self.abandonable = true;
-        self
-    }
 }
 
-impl Machine for MysqlRelease {
-    fn start(&mut self) -> Step {
-        Step::Query(if self.abandonable {
-            sql::try_or_release(Ask::Release, &self.key)
-        } else {
-            sql::release(&self.key)
+impl Machine for Release {
+    type Output = ();
+
+    const TIMED: bool = false;
+
+    fn start(&mut self, _now: Duration) -> Step<()> {
+        Step::Query(sql::release(self.tag, &self.hold.key, self.hold.droppable))
+    }
+
+    fn next(&mut self, answer: Answer, _now: Duration) -> Step<()> {
+        if let Some(cause) = self.failed.take() {
+            return Step::failed(match answer {
+                // Ended for the case that it is there and was killed each time.
+                Answer::Error(_) => Reason::Lost.broken(cause),
+                _ => Reason::Database.broken(cause),
+            });
+        }
+        Step::Done(match answer {
+            Answer::Rows(Rows::Number(number)) => {
+                match sql::read(number, self.tag, self.hold.droppable) {
+                    Ok(1) => Ok(()),
+                    Ok(0) => Err(Failure::not_held(Cause::default())),
+                    Ok(_) => Err(Reason::Database.broken(Cause::default())),
+                    Err(out_of_step) => Err(out_of_step),
+                }
+            }
+            Answer::Error(ErrorFields {
+                lost: true, cause, ..
+            }) => Err(Failure::lost(cause)),
+            Answer::Error(error) => {
+                self.failed = Some(error.cause);
+                return Step::Batch(sql::ARE_YOU_THERE.into());
+            }
+            _ => Err(Reason::Database.broken(Cause::default())),
         })
     }
 
-    fn next(&mut self, answer: Answer, _elapsed: Duration) -> Step {
-        match answer {
-            Answer::Value(Some(1)) => Outcome::Success.into(),
-            // Another session's, or nobody's.
-            Answer::Value(Some(0) | None) => Reason::NotHeld.clean().into(),
-            _ => Reason::Database.broken().into(),
-        }
-    }
-
+    /// Whether it was released nobody knows, and to release it once more could take an outer guard's hold.
     fn abandon(&self) -> Abandoned {
-        // The connection is out of step. Whether it was released nobody knows, and to release it once more could take an
-        // outer guard's hold.
-        Abandoned {
-            broken: true,
-            ..Abandoned::default()
-        }
+        Abandoned::broken()
     }
 }

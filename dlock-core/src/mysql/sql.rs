@@ -1,146 +1,258 @@
-//! The SQL text of MySQL's and MariaDB's locks. `/*M! .. */` is read by MariaDB alone.
+//! The SQL text of MySQL's and MariaDB's locks.
+//!
+//! `/*M! .. */` is read by MariaDB alone, `/*!80000 .. */` and `/*+ .. */` by MySQL alone. Names are sent as bytes, so
+//! that the client's character set does not change them. All answers have the name `answer`: otherwise the whole text
+//! would be the column's name, which comes with each answer.
 
-use crate::{Nonce, OpenTransaction, Piece, Statement};
+use std::time::Duration;
 
-/// The lock's name as a bind: bytes, so that the client's character set has no say.
-fn name(key: &str) -> Piece {
-    Piece::Binary(key.as_bytes().to_vec())
-}
+use super::tag::Tag;
+use crate::proto::{Bind, Columns, Failure, OpenTransaction, Prepared, Statement};
 
-/// The lock's name where there are no binds.
-fn literal(key: &str) -> String {
-    let hex: String = key.bytes().map(|byte| format!("{byte:02x}")).collect();
-    format!("CONVERT(x'{hex}' USING utf8mb4)")
-}
+/// What comes of [`acquire`].
+pub(super) const GRANTED: i64 = 1;
+pub(super) const TAKEN: i64 = 0;
+/// The statement was killed: MariaDB has no error for that.
+pub(super) const KILLED: i64 = 2;
 
-const _: () = assert!(Nonce::BASE == 4611686018427387904, "as the statements say");
+/// The longest wait that both servers take, in milliseconds. MySQL waits for ever if the timeout is negative, but
+/// MariaDB not at all.
+const FOREVER: i64 = 1_000_000_000_000;
 
-/// Tells who reads the server's list of processes what it is. It is long and comes first, so that the text need not grow
-/// much when Diesel puts it together. (A colon with a name behind it would be a bind to mysql_async.)
+/// Explains the statement to anyone reading the process list. It is long and comes first, so that the text need not
+/// grow much when Diesel puts it together. (A colon with a name behind it would be a bind to mysql_async.)
 macro_rules! explained {
-    ($text:literal) => {
+    ($($text:expr),*) => {
         concat!(
-            "/* dlock: a named lock; to its answer a number is added, so that it is not taken for that of another query */ ",
-            $text
+            "/* dlock: acquires or releases a named lock; a large number marks the request, so that no answer \
+             is taken for another's */ ",
+            $($text),*
         )
     };
 }
 
-/// A question whose answer is a number or NULL, and `before`, the key and `after` in it. The number that the answer is
-/// greater by is needed with diesel-async (0.9), which gives the answer that a dropped future did not read to the next
-/// query, and no pool notices.
-fn ask(before: &'static str, key: &str, after: &'static str) -> Statement {
-    question(vec![before.into(), name(key), after.into()])
-}
-
-fn question(rest: Vec<Piece>) -> Statement {
-    let nonce = Nonce::new();
-    let mut pieces = Vec::with_capacity(rest.len() + 3);
-    pieces.extend([
-        explained!("SELECT 4611686018427387904 + CAST(").into(),
-        nonce.bind(),
-    ]);
-    pieces.extend(rest);
-    // Otherwise the whole text would be the column's name, which comes with each answer.
-    pieces.push(" AS answer".into());
-    Statement {
-        pieces,
-        cached: true,
-        number: None,
-        nonce: Some(nonce),
-    }
-}
-
-/// Asks without waiting: 1, 0 where another session has the lock, and [`CAPPED`] where another session has it and
-/// MariaDB's `max_statement_time` would cut a wait short.
-pub(super) fn try_lock(key: &str) -> Statement {
-    ask(" AS SIGNED) + CASE GET_LOCK(CONVERT(", key, TRIED).numbered(13)
-}
-
-/// What stands behind the key of a try.
-const TRIED: &str =
-    " USING utf8mb4), 0) WHEN 1 THEN 1 WHEN 0 THEN 0 /*M! - (@@max_statement_time > 0) */ END";
-
-/// [`try_lock`] and [`release`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
-    Try,
-    Release,
-}
-
-/// Either of two questions in one text, so that the driver, which would first have to prepare another, sends the release
-/// in one message: that is obeyed even if the future that sent it is dropped.
-pub(super) fn try_or_release(ask: Ask, key: &str) -> Statement {
-    question(vec![
-        " AS SIGNED) + IF(".into(),
-        Piece::Integer((ask == Ask::Release).into()),
-        ", RELEASE_LOCK(CONVERT(".into(),
-        name(key),
-        " USING utf8mb4)), CASE GET_LOCK(CONVERT(".into(),
-        name(key),
-        TRIED.into(),
-        ")".into(),
-    ])
-    .numbered(4)
-}
-
-/// The third answer of [`try_lock`].
-pub(super) const CAPPED: i64 = -1;
-
-/// Takes the cap off, for the wait. A `SET STATEMENT max_statement_time = 0 FOR` would be simpler, but has no effect
-/// on a prepared statement (10.11).
-pub(super) const UNCAP: &str =
-    "SET @dlock_max_statement_time = @@max_statement_time, SESSION max_statement_time = 0";
-
-/// Puts the cap back on.
-pub(super) const RECAP: &str = "SET SESSION max_statement_time = @dlock_max_statement_time";
-
-/// Waits in the server's queue: 1 or 0.
-///
-/// MySQL rounds timeouts to whole seconds, so there it is the statement's own limit that counts (and that overrides
-/// the session's `max_execution_time`, which a limit of 0 would not: 9.7); MariaDB ignores that hint and takes
-/// fractions. A negative timeout would wait for ever on MySQL and not at all on MariaDB, so waits without a limit are
-/// the longest that both take.
-///
-/// The statement is not kept: MySQL reports a wait that failed after it has begun to answer, and MariaDB's Connector/C
-/// (3.3) then hangs for ever when the same statement is executed again.
-pub(super) fn wait(key: &str, millis: Option<u32>) -> Statement {
-    let (limit, seconds) = match millis {
-        None => (u32::MAX, "1000000000".to_owned()),
-        Some(millis) => {
-            let (seconds, rest) = (millis / 1000, millis % 1000);
-            let longer = seconds + 10;
-            let seconds = format!("IF(VERSION() LIKE '%MariaDB%', {seconds}.{rest:03}, {longer})");
-            (millis, seconds)
-        }
+/// The beginning of a statement that may wait. No setting of the user cuts the wait short: on MariaDB none does, and
+/// MySQL's `max_execution_time` is overridden by a limit in the text (no limit would not do: MySQL 9.7).
+macro_rules! select {
+    ($limit:literal, $columns:literal) => {
+        explained!(
+            "/*M! SET STATEMENT max_statement_time = 0 FOR */ SELECT /*+ MAX_EXECUTION_TIME(",
+            $limit,
+            ") */ ",
+            $columns,
+            "(@dlock_request := CAST("
+        )
     };
-    let nonce = Nonce::new();
-    Statement {
-        pieces: vec![
-            format!(
-                explained!("SELECT /*+ MAX_EXECUTION_TIME({limit}) */ 4611686018427387904 + CAST("),
-                limit = limit
-            )
-            .into(),
-            nonce.bind(),
-            " AS SIGNED) + GET_LOCK(CONVERT(".into(),
-            name(key),
-            format!(" USING utf8mb4), {seconds}) AS answer").into(),
-        ],
-        cached: false,
-        number: None,
-        nonce: Some(nonce),
+}
+
+/// The end of a call of GET_LOCK, from the milliseconds on. MySQL takes whole seconds, MariaDB fractions.
+macro_rules! seconds {
+    ($mysql:literal) => {
+        concat!(" /*M! / 1000 */ /*!80000 ", $mysql, " */), 2)")
+    };
+}
+
+/// The text of [`acquire`] for libmariadb. The binds: the tag, the name, the milliseconds.
+///
+/// It has no rows. MySQL begins to answer with rows and then reports that the wait was killed, and libmariadb (3.3)
+/// hangs when it executes a kept statement again that has failed like that.
+macro_rules! acquire {
+    ($limit:literal, $mysql:literal) => {
+        &[
+            select!($limit, "1 FROM DUAL WHERE IF("),
+            " AS SIGNED)) IS NULL, 2, @dlock_answer := IFNULL(GET_LOCK(CONVERT(",
+            " USING utf8mb4), ",
+            concat!(seconds!($mysql), ") = 1 LIMIT 1 INTO @dlock_answer"),
+        ]
+    };
+}
+
+/// The text of [`acquire`] and [`release`] for mysql_async. The binds: the tag, 1 to release, the name, the name again,
+/// the milliseconds.
+///
+/// The answer has a tag, because callers may drop it. One text does both, so that the driver has prepared it when a
+/// release is to be sent. Then the release is one message, and the server obeys it even if the future that sent it is
+/// dropped.
+macro_rules! droppable {
+    ($limit:literal, $mysql:literal) => {
+        &[
+            select!($limit, "4611686018427387904 + "),
+            " AS SIGNED)) + IF(",
+            ", IFNULL(RELEASE_LOCK(CONVERT(",
+            " USING utf8mb4)), 0), IFNULL(GET_LOCK(CONVERT(",
+            " USING utf8mb4), ",
+            concat!(seconds!($mysql), ") AS answer"),
+        ]
+    };
+}
+
+type Text = &'static [&'static str];
+
+/// Texts for waits under a second, by the binary logarithm of the milliseconds after which MySQL ends them. Its
+/// GET_LOCK takes whole seconds only. The statement's own limit is exact, but stands in the text.
+macro_rules! under_a_second {
+    ($text:ident) => {
+        [
+            $text!("1", "DIV 1000 + 1"),
+            $text!("2", "DIV 1000 + 1"),
+            $text!("4", "DIV 1000 + 1"),
+            $text!("8", "DIV 1000 + 1"),
+            $text!("16", "DIV 1000 + 1"),
+            $text!("32", "DIV 1000 + 1"),
+            $text!("64", "DIV 1000 + 1"),
+            $text!("128", "DIV 1000 + 1"),
+            $text!("256", "DIV 1000 + 1"),
+            $text!("512", "DIV 1000 + 1"),
+        ]
+    };
+}
+
+/// How long a statement waits for a lock that is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limit {
+    /// Not at all.
+    Try,
+    /// At most so many milliseconds, at least 1. MySQL may wait less, but at least half of it.
+    Millis(u32),
+    Forever,
+}
+
+impl Limit {
+    fn millis(self) -> i64 {
+        match self {
+            Limit::Try => 0,
+            Limit::Millis(millis) => millis.into(),
+            Limit::Forever => FOREVER,
+        }
+    }
+
+    /// The binary logarithm of the milliseconds after which MySQL ends the wait, if they are less than 1000.
+    fn under_a_second(self) -> Option<usize> {
+        match self {
+            Limit::Millis(millis @ 1..1000) => Some(millis.ilog2() as usize),
+            _ => None,
+        }
+    }
+
+    /// What each server waits at least before it says that the lock is taken.
+    pub(super) fn shortest_wait(self) -> Duration {
+        Duration::from_millis(match self.under_a_second() {
+            Some(logarithm) => 1 << logarithm,
+            None => self.millis() as u64 / 1000 * 1000,
+        })
     }
 }
 
-/// 1; 0 where another session has the lock; NULL where nobody has.
-pub(super) fn release(key: &str) -> Statement {
-    ask(
-        " AS SIGNED) + RELEASE_LOCK(CONVERT(",
-        key,
-        " USING utf8mb4))",
+/// Tries to take a lock and waits where it must: [`GRANTED`], [`TAKEN`] or [`KILLED`].
+///
+/// Before it asks for the lock, it leaves the tag in the session, so that [`examine`] can tell what it did. MySQL
+/// warns, when the statement is prepared, that a later version will not let a SELECT set a variable (MySQL 9.7 does).
+pub(super) fn acquire(tag: Tag, key: &str, limit: Limit, droppable: bool) -> Statement {
+    const DROPPABLE_UNDER_A_SECOND: [Text; 10] = under_a_second!(droppable);
+    const ACQUIRE: Text = acquire!("4294967295", "DIV 1000");
+    const UNDER_A_SECOND: [Text; 10] = under_a_second!(acquire);
+    let millis = Bind::BigInt(limit.millis());
+    if droppable {
+        let (prepared, sql) = match limit.under_a_second() {
+            Some(logarithm) => (Prepared::ByText, DROPPABLE_UNDER_A_SECOND[logarithm]),
+            None => (Prepared::MysqlDroppable, DROPPABLE),
+        };
+        let binds = [tag.bind(), Bind::Integer(0), name(key), name(key), millis];
+        return Statement::number(prepared, sql, binds);
+    }
+    let (prepared, sql) = match limit.under_a_second() {
+        Some(logarithm) => (Prepared::ByText, UNDER_A_SECOND[logarithm]),
+        None => (Prepared::MysqlAcquire, ACQUIRE),
+    };
+    Statement::number(prepared, sql, [tag.bind(), name(key), millis]).columns(Columns::Affected)
+}
+
+const DROPPABLE: Text = droppable!("4294967295", "DIV 1000");
+
+/// Releases one hold: 1; 0 if another session has the lock, or nobody has.
+pub(super) fn release(tag: Tag, key: &str, droppable: bool) -> Statement {
+    const RELEASE: Text = &[
+        explained!("SELECT 1 FROM DUAL WHERE RELEASE_LOCK(CONVERT("),
+        " USING utf8mb4)) = 1 LIMIT 1 INTO @dlock_answer",
+    ];
+    if droppable {
+        let binds = [
+            tag.bind(),
+            Bind::Integer(1),
+            name(key),
+            name(key),
+            Bind::BigInt(0),
+        ];
+        return Statement::number(Prepared::MysqlDroppable, DROPPABLE, binds);
+    }
+    Statement::number(Prepared::MysqlRelease, RELEASE, [name(key)]).columns(Columns::Affected)
+}
+
+/// What the answer to [`acquire`], [`release`] or [`is_held`] says. Without rows, [`KILLED`] looks like [`TAKEN`].
+pub(super) fn read(number: Option<i64>, tag: Tag, droppable: bool) -> Result<i64, Failure> {
+    match droppable {
+        true => tag.remove(number),
+        false => Ok(number.unwrap_or(-1)),
+    }
+}
+
+/// Tells [`KILLED`] from [`TAKEN`] after an [`acquire`] without rows. It is not kept, for the reason of [`acquire!`].
+pub(super) fn unanswered(tag: Tag) -> Statement {
+    Statement::number(
+        Prepared::Never,
+        &[
+            explained!("SELECT 4611686018427387904 + CAST("),
+            " AS SIGNED) + @dlock_answer AS answer",
+        ],
+        [tag.bind()],
     )
-    .numbered(14)
+}
+
+/// A session that is there obeys it. Drivers do not tell the loss of a connection from other errors.
+pub(super) const ARE_YOU_THERE: &str = "DO 0";
+
+/// Keeps the number of the last error, which Diesel does not tell. It is sent right after the error. MySQL's error is
+/// the last of the conditions, behind the warnings. An error that only the client knows leaves the number of an older
+/// one.
+///
+/// It is one statement: MySQL does not answer the second of two in a message if it is killed in between, and the client
+/// waits for that answer for ever (MySQL 9.7).
+pub(super) const KEEP_ERRNO: &str = "GET DIAGNOSTICS CONDITION /*M! 1 */ /*!80000 @@warning_count */ \
+    @dlock_errno = MYSQL_ERRNO";
+
+/// The number that [`KEEP_ERRNO`] kept, or NULL; and whether the request was granted: 1 or 0.
+///
+/// The session may hold the lock by an outer guard. But it never waits for a lock that it holds, so if it has the lock
+/// and was last asked for it by this request, this request was granted.
+pub(super) fn examine(tag: Tag, request: Tag, key: &str) -> Statement {
+    Statement::number(
+        Prepared::ByText,
+        &[
+            explained!("SELECT CAST(@dlock_errno AS SIGNED) AS errno, 4611686018427387904 + CAST("),
+            " AS SIGNED) + (@dlock_request <=> CAST(",
+            " AS SIGNED) AND IS_USED_LOCK(CONVERT(",
+            " USING utf8mb4)) <=> CONNECTION_ID()) AS answer",
+        ],
+        [tag.bind(), request.bind(), name(key)],
+    )
+    .columns(Columns::Pair)
+}
+
+/// Whether this session holds the lock: 1 or 0.
+pub(super) fn is_held(tag: Tag, key: &str, droppable: bool) -> Statement {
+    if droppable {
+        const TEXT: Text = &[
+            explained!("SELECT 4611686018427387904 + CAST("),
+            " AS SIGNED) + (IS_USED_LOCK(CONVERT(",
+            " USING utf8mb4)) <=> CONNECTION_ID()) AS answer",
+        ];
+        return Statement::number(Prepared::ByText, TEXT, [tag.bind(), name(key)]);
+    }
+    const TEXT: Text = &[
+        explained!("SELECT 1 FROM DUAL WHERE IS_USED_LOCK(CONVERT("),
+        " USING utf8mb4)) <=> CONNECTION_ID() LIMIT 1 INTO @dlock_answer",
+    ];
+    Statement::number(Prepared::ByText, TEXT, [name(key)]).columns(Columns::Affected)
 }
 
 /// Releases a lock where nobody reads the answer.
@@ -152,57 +264,52 @@ pub(super) fn release_unread(key: &str, transaction: OpenTransaction) -> String 
     }
 }
 
-/// Releases, where nobody reads the answer, what a wait may have left.
-pub(super) fn reclaim_unread(key: &str) -> String {
+/// Releases, where nobody reads the answer, what a request may have been granted. The second time it does nothing.
+pub(super) fn reclaim_unread(request: Tag, key: &str) -> String {
     let name = literal(key);
-    format!("DO IF(IS_USED_LOCK({name}) <=> CONNECTION_ID(), RELEASE_LOCK({name}), 0)")
-}
-
-/// Whether this session holds the lock: 1 or 0.
-pub(super) fn is_held(key: &str) -> Statement {
-    ask(
-        " AS SIGNED) + (IS_USED_LOCK(CONVERT(",
-        key,
-        " USING utf8mb4)) <=> CONNECTION_ID())",
+    let request = request.number();
+    format!(
+        "SET @dlock_request = IF(@dlock_request <=> {request} AND IS_USED_LOCK({name}) <=> CONNECTION_ID(), \
+         0 * RELEASE_LOCK({name}), @dlock_request)"
     )
-}
-
-/// Keeps the number of the last error, which Diesel does not tell. To be sent right after the error. It is the last of
-/// the conditions, behind the warnings; an error of the client's own leaves none.
-pub(super) const KEEP_ERRNO: &str = "GET DIAGNOSTICS @dlock_conditions = NUMBER; \
-    GET DIAGNOSTICS CONDITION @dlock_conditions @dlock_errno = MYSQL_ERRNO";
-
-/// The number that [`KEEP_ERRNO`] kept, or NULL.
-pub(super) fn errno() -> Statement {
-    question(vec![
-        " AS SIGNED) + IF(@dlock_conditions > 0, CAST(@dlock_errno AS SIGNED), NULL)".into(),
-    ])
 }
 
 /// Who holds the lock and who waits for it, as far as the server lets this user see it.
 /// <https://dev.mysql.com/doc/refman/8.4/en/performance-schema-metadata-locks-table.html>
+///
+/// The statements are not kept, for the reason of [`acquire!`].
 pub(super) fn holders(key: &str) -> Vec<Statement> {
-    const COLUMNS: &str = "NULL, p.USER, 1, ";
-    const SINCE: &str = ", CAST((UNIX_TIMESTAMP(NOW(6)) - p.TIME) * 1000000 AS SIGNED) FROM ";
-    let with_waiters = Statement::cached(vec![
-        format!(
-            "SELECT CAST(t.PROCESSLIST_ID AS SIGNED), {COLUMNS}m.LOCK_STATUS = 'GRANTED'{SINCE}\
-             performance_schema.metadata_locks m \
-             JOIN performance_schema.threads t ON t.THREAD_ID = m.OWNER_THREAD_ID \
-             LEFT JOIN information_schema.PROCESSLIST p ON p.ID = t.PROCESSLIST_ID \
-             WHERE m.OBJECT_TYPE = 'USER LEVEL LOCK' AND m.OBJECT_NAME = CONVERT("
-        )
-        .into(),
-        name(key),
-        " USING utf8mb4) ORDER BY m.LOCK_STATUS = 'GRANTED' DESC, p.TIME DESC".into(),
-    ]);
-    let holder = Statement::cached(vec![
-        format!("SELECT CAST(h.ID AS SIGNED), {COLUMNS}1{SINCE}(SELECT IS_USED_LOCK(CONVERT(")
-            .into(),
-        name(key),
-        " USING utf8mb4)) AS ID) h LEFT JOIN information_schema.PROCESSLIST p ON p.ID = h.ID \
-         WHERE h.ID IS NOT NULL"
-            .into(),
-    ]);
-    vec![with_waiters, holder]
+    const WITH_WAITERS: Text = &[
+        "SELECT CAST(t.PROCESSLIST_ID AS SIGNED), NULL, p.USER, 1, m.LOCK_STATUS <=> 'GRANTED', \
+         CAST((UNIX_TIMESTAMP(NOW(6)) - p.TIME) * 1000000 AS SIGNED) \
+         FROM performance_schema.metadata_locks m \
+         JOIN performance_schema.threads t ON t.THREAD_ID = m.OWNER_THREAD_ID \
+         LEFT JOIN information_schema.PROCESSLIST p ON p.ID = t.PROCESSLIST_ID \
+         WHERE m.OBJECT_TYPE = 'USER LEVEL LOCK' AND m.OBJECT_NAME = CONVERT(",
+        " USING utf8mb4) AND t.PROCESSLIST_ID IS NOT NULL \
+         ORDER BY m.LOCK_STATUS = 'GRANTED' DESC, p.TIME DESC",
+    ];
+    // Without the LIMIT the servers ask for the lock's holder twice, for the WHERE and for the column, and the second
+    // time there may be none (MySQL 9.7).
+    const HOLDER: Text = &[
+        "SELECT CAST(h.ID AS SIGNED), NULL, p.USER, 1, 1, \
+         CAST((UNIX_TIMESTAMP(NOW(6)) - p.TIME) * 1000000 AS SIGNED) \
+         FROM (SELECT IS_USED_LOCK(CONVERT(",
+        " USING utf8mb4)) AS ID LIMIT 1) h LEFT JOIN information_schema.PROCESSLIST p ON p.ID = h.ID \
+         WHERE h.ID IS NOT NULL",
+    ];
+    [WITH_WAITERS, HOLDER]
+        .map(|sql| Statement::number(Prepared::Never, sql, [name(key)]).columns(Columns::Holders))
+        .to_vec()
+}
+
+/// The lock's name as a bind.
+fn name(key: &str) -> Bind {
+    Bind::Binary(key.as_bytes().to_vec())
+}
+
+/// The lock's name where there are no binds.
+fn literal(key: &str) -> String {
+    let hex: String = key.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("CONVERT(x'{hex}' USING utf8mb4)")
 }

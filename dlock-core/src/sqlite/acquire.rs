@@ -1,102 +1,135 @@
 use std::time::Duration;
 
 use super::{Sqlite, SqliteKey, sql};
-use crate::wait::AfterBusy;
-use crate::{Abandoned, Answer, Machine, Mode, Outcome, Reason, Step, Wait};
+use crate::Mode;
+use crate::proto::{
+    Abandoned, AfterBusy, Answer, Ask, Cause, Depth, ErrorFields, Failure, Hold, Machine, Reason,
+    Rows, Session, Step, Wait, Waiting,
+};
 
 /// Acquires a lock.
 ///
-/// # Examples
+/// | state | sent | answer | then |
+/// |---|---|---|---|
+/// | `Ask` | the request, which waits in the queue | granted | granted |
+/// | | | busy | `Ask`, `Sleep` (polling), or gives up |
+/// | | | given up | fails, nothing is held |
+/// | | | an error | fails, nothing is held |
+/// | | | anything else | `GiveBack` |
+/// | `GiveBack` | releases the request | 1, 0, or an error: given up | fails, nothing is held |
+/// | | | anything else | fails, the session is ended |
+/// | `Sleep` | | | `Ask` |
 ///
-/// ```
-/// use dlock_core::{Dialect, Machine, Mode, Sqlite, Step, Wait};
-///
-/// let key = Sqlite::key(&"report".into())?;
-/// let mut machine = Sqlite::acquire(&key, Mode::Exclusive, Wait::default(), None);
-/// let Step::Query(statement) = machine.start() else { panic!() };
-/// assert!(statement.text().contains("dlock_acquire(?, 1, ?, ?)"));
-/// # Ok::<(), dlock_core::InvalidKey>(())
-/// ```
+/// After an error nothing is held, because the driver has given the request up by its number.
 #[derive(Debug)]
-pub struct SqliteAcquire {
+pub(super) struct Acquire {
     key: SqliteKey,
     mode: Mode,
+    depth: Depth,
+    droppable: bool,
     wait: Wait,
+    waiting: Waiting,
     state: State,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
     Ask,
-    Sleep,
-    /// A strange answer: giving back what there is.
     GiveBack,
+    Sleep,
 }
 
-impl SqliteAcquire {
-    pub(super) fn new(key: SqliteKey, mode: Mode, wait: Wait) -> Self {
+type Acquired = Step<Option<Hold<SqliteKey>>>;
+
+impl Acquire {
+    pub(super) fn new(key: SqliteKey, ask: &Ask, session: Session) -> Self {
         Self {
             key,
-            mode,
-            wait,
-            state: State::Ask,
+            mode: ask.mode,
+            depth: session.depth,
+            droppable: ask.droppable,
+            wait: ask.wait,
+            waiting: ask.wait.since(Duration::ZERO),
+            state: State::Sleep,
         }
     }
 
-    /// There is no way to the functions, so that a try costs as much as a wait: the first question may be one.
-    fn ask(&mut self, elapsed: Duration) -> Step {
-        self.state = State::Ask;
-        let millis = match self.wait.after_busy(elapsed) {
-            AfterBusy::GiveUp | AfterBusy::Sleep(_) => 0,
-            AfterBusy::Queue(Some(millis)) => millis.into(),
-            AfterBusy::Queue(None) => sql::NO_LIMIT,
-        };
-        Step::Query(sql::acquire(self.key, self.mode, millis))
+    pub(super) fn key(&self) -> SqliteKey {
+        self.key
     }
 
-    fn busy(&mut self, elapsed: Duration) -> Step {
-        match self.wait.after_busy(elapsed) {
-            AfterBusy::GiveUp => Outcome::TimedOut.into(),
+    /// There is no way to the functions, so a try costs as much as a wait: the first question may wait.
+    fn ask(&mut self, now: Duration) -> Acquired {
+        self.state = State::Ask;
+        Step::Query(sql::acquire(self.key, self.mode, self.waiting.first(now)))
+    }
+
+    fn granted(&self) -> Acquired {
+        Step::Done(Ok(Some(Hold {
+            key: self.key,
+            mode: self.mode,
+            depth: self.depth,
+            savepoint: None,
+            droppable: self.droppable,
+        })))
+    }
+
+    fn busy(&mut self, now: Duration) -> Acquired {
+        match self.waiting.after_busy(now) {
+            AfterBusy::GiveUp => Step::Done(Ok(None)),
             AfterBusy::Sleep(interval) => {
                 self.state = State::Sleep;
                 Step::Sleep(interval)
             }
-            AfterBusy::Queue(_) => self.ask(elapsed),
+            AfterBusy::Queue(_) => self.ask(now),
         }
     }
 }
 
-impl Machine for SqliteAcquire {
-    fn start(&mut self) -> Step {
-        self.ask(Duration::ZERO)
+fn failed(error: ErrorFields) -> Failure {
+    let reason = match error.constraint.as_deref() {
+        Some(Sqlite::UNSUPPORTED) => Reason::Unsupported,
+        Some(Sqlite::DEADLOCK) => Reason::Deadlock,
+        _ => Reason::Database,
+    };
+    reason.clean(error.cause)
+}
+
+impl Machine for Acquire {
+    type Output = Option<Hold<SqliteKey>>;
+
+    fn start(&mut self, now: Duration) -> Acquired {
+        self.waiting = self.wait.since(now);
+        self.ask(now)
     }
 
-    fn next(&mut self, answer: Answer, elapsed: Duration) -> Step {
+    fn next(&mut self, answer: Answer, now: Duration) -> Acquired {
         match (self.state, answer) {
-            (State::Ask, Answer::Value(Some(Sqlite::GRANTED))) => Outcome::Success.into(),
-            (State::Ask, Answer::Value(Some(Sqlite::BUSY))) => self.busy(elapsed),
-            (State::Ask, Answer::Value(Some(Sqlite::GIVEN_UP))) => {
-                Reason::Interrupted.clean().into()
+            (State::Ask, Answer::Rows(Rows::Number(Some(Sqlite::GRANTED)))) => self.granted(),
+            (State::Ask, Answer::Rows(Rows::Number(Some(Sqlite::BUSY)))) => self.busy(now),
+            (State::Ask, Answer::Rows(Rows::Number(Some(Sqlite::GIVEN_UP)))) => {
+                Step::failed(Reason::Interrupted.clean(Cause::default()))
             }
-            (State::Ask, Answer::Error(Some(constraint))) if constraint == Sqlite::UNSUPPORTED => {
-                Reason::Unsupported.clean().into()
-            }
-            (State::Ask, Answer::Error(Some(constraint))) if constraint == Sqlite::DEADLOCK => {
-                Reason::Deadlock.clean().into()
-            }
-            // Whatever was granted has been given up by its number.
-            (State::Ask, Answer::Error(_)) => Reason::Database.clean().into(),
+            (State::Ask, Answer::Error(error)) => Step::failed(failed(error)),
             (State::Ask, _) => {
                 self.state = State::GiveBack;
                 Step::Query(sql::release(self.key))
             }
-            (State::GiveBack, Answer::Value(Some(0 | 1))) => Reason::Database.clean().into(),
-            (State::GiveBack, _) => Reason::Database.broken().into(),
-            (State::Sleep, _) => self.ask(elapsed),
+
+            (State::GiveBack, Answer::Rows(Rows::Number(Some(0 | 1))))
+            | (State::GiveBack, Answer::Error(ErrorFields { given_up: true, .. })) => {
+                Step::failed(Reason::Database.clean(Cause::default()))
+            }
+            (State::GiveBack, Answer::Error(error)) => {
+                Step::failed(Reason::Database.broken(error.cause))
+            }
+            (State::GiveBack, _) => Step::failed(Reason::Database.broken(Cause::default())),
+
+            (State::Sleep, _) => self.ask(now),
         }
     }
 
-    /// Nothing: the request is given up by its number.
+    /// The driver gives the request up by its number.
     fn abandon(&self) -> Abandoned {
         Abandoned::default()
     }

@@ -1,5 +1,5 @@
-//! Holders as text, for an SQL function answers with one value: a line for each, of its session, id, 1 if exclusive, 1 if granted,
-//! microseconds since the Unix epoch or `-`, and the application's name.
+//! Holders as one text, because an SQL function answers with one value. There is a line for each holder: its session,
+//! its id, 1 if exclusive, 1 if granted, microseconds since the Unix epoch or `-`, and the application's name.
 
 use std::time::SystemTime;
 

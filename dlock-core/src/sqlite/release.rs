@@ -1,45 +1,46 @@
 use std::time::Duration;
 
 use super::{SqliteKey, sql};
-use crate::{Abandoned, Answer, Machine, Outcome, Reason, Step};
+use crate::proto::{Abandoned, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Step};
 
 /// Releases one hold.
 ///
-/// # Examples
-///
-/// ```
-/// use dlock_core::{Dialect, Machine, Mode, Sqlite, Step};
-///
-/// let key = Sqlite::key(&"report".into())?;
-/// let Step::Query(statement) = Sqlite::release(&key, Mode::Exclusive, None).start() else { panic!() };
-/// assert!(statement.text().contains("dlock_release(?, ?)"));
-/// # Ok::<(), dlock_core::InvalidKey>(())
-/// ```
+/// | sent | answer | then |
+/// |---|---|---|
+/// | releases the request | 1, or an error: given up | released |
+/// | | 0 | not held |
+/// | | anything else | fails, the session is ended |
 #[derive(Debug)]
-pub struct SqliteRelease {
+pub(super) struct Release {
     key: SqliteKey,
 }
 
-impl SqliteRelease {
+impl Release {
     pub(super) fn new(key: SqliteKey) -> Self {
         Self { key }
     }
 }
 
-impl Machine for SqliteRelease {
-    fn start(&mut self) -> Step {
+impl Machine for Release {
+    type Output = ();
+
+    fn start(&mut self, _now: Duration) -> Step<()> {
         Step::Query(sql::release(self.key))
     }
 
-    fn next(&mut self, answer: Answer, _elapsed: Duration) -> Step {
+    fn next(&mut self, answer: Answer, _now: Duration) -> Step<()> {
         match answer {
-            Answer::Value(Some(1)) => Outcome::Success.into(),
-            Answer::Value(Some(0)) => Reason::NotHeld.clean().into(),
-            _ => Reason::Database.broken().into(),
+            Answer::Rows(Rows::Number(Some(1)))
+            | Answer::Error(ErrorFields { given_up: true, .. }) => Step::Done(Ok(())),
+            Answer::Rows(Rows::Number(Some(0))) => {
+                Step::failed(Failure::not_held(Cause::default()))
+            }
+            Answer::Error(error) => Step::failed(Reason::Database.broken(error.cause)),
+            _ => Step::failed(Reason::Database.broken(Cause::default())),
         }
     }
 
-    /// Nothing: the request is given up by its number.
+    /// The driver gives the request up by its number.
     fn abandon(&self) -> Abandoned {
         Abandoned::default()
     }

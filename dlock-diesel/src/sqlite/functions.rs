@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
 use diesel::sql_types::{Binary, Text};
-use dlock_core::{Mode, Sqlite};
+use dlock_core::Mode;
+use dlock_core::proto::Sqlite;
 
-use super::Trouble;
+use super::function_error::{self, FunctionError, Reply};
 use super::session::{Acquired, Session};
 use super::table;
-use super::trouble::{self, Reply};
 
 #[allow(missing_docs, unreachable_pub, reason = "made by Diesel")]
 mod sql {
@@ -28,6 +28,7 @@ mod sql {
         fn dlock_holders(key: BigInt) -> Text;
         fn dlock_release_all() -> BigInt;
         fn dlock_copy() -> BigInt;
+        fn dlock_session_state(session: BigInt) -> BigInt;
         fn dlock_session() -> BigInt;
     }
 }
@@ -37,38 +38,38 @@ mod sql {
 struct Listed {
     #[diesel(sql_type = Text)]
     name: String,
-    /// A path, which need not be UTF-8. Empty for databases that are no files.
+    /// A path, not always UTF-8. Empty for databases that are not files.
     #[diesel(sql_type = Binary)]
     file: Vec<u8>,
 }
 
-const OF_ANOTHER: &str = "another version of dlock-diesel, or the same before a fork, has made this connection ready for \
-    locks: use that one on it, or open another connection";
+const OF_ANOTHER: &str = "another version of dlock-diesel, or the same one before a fork, has made this connection \
+    ready for locks: use that version on it, or open another connection";
 
-/// For how long a connection that is made ready asks again while others write.
+/// How long [`enable`] retries while other connections write.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Adds the functions, unless they are there: to add them again would free what the connection holds.
+/// Adds the functions unless the connection has them: adding them again would free the locks that it holds.
 pub(super) fn enable(conn: &mut SqliteConnection) -> QueryResult<()> {
     let begin = Instant::now();
-    // To prepare it SQLite reads the schema, if this is the connection's first statement. Once that is loaded, the
-    // statements to come need nothing of the database.
+    // SQLite reads the schema to prepare the first statement of a connection. Later statements of dlock do not touch
+    // the database.
     let session = loop {
         match diesel::select(sql::dlock_session()).get_result(conn) {
             Ok(session) => break session,
-            Err(error) if trouble::is_not_enabled(&error) => return add_all(conn),
+            Err(error) if function_error::is_not_enabled(&error) => return add_all(conn),
             Err(error) if begin.elapsed() > PATIENCE => return Err(error),
             Err(_) => thread::sleep(Duration::from_millis(2)),
         }
     };
     let copy: QueryResult<i64> = diesel::select(sql::dlock_copy()).get_result(conn);
-    if copy != Ok(*COPY) || !table::is_open(session) {
-        return Err(Trouble::other(OF_ANOTHER).into());
+    if copy != Ok(*COPY) || table::session_state(session) == 0 {
+        return Err(FunctionError::other(OF_ANOTHER).into());
     }
     Ok(())
 }
 
-/// A number that another version of this crate in the same program has not, whose sessions have the same ones.
+/// Identifies this copy of the crate: two versions linked into one program use the same session numbers.
 static COPY: LazyLock<i64> = LazyLock::new(|| RandomState::new().build_hasher().finish() as i64);
 
 fn add_all(conn: &mut SqliteConnection) -> QueryResult<()> {
@@ -90,7 +91,7 @@ fn to_path(bytes: Vec<u8>) -> PathBuf {
     String::from_utf8_lossy(&bytes).into_owned().into()
 }
 
-/// SQLite drops the functions, and with them the session, when the connection is closed.
+/// SQLite drops the functions when the connection is closed, and the session with them.
 fn add(conn: &mut SqliteConnection, session: &Arc<Session>) -> QueryResult<()> {
     let of = || Arc::clone(session);
 
@@ -131,23 +132,31 @@ fn add(conn: &mut SqliteConnection, session: &Arc<Session>) -> QueryResult<()> {
     sql::dlock_holders_utils::register_nondeterministic_impl(conn, holders)?;
 
     let session = of();
-    // For who works in SQL, as `pg_advisory_unlock_all` is; nothing here calls it.
+    // The counterpart of `pg_advisory_unlock_all`, for people who work in SQL. dlock does not call it.
     let release_all = move || session.release_all();
     sql::dlock_release_all_utils::register_nondeterministic_impl(conn, release_all)?;
 
     sql::dlock_copy_utils::register_nondeterministic_impl(conn, || *COPY)?;
 
-    // The last one, which says that all are there.
+    // Of any connection of this process: 0 is closed, 1 open, 2 waiting for a lock. Like the one above, for people who
+    // work in SQL.
+    sql::dlock_session_state_utils::register_nondeterministic_impl(conn, table::session_state)?;
+
+    // The last one: where it exists, all others do.
     let session = of();
     sql::dlock_session_utils::register_nondeterministic_impl(conn, move || session.id())
 }
 
-fn truth(is_true: Result<bool, Trouble>) -> Reply<i64> {
+fn truth(is_true: Result<bool, FunctionError>) -> Reply<i64> {
     Reply(is_true.map(i64::from))
 }
 
-/// Statements of others may call the functions, too.
-fn number(key: i64) -> Result<u64, Trouble> {
+/// Checks a key, because SQL that is not dlock's may call the functions as well.
+fn number(key: i64) -> Result<u64, FunctionError> {
     let number = u64::try_from(key).ok().filter(|number| *number < 1 << 61);
-    number.ok_or_else(|| Trouble::other(format!("{key} is no lock: locks are numbers below 2^61")))
+    number.ok_or_else(|| {
+        FunctionError::other(format!(
+            "{key} is not the number of a lock: these are at least 0 and less than 2^61"
+        ))
+    })
 }

@@ -1,9 +1,11 @@
+//! r2d2's way to set up new connections.
+
 use diesel::r2d2::{CustomizeConnection, Error};
 use diesel::sqlite::SqliteConnection;
 
-use super::SqliteLocksExt;
+use super::functions;
 
-/// Makes each connection of an r2d2 pool [ready for locks](SqliteLocksExt).
+/// Makes each connection of an r2d2 pool [ready for locks](crate::SqliteLocksExt).
 ///
 /// # Examples
 ///
@@ -24,7 +26,6 @@ pub struct EnableAdvisoryLocks;
 
 impl CustomizeConnection<SqliteConnection, Error> for EnableAdvisoryLocks {
     fn on_acquire(&self, conn: &mut SqliteConnection) -> Result<(), Error> {
-        let enabled = conn.enable_advisory_locks();
-        enabled.map_err(|error| Error::QueryError(error.into()))
+        functions::enable(conn).map_err(Error::QueryError)
     }
 }

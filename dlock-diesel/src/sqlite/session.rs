@@ -4,19 +4,21 @@ use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use dlock_core::{Holder, Mode};
 
-use super::Trouble;
-use super::file::{self, LockFile};
-use super::lock::Waiter;
-use super::table::{Database, DatabaseId, Look, table};
+use super::database::{Attempt, DatabaseId};
+use super::function_error::FunctionError;
+use super::lock_file::{self, LockFile};
+use super::queue::{Request, Requested};
+use super::table::table;
 
-/// Who waits for another process asks again after a fiftieth of the time that it has waited, within these bounds.
+/// The bounds of the pause between two tries while another process is in the way. In between, a waiter pauses for a
+/// fiftieth of the time that it has waited.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(10));
 
-/// What came of asking for a lock.
+/// How a request for a lock ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Acquired {
     Granted,
@@ -27,33 +29,26 @@ pub(super) enum Acquired {
 /// A connection that can take locks. It frees them when it is closed.
 #[derive(Debug)]
 pub(super) struct Session {
-    pub(super) id: i64,
-    pub(super) database: DatabaseId,
+    id: i64,
+    database: DatabaseId,
 }
 
 impl Session {
-    /// A connection to that file, or to no file.
-    pub(super) fn new(path: Option<PathBuf>) -> Result<Self, Trouble> {
-        // The process id, and above it the count of its connections.
+    /// For a connection to that file, or to no file.
+    pub(super) fn new(path: Option<PathBuf>) -> Result<Self, FunctionError> {
+        // The low half of a session's id is the process's id, the high half counts its connections.
         static COUNT: AtomicI64 = AtomicI64::new(0);
         let process = process::id();
         let id = i64::from(process) | (COUNT.fetch_add(1, Ordering::Relaxed) << 32);
         let (database, file) = match path {
             None => (DatabaseId::Memory { process }, None),
             Some(path) => {
-                let file = file::id_of(&path)?;
+                let file = lock_file::id_of(&path)?;
                 let lock_file = LockFile::new(path, file);
                 (DatabaseId::File { process, file }, Some(lock_file))
             }
         };
-        let mut table = table();
-        // After a fork: closes the copies of the parent's files, which would keep its locks when it ends.
-        table.forget_other_processes(process);
-        let entry = table.databases.entry(database).or_insert_with(|| Database {
-            file,
-            ..Database::default()
-        });
-        entry.sessions.insert(id);
+        table().open_session(database, id, file);
         Ok(Self { id, database })
     }
 
@@ -61,57 +56,58 @@ impl Session {
         self.id
     }
 
-    /// Acquires the lock, and waits for it at most that long.
+    /// Acquires the lock, and waits for it for as long as the limit allows.
     pub(super) fn acquire(
         &self,
         key: u64,
         mode: Mode,
         limit: Option<Duration>,
         request: i64,
-    ) -> Result<Acquired, Trouble> {
+    ) -> Result<Acquired, FunctionError> {
         self.refuse_forked()?;
         let began = Instant::now();
         let deadline = limit.and_then(|limit| began.checked_add(limit));
-        let place = (self.database, key);
+        let time_left =
+            |now| deadline.map(|deadline: Instant| deadline.saturating_duration_since(now));
         let wake = Arc::new(Condvar::new());
+        let asked = Request {
+            id: request,
+            owner: self.id,
+            mode,
+        };
 
         let mut table = table();
-        if table.given_up.remove(&request) {
-            return Ok(Acquired::GivenUp);
+        match table.request(self.database, key, asked, Arc::clone(&wake))? {
+            None => return Ok(Acquired::GivenUp),
+            Some(Requested::Deadlock) if time_left(Instant::now()) == Some(Duration::ZERO) => {
+                return Ok(Acquired::Busy);
+            }
+            Some(Requested::Deadlock) => {
+                return Err(FunctionError::deadlock(
+                    "the connections of this process that hold the lock wait for this one",
+                ));
+            }
+            Some(Requested::Ready | Requested::Blocked) => {}
         }
-        table.requests.insert(request, place);
-        table.lock(place).queue.push_back(Waiter {
-            session: self.id,
-            mode,
-            request,
-            since: SystemTime::now(),
-            wake: Arc::clone(&wake),
-        });
-        let mut first = true;
         let result = loop {
-            let busy = match table.look(place, request) {
-                Ok(Look::Granted) => return Ok(Acquired::Granted),
-                Ok(Look::GivenUp) => return Ok(Acquired::GivenUp),
+            let busy = match table.try_take(self.database, request) {
+                Ok(Attempt::Granted) => return Ok(Acquired::Granted),
+                Ok(Attempt::GivenUp) => return Ok(Acquired::GivenUp),
                 Ok(busy) => busy,
-                Err(trouble) => break Err(trouble),
+                Err(error) => break Err(error),
             };
             let now = Instant::now();
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
+            let left = time_left(now);
             if left == Some(Duration::ZERO) {
                 break Ok(Acquired::Busy);
             }
-            if std::mem::take(&mut first) && table.is_deadlock(self.id) {
-                break Err(Trouble::deadlock(
-                    "the connections of this process that have the lock wait for this one",
-                ));
-            }
             let mut pause = left;
-            if let Look::BusyElsewhere = busy {
-                if let Err(trouble) = table.wait_elsewhere(place, self.id, mode) {
-                    break Err(trouble);
+            if busy == Attempt::BusyElsewhere {
+                if let Err(error) = table.show_waiter(self.database, request) {
+                    break Err(error);
                 }
-                let polling = ((now - began) / 50).clamp(PAUSES.0, PAUSES.1);
-                pause = Some(left.map_or(polling, |left| left.min(polling)));
+                let until_next_try = ((now - began) / 50).clamp(PAUSES.0, PAUSES.1);
+                pause = Some(left.map_or(until_next_try, |left| left.min(until_next_try)));
             }
             table = match pause {
                 Some(pause) => {
@@ -121,47 +117,43 @@ impl Session {
                 None => wake.wait(table).unwrap_or_else(PoisonError::into_inner),
             };
         };
-        table.remove(request);
+        table.end(request);
         result
     }
 
-    /// Releases the hold. `false` if there is none, or if other processes did not see it any more.
-    pub(super) fn release(&self, key: u64, request: i64) -> Result<bool, Trouble> {
+    /// Releases the hold. Returns `false` if there is none, or if other processes no longer saw it.
+    pub(super) fn release(&self, key: u64, request: i64) -> Result<bool, FunctionError> {
         self.refuse_forked()?;
-        let mut table = table();
-        let held = table.is_held(self, key, request);
-        if table.holds(self, key, request) {
-            table.remove(request);
-        }
-        Ok(held)
+        Ok(table().release(self.database, self.id, key, request))
     }
 
+    /// Returns how many holds were released.
     pub(super) fn release_all(&self) -> i64 {
         if self.refuse_forked().is_err() {
             return 0;
         }
-        table().release_all(self)
+        table().release_all(self.database, self.id)
     }
 
-    pub(super) fn is_held(&self, key: u64, request: i64) -> Result<bool, Trouble> {
+    pub(super) fn is_held(&self, key: u64, request: i64) -> Result<bool, FunctionError> {
         self.refuse_forked()?;
-        Ok(table().is_held(self, key, request))
+        Ok(table().is_held(self.database, self.id, key, request))
     }
 
-    /// Who holds the lock and who waits for it, holders first, behind their sessions.
-    pub(super) fn holders(&self, key: u64) -> Result<Vec<(i64, Holder)>, Trouble> {
+    /// Who holds the lock and who waits for it, holders first, each one behind its session.
+    pub(super) fn holders(&self, key: u64) -> Result<Vec<(i64, Holder)>, FunctionError> {
         self.refuse_forked()?;
-        // To find out about other processes takes a while, in which the table is free for others.
-        let found = table().holders((self.database, key))?;
-        Ok(found.complete())
+        // The search for other processes takes a while. It does not need the table, which others may use meanwhile.
+        let list = table().holders(self.database, key)?;
+        Ok(list.complete())
     }
 
-    /// SQLite's connections do not survive a fork either.
-    fn refuse_forked(&self) -> Result<(), Trouble> {
+    /// The connection of a parent process is not for its child: SQLite does not allow it either.
+    fn refuse_forked(&self) -> Result<(), FunctionError> {
         if self.database.process() == process::id() {
             return Ok(());
         }
-        Err(Trouble::other(
+        Err(FunctionError::other(
             "this connection was opened by another process, before a fork: open one in this process",
         ))
     }
@@ -169,16 +161,8 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.refuse_forked().is_err() {
-            return;
-        }
-        let mut table = table();
-        table.release_all(self);
-        if let Some(database) = table.databases.get_mut(&self.database) {
-            database.sessions.remove(&self.id);
-            if database.sessions.is_empty() {
-                table.databases.remove(&self.database);
-            }
+        if self.refuse_forked().is_ok() {
+            table().close_session(self.database, self.id);
         }
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::{Parser, Subcommand};
 use diesel::{MysqlConnection, PgConnection, QueryResult, SqliteConnection};
 use dlock_diesel::{AdvisoryLockExt, LockConnection};
-use dlock_tests::TestConnection;
+use dlock_tests::{TestConnection, with_causes};
 
 #[derive(Parser)]
 struct Arguments {
@@ -166,7 +166,7 @@ fn play_on_sqlite(arguments: &Arguments) {
             let error = conn.advisory_lock(key).acquire().expect_err("an error");
             let kind = format!("{error:?}");
             let kind = kind.split([' ', '(']).next().unwrap_or_default();
-            println!("{kind}: {error}");
+            println!("{kind}: {}", with_causes(&error));
         }
         Role::Stamp { key } => loop {
             let guard = conn.advisory_lock(key).acquire().expect("the lock");

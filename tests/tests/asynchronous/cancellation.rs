@@ -25,7 +25,7 @@ use diesel_async::{
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error};
 use dlock_tests::{
     AsyncTestConnection, Kind, Proxy, Server, TestConnection, on_every_network_server_async,
-    on_postgres_async, unique_key, wait_for, wait_for_within,
+    on_mysql_async, on_postgres_async, unique_key, wait_for, wait_for_within,
 };
 use tokio::sync::Semaphore;
 use tokio::task::coop;
@@ -36,16 +36,19 @@ use crate::support::*;
 /// has been sent by then, so this is the slowness of a busy machine and not of the protocol.
 pub(super) const FREE_IN_STEP: Duration = Duration::from_secs(3);
 
-/// Until another connection has the lock, or the place in the queue is empty, once the connection is closed. PostgreSQL
-/// looks after its waiting client each 200 ms, as it is asked to; MySQL and MariaDB each second. The rest is for a
-/// busy machine.
+/// Until another connection has the lock, or the place in the queue is empty, once the connection is closed. On
+/// PostgreSQL the first turn of a wait has to end, which is less than 2 s; MySQL and MariaDB look after a waiting client
+/// each second. The rest is for a busy machine.
 pub(super) fn free_once_closed(kind: Kind) -> Duration {
     match kind {
-        Kind::Postgres => Duration::from_secs(2),
+        Kind::Postgres => Duration::from_secs(3),
         Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
         Kind::Mysql => Duration::from_secs(3),
     }
 }
+
+/// The same for PostgreSQL's later turns, in which the server looks after its waiting client each 200 ms.
+const SOON_ONCE_CLOSED: Duration = Duration::from_millis(1500);
 
 /// The drops of [`drops_at_every_moment`], on each server.
 const DROPS: usize = 10_000;
@@ -139,8 +142,13 @@ impl Call {
 pub(super) enum Phase {
     /// Nothing: not yet, or the sleep between two polls.
     Nothing,
+    /// The statement that tries to take the lock and waits where it must.
     Asking,
+    /// The same, and the server has shown that the session is in the queue.
     Waiting,
+    /// The wait of a turn after the first, on PostgreSQL.
+    LaterTurn,
+    /// BEGIN. On PostgreSQL at READ COMMITTED it asks for the lock as well.
     Beginning,
     Working,
     Ending,
@@ -164,15 +172,16 @@ impl Phase {
         };
         if releases {
             Phase::Releasing
+        } else if has("DO $dlock$") {
+            Phase::LaterTurn
         } else if has("pg_locks") || has("IS_USED_LOCK") || has("metadata_locks") {
             Phase::Questioning
-        } else if has("DO $dlock$") && (has("advisory_lock(") || has("xact_lock("))
-            || has("MAX_EXECUTION_TIME")
+        } else if sql.starts_with("BEGIN")
+            || sql.starts_with("ROLLBACK; BEGIN")
+            || sql.starts_with("SAVEPOINT diesel")
         {
-            Phase::Waiting
-        } else if sql.starts_with("BEGIN") || sql.starts_with("SAVEPOINT diesel") {
             Phase::Beginning
-        } else if has("pg_try_advisory") || has("GET_LOCK") {
+        } else if has("pg_try_advisory") || has("pg_advisory_xact_lock") || has("GET_LOCK") {
             Phase::Asking
         } else if has("advisory_unlock") || has("RELEASE_LOCK") {
             Phase::Releasing
@@ -217,6 +226,11 @@ impl Watch {
 
     pub(super) fn phase(&self) -> Phase {
         self.0.lock().expect("not poisoned").0
+    }
+
+    /// A message whose answer nobody reads has no end.
+    fn forget(&self) {
+        *self.0.lock().expect("not poisoned") = (Phase::Nothing, Phase::Nothing);
     }
 
     /// Nothing is at the server since such a statement was done.
@@ -571,6 +585,8 @@ enum Scene {
     Free,
     /// Another connection, which releases it after a while.
     Taken,
+    /// The same, and the drop comes when the server shows that the session is in the queue.
+    Queue,
     /// The same, and the drop is aimed at the moment of the grant.
     Grant,
 }
@@ -584,6 +600,8 @@ struct Tally {
     done: usize,
     in_step: usize,
     broken: usize,
+    /// Calls whose lock was held until the connection was closed.
+    kept: Vec<Call>,
     longest_in_step: Duration,
     longest_closed: Duration,
 }
@@ -597,6 +615,7 @@ impl Tally {
         self.done += more.done;
         self.in_step += more.in_step;
         self.broken += more.broken;
+        self.kept.extend(more.kept);
         self.longest_in_step = self.longest_in_step.max(more.longest_in_step);
         self.longest_closed = self.longest_closed.max(more.longest_closed);
     }
@@ -605,17 +624,17 @@ impl Tally {
 impl Tally {
     /// Drops that never came at these moments would prove nothing of them.
     fn assert_hit(&self, cancelling: bool) {
-        use Phase::{Asking, Ending, Questioning, Releasing, Waiting, Working};
+        use Phase::{Asking, Beginning, Ending, Questioning, Releasing, Waiting, Working};
         let everywhere = [
             (Scene::Free, Asking),
+            (Scene::Free, Beginning),
             (Scene::Free, Working),
             (Scene::Free, Ending),
             (Scene::Free, Releasing),
             (Scene::Free, Questioning),
             (Scene::Taken, Asking),
-            (Scene::Taken, Waiting),
+            (Scene::Queue, Waiting),
             (Scene::Grant, Asking),
-            (Scene::Grant, Waiting),
         ];
         let moments = match cancelling {
             true => &everywhere[8..],
@@ -627,12 +646,18 @@ impl Tally {
         }
         let hits = self.after_release;
         assert!(hits >= 20, "the grant was hit {hits} times only");
+        let isolated = self.kept.iter().all(|call| *call == Call::RepeatableRead);
+        assert!(
+            isolated && self.kept.len() * 10 <= hits,
+            "kept by {:?}",
+            self.kept
+        );
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for scene in [Scene::Free, Scene::Taken, Scene::Grant] {
+        for scene in [Scene::Free, Scene::Taken, Scene::Queue, Scene::Grant] {
             write!(f, "{scene:?}:")?;
             for ((_, phase), count) in self
                 .phases
@@ -644,12 +669,13 @@ impl fmt::Display for Tally {
         }
         write!(
             f,
-            "{} right after the release; {} in step (free in {:.1?}), {} broken (free in {:.1?}); {} done before the drop",
+            "{} right after the release; {} in step (free in {:.1?}), {} broken (free in {:.1?}), {:?} kept until closed; {} done before the drop",
             self.after_release,
             self.in_step,
             self.longest_in_step,
             self.broken,
             self.longest_closed,
+            self.kept,
             self.done,
         )
     }
@@ -682,11 +708,13 @@ struct Round {
 }
 
 /// Two connections and a lock of their own.
-struct Worker<C> {
+struct Worker<C: AsyncTestConnection> {
     server: &'static Server,
     key: String,
     subject: Option<Subject<C>>,
     other: Other<C>,
+    /// Looks at the queue.
+    observer: C::Observer,
     numbers: Numbers,
     /// Drops at the moment of the grant only, and cancels each time.
     cancelling: bool,
@@ -702,6 +730,7 @@ impl<C: CancelTest> Worker<C> {
         Self {
             server,
             other: Other::open(server, &key).await,
+            observer: C::observer(server),
             subject: None,
             key,
             numbers: Numbers(number as u64),
@@ -723,6 +752,7 @@ impl<C: CancelTest> Worker<C> {
             _ if self.cancelling => Scene::Grant,
             _ if !call.asks() => Scene::Free,
             0 => Scene::Free,
+            1 if call.queues() && self.numbers.below(4) == 0 => Scene::Queue,
             1 => Scene::Taken,
             _ => Scene::Grant,
         };
@@ -737,6 +767,8 @@ impl<C: CancelTest> Worker<C> {
                 let hold = self.numbers.duration_below(Duration::from_millis(3));
                 (hold, self.numbers.duration_below(life))
             }
+            // Long enough to be seen in the queue.
+            Scene::Queue => (Duration::from_millis(10), Duration::ZERO),
             // Jittered by a fifth of a millisecond.
             Scene::Grant => {
                 let hold = Duration::from_millis(2);
@@ -785,16 +817,30 @@ impl<C: CancelTest> Worker<C> {
         let (mut stopped, mut released) = (None, None);
         let took = Cell::new(Duration::ZERO);
         let watch = subject.watch.clone();
+        watch.forget();
+        let (observer, id) = (&mut self.observer, subject.id);
         let stop = async {
             let _clock = Clock {
                 begin: Instant::now(),
                 took: &took,
             };
-            match round.polls {
-                Some(times) => polls(times).await,
-                None => precisely(round.delay).await,
-            }
-            stopped = Some((Instant::now(), watch.phase()));
+            let phase = match (round.scene, round.polls) {
+                (Scene::Queue, _) => {
+                    while !observer.is_waiting(id) {
+                        yield_now().await;
+                    }
+                    Phase::Waiting
+                }
+                (_, Some(times)) => {
+                    polls(times).await;
+                    watch.phase()
+                }
+                (_, None) => {
+                    precisely(round.delay).await;
+                    watch.phase()
+                }
+            };
+            stopped = Some((Instant::now(), phase));
         };
         let call = subject.conn.call(round.call, &self.key, round.cancel, stop);
         let release = async {
@@ -868,12 +914,21 @@ impl<C: CancelTest> Worker<C> {
             }
         }
         let wait = self.other.wait().await;
+        if broken && self.cancelling && wait > FREE_IN_STEP {
+            // The cancel came between the transaction that takes the session's lock and the one that takes it over.
+            self.tally.kept.push(call);
+            drop(subject);
+            let wait = self.other.wait().await;
+            assert!(
+                wait <= FREE_IN_STEP,
+                "free after {wait:?} once closed, {}",
+                what()
+            );
+            return;
+        }
         self.tally.longest_in_step = self.tally.longest_in_step.max(wait);
         assert!(wait <= FREE_IN_STEP, "free after {wait:?}, {}", what());
-        // The session has been ended if the lock was being handed over to the transaction.
-        if broken
-            && (round.cancel || call == Call::RepeatableRead && phase == Some(Phase::Beginning))
-        {
+        if broken && round.cancel {
             return;
         }
         for n in 0..3 {
@@ -981,7 +1036,8 @@ on_every_network_server_async! {
 }
 
 on_postgres_async! {
-    /// The cancel may come when the wait is over, and must not keep what was sent behind it from releasing the lock.
+    /// The cancel may come when the wait is over, and must not keep what was sent behind it from releasing the lock. Only at
+    /// REPEATABLE READ the lock may be free no sooner than when the connection is closed.
     async fn a_cancel_at_the_moment_of_the_grant_leaves_no_lock(server: &'static Server) {
         drop_again_and_again::<AsyncPgConnection>(server, CANCELS, true);
     }
@@ -1173,10 +1229,15 @@ on_every_network_server_async! {
                     Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
                     Kind::Mysql => {
                         assert!(is_broken(&mut subject.conn), "{call:?}");
-                        assert_held_by(&mut observer, &key, id);
-                        proxy.resume();
-                        drop(subject);
-                        timed(free_once_closed(C::KIND), what, || holders(&mut observer, &key).is_empty());
+                        if call.queues() {
+                            // Nothing is sent behind what may wait: then the server notices when the connection is closed.
+                            assert_held_by(&mut observer, &key, id);
+                            proxy.resume();
+                            drop(subject);
+                            timed(free_once_closed(C::KIND), what, || holders(&mut observer, &key).is_empty());
+                        } else {
+                            timed(FREE_IN_STEP, what, || holders(&mut observer, &key).is_empty());
+                        }
                     }
                 }
                 assert_free(&mut observer, &key);
@@ -1405,6 +1466,7 @@ on_every_network_server_async! {
     async fn a_transaction_that_is_dropped_leaves_nothing_in_the_pool<C: CancelTest>(server: &'static Server) {
         let mut observer = C::observer(server);
         let pool = pool::<C>(&server.url).await;
+        let mut late = Vec::new();
         // At READ COMMITTED, PostgreSQL begins with the lock.
         for phase in [Phase::Nothing, Phase::Asking, Phase::Waiting, Phase::Beginning, Phase::Working, Phase::Ending] {
             if phase == Phase::Asking && C::KIND == Kind::Postgres {
@@ -1442,12 +1504,17 @@ on_every_network_server_async! {
                 unlock(&mut observer, &key);
             }
             let what = format!("a transaction dropped in {phase:?} frees its lock, {}", server.name);
-            match C::KIND {
-                // Sent without waiting.
-                Kind::Postgres => timed(FREE_IN_STEP, &what, || holders(&mut observer, &key).is_empty()),
-                Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
-                Kind::Mysql => assert!(is_broken(&mut *pooled), "{phase:?}"),
+            // Sent without waiting, except behind what may wait on MySQL and MariaDB.
+            if C::KIND == Kind::Postgres || !matches!(phase, Phase::Asking | Phase::Waiting) {
+                let begin = Instant::now();
+                while !holders(&mut observer, &key).is_empty() {
+                    if begin.elapsed() > FREE_IN_STEP {
+                        late.push(phase);
+                        break;
+                    }
+                }
             }
+            assert!(C::KIND == Kind::Postgres || is_broken(&mut *pooled), "{phase:?}");
             drop(pooled);
             timed(free_once_closed(C::KIND), what, || holders(&mut observer, &key).is_empty());
             assert_next_user_is_clean::<C>(&pool, &mut observer).await;
@@ -1457,6 +1524,46 @@ on_every_network_server_async! {
                 // Either may have come first.
                 Phase::Ending => assert!((done..=done + 1).contains(&table.rows(&mut observer))),
                 _ => assert_eq!(table.rows(&mut observer), done, "{phase:?}"),
+            }
+        }
+        assert!(late.is_empty(), "held while the connection was open, dropped in {late:?}");
+    }
+}
+
+on_mysql_async! {
+    /// Then the cancel ends the wait, and what is sent behind it is obeyed while the connection is open.
+    async fn a_grant_whose_answer_was_not_read_is_undone_at_once_where_the_wait_can_be_cancelled(server: &'static Server) {
+        let mut observer = <AsyncMysqlConnection as AsyncTestConnection>::Observer::open(server);
+        for &call in Call::ON_MYSQL.iter().filter(|call| call.can_be_cancelled()) {
+            for taken in [false, true] {
+                let key = unique_key("cancel_unread_at_once");
+                let proxy = Proxy::start(server);
+                let mut subject = Subject::<AsyncMysqlConnection>::open(&proxy.server(server)).await;
+                let id = subject.id;
+                before(&mut subject.conn, call).await;
+                // Prepares its statements.
+                let plain = if call.in_transaction() { call } else { Call::Acquire };
+                let warm = subject.conn.call(plain, &key, false, pending()).await;
+                warm.expect("not dropped").expect("the lock is free");
+                assert!(!taken || try_lock(&mut observer, &key));
+                let stop = async {
+                    if taken {
+                        until(|| observer.is_waiting(id)).await;
+                        proxy.pause();
+                        unlock(&mut observer, &key);
+                    }
+                    until(|| holders(&mut observer, &key) == [id]).await;
+                };
+                if !taken {
+                    proxy.pause();
+                }
+                let result = subject.conn.call(call, &key, true, stop).await;
+                assert!(result.is_none(), "{call:?}: {result:?}");
+                let what = format!("{call:?} (waited: {taken}) frees what was granted, {}", server.name);
+                timed(FREE_IN_STEP, what, || holders(&mut observer, &key).is_empty());
+                assert!(is_broken(&mut subject.conn), "{call:?}");
+                assert_free(&mut observer, &key);
+                proxy.resume();
             }
         }
     }
@@ -1491,6 +1598,68 @@ on_postgres_async! {
         assert!(is_transaction_broken(&mut subject.conn));
     }
 
+    async fn a_wait_that_is_dropped_in_a_later_turn_leaves_the_queue_at_once(server: &'static Server) {
+        for cancel in [true, false] {
+            in_a_later_turn(async |call| {
+                let key = unique_key("cancel_later_turn");
+                let mut observer = <AsyncPgConnection as AsyncTestConnection>::Observer::open(server);
+                let mut subject = Subject::<AsyncPgConnection>::open(server).await;
+                let (id, watch) = (subject.id, subject.watch.clone());
+                let cancel = cancel && call.can_be_cancelled();
+                before(&mut subject.conn, call).await;
+                assert!(try_lock(&mut observer, &key));
+                let stop = until(|| watch.phase() == Phase::LaterTurn && observer.is_waiting(id));
+                let result = subject.conn.call(call, &key, cancel, stop).await;
+                assert!(result.is_none(), "{call:?} waits: {result:?}");
+                assert!(is_broken(&mut subject.conn), "{call:?}");
+                let open = cancel.then_some(subject);
+                let what = format!("{call:?} leaves the queue in a later turn, cancelled: {cancel}, {}", server.name);
+                timed(SOON_ONCE_CLOSED, what, || !observer.is_waiting(id));
+                unlock(&mut observer, &key);
+                // It is not granted it later, either.
+                assert_free(&mut observer, &key);
+                drop(open);
+            });
+        }
+    }
+
+    async fn a_grant_in_a_later_turn_whose_answer_was_not_read_is_undone(server: &'static Server) {
+        in_a_later_turn(async |call| {
+            let key = unique_key("cancel_unread_later");
+            let proxy = Proxy::start(server);
+            let mut observer = <AsyncPgConnection as AsyncTestConnection>::Observer::open(server);
+            let mut subject = Subject::<AsyncPgConnection>::open(&proxy.server(server)).await;
+            let (id, watch) = (subject.id, subject.watch.clone());
+            before(&mut subject.conn, call).await;
+            assert!(try_lock(&mut observer, &key));
+            let stop = async {
+                until(|| watch.phase() == Phase::LaterTurn && observer.is_waiting(id)).await;
+                proxy.pause();
+                unlock(&mut observer, &key);
+                until(|| holders(&mut observer, &key) == [id]).await;
+            };
+            let result = subject.conn.call(call, &key, false, stop).await;
+            assert!(result.is_none(), "{call:?} waits: {result:?}");
+            let what = format!("{call:?} frees what was granted in a later turn, {}", server.name);
+            let is_free = || holders(&mut observer, &key).is_empty();
+            match call {
+                // It ends with the transaction, and that with the connection.
+                Call::Nested | Call::TransactionLock => {
+                    assert!(is_broken(&mut subject.conn), "{call:?}");
+                    drop(subject);
+                    proxy.resume();
+                    timed(FREE_IN_STEP, what, is_free);
+                }
+                _ => {
+                    timed(FREE_IN_STEP, what, is_free);
+                    proxy.resume();
+                    assert!(is_broken(&mut subject.conn), "{call:?}");
+                }
+            }
+            assert_free(&mut observer, &key);
+        });
+    }
+
     /// It is the transaction's, which can go on.
     async fn a_transactions_grant_whose_answer_was_not_read_stays(server: &'static Server) {
         let key = unique_key("cancel_unread_transaction_lock");
@@ -1515,6 +1684,18 @@ on_postgres_async! {
         assert_clean(&mut subject.conn, &mut observer).await;
         wait_until_free(&mut observer, &key);
     }
+}
+
+/// Runs a scenario for each call that can wait for longer than a turn, all of them at the same time.
+fn in_a_later_turn(scenario: impl AsyncFn(Call) + Sync) {
+    let runtime = tokio::runtime::Handle::current();
+    let calls = Call::ON_POSTGRES.iter().copied();
+    thread::scope(|scope| {
+        for call in calls.filter(|call| call.queues() && *call != Call::Timeout) {
+            let (scenario, runtime) = (&scenario, &runtime);
+            scope.spawn(move || runtime.block_on(scenario(call)));
+        }
+    });
 }
 
 /// Drops waits of these calls, closes the connection, and sees that the server's queue is empty, while another session

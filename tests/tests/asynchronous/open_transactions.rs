@@ -16,7 +16,7 @@ on_every_network_server_async! {
         begin(&mut *lock).await;
         lock.execute_sql(&table.insert(2)).await;
         let result = lock.release().await.map(drop);
-        assert!(matches!(result, Err(Error::InTransaction { .. })), "{result:?}");
+        assert!(matches!(result, Err(Error::TransactionLeftOpen { .. })), "{result:?}");
         wait_until_free(&mut observer, &key);
         assert_eq!(table.rows(&mut observer), 0);
         assert!(is_broken(&mut conn));
@@ -28,7 +28,7 @@ on_every_network_server_async! {
             Ok::<_, Error>(())
         });
         let result = run.await;
-        assert!(matches!(result, Err(Error::InTransaction { .. })), "{result:?}");
+        assert!(matches!(result, Err(Error::TransactionLeftOpen { .. })), "{result:?}");
         wait_until_free(&mut observer, &key);
         assert_eq!(table.rows(&mut observer), 0);
         assert!(is_broken(&mut conn));

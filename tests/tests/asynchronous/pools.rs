@@ -14,12 +14,15 @@ use diesel_async::{
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error};
 use dlock_tests::{
     AsyncTestConnection, Kind, Server, TestConnection, block_on, run_on_every_network_server_async,
-    unique_key, wait_for,
+    unique_key, wait_for, wait_for_within,
 };
 
 use crate::support::*;
 
 const SHORT: Duration = Duration::from_millis(30);
+
+/// Until a lock is free whose connection is idle in the pool, the end of a statement of half a second included.
+const FREE_WHILE_IDLE: Duration = Duration::from_secs(1);
 
 /// A pool that opens no more than so many connections.
 trait Pool: Clone + Send + Sync + 'static {
@@ -300,7 +303,7 @@ on_pools! { [bb8, deadpool, mobc]:
             let id = lock.backend_id().await;
             kill(observer, id);
             let result = lock.release().await.map(drop);
-            assert!(matches!(result, Err(Error::Database(_))), "{result:?}");
+            assert!(matches!(result, Err(Error::Lost { .. })), "{result:?}");
         })
         .await;
     }
@@ -586,6 +589,88 @@ on_pools! { [bb8, deadpool, careful_mobc]:
     }
 }
 
+/// How the body of a transaction comes to an end that it did not expect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Dropped,
+    DroppedInAStatement,
+    Panicked,
+}
+
+// deadpool and mobc keep what is broken until somebody asks for a connection.
+on_pools! { [deadpool, careful_mobc]:
+    async fn the_lock_of_a_transaction_that_is_dropped_or_panics_is_free_while_its_connection_is_idle_in_the_pool<P>(server: &Server) {
+        let table = Table::new(server);
+        let mut observer = Observer::<P>::open(server);
+        for end in [End::Dropped, End::DroppedInAStatement, End::Panicked] {
+            let key = unique_key("async_pool_idle");
+            let pool = P::new(server, 1).await;
+            let running = task(&pool, {
+                let (key, insert) = (key.clone(), table.insert(1));
+                async move |mut conn: P::Pooled, stage: Stage| {
+                    let transaction = conn.advisory_lock(&key).transaction(async |conn| {
+                        conn.batch_execute(&insert).await?;
+                        stage.say("inserted");
+                        if end == End::DroppedInAStatement {
+                            conn.batch_execute(slow(P::Conn::KIND)).await?;
+                        }
+                        stage.pause().await;
+                        if end == End::Panicked {
+                            panic_quietly()
+                        }
+                        Ok::<_, Error>(())
+                    });
+                    transaction.await.expect("no error");
+                }
+            });
+            let running = running.await;
+            let id = running.id;
+            running.says("inserted");
+            running.holds(&mut observer, &key);
+            if end == End::DroppedInAStatement {
+                wait_for("the statement", || is_slow(&mut observer, id));
+            }
+            match end {
+                End::Dropped | End::DroppedInAStatement => running.abort().await,
+                End::Panicked => {
+                    running.go_on();
+                    running.panics().await;
+                }
+            }
+            wait_for_within(FREE_WHILE_IDLE, format!("the lock of a transaction that is {end:?}"), || {
+                holders(&mut observer, &key).is_empty()
+            });
+            assert!(observer.is_connected(id), "the pool keeps the connection");
+            assert_free(&mut observer, &key);
+            assert_eq!(table.rows(&mut observer), 0, "{end:?}");
+            assert_next_users_are_clean(&pool, 1, &mut observer, &key).await;
+        }
+    }
+}
+
+/// A statement of half a second.
+fn slow(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Postgres => "SELECT pg_sleep(0.5)",
+        Kind::Mysql => "DO SLEEP(0.5)",
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
+    }
+}
+
+/// Whether the session runs it.
+fn is_slow<O: TestConnection>(observer: &mut O, id: i64) -> bool {
+    let sql = match O::KIND {
+        Kind::Postgres => format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE pid = {id} AND wait_event = 'PgSleep'"
+        ),
+        Kind::Mysql => format!(
+            "SELECT COUNT(*) FROM information_schema.processlist WHERE id = {id} AND state = 'User sleep'"
+        ),
+        Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
+    };
+    observer.number(&sql) == Some(1)
+}
+
 /// A session that is marked broken and holds a lock that nobody knows of: what MySQL's dropped guards leave.
 async fn broken_holder<C: LockTest>(mut conn: impl DerefMut<Target = C>, key: &str) -> i64 {
     let conn = &mut *conn;
@@ -638,7 +723,7 @@ on_pools! { [mobc]:
         assert_held_by(&mut observer, &key, id);
         // That user is told at least, when it asks for a lock or a transaction.
         let error = next.advisory_lock(&key).acquire().await.map(drop);
-        assert!(matches!(error, Err(Error::Database(_))), "{error:?}");
+        assert!(matches!(error, Err(Error::Lost { .. })), "{error:?}");
         let error = next.transaction(async |_| Ok::<_, Error>(())).await;
         assert!(matches!(error, Err(Error::Database(_))), "{error:?}");
         kill(&mut observer, id);

@@ -1,6 +1,7 @@
 //! Exclusion, holds that stack, and who owns the connection.
 
 use std::borrow::Cow;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use dlock_core::{LockKey, Mode};
@@ -11,6 +12,8 @@ use crate::support::*;
 
 const SHORT: Duration = Duration::from_millis(20);
 const LONG: Duration = Duration::from_secs(60);
+/// Less than the first turn of a wait on PostgreSQL.
+const WITHIN_A_TURN: Duration = Duration::from_millis(750);
 
 #[both]
 on_every_server! {
@@ -97,33 +100,37 @@ on_every_server! {
     async fn three_waiters_are_served_in_the_order_in_which_they_came<C: LockTest>(server: &Server) {
         let key = unique_key("fifo");
         let (mut holder, mut observer) = (C::open(server).await, C::observer(server));
-        let held = holder.advisory_lock(&key).acquire().await.expect("a free lock");
-        let mut waiters = Vec::new();
-        for limit in [None, Some(LONG), None] {
-            let key = key.clone();
-            let waiter = in_background(server, async move |mut conn: C, stage: Stage| {
-                let lock = conn.advisory_lock(&key);
-                let lock = match limit {
-                    Some(limit) => lock.timeout(limit),
-                    None => lock,
-                };
-                let lock = lock.acquire().await.expect("the lock");
-                stage.say("acquired");
-                stage.pause().await;
-                lock.release().await.expect("a release");
-            })
-            .await;
-            waiter.waits(&mut observer);
-            waiters.push(waiter);
+        // On PostgreSQL that holds within a turn, and a busy machine may take longer than one.
+        for _ in 0..8 {
+            let held = holder.advisory_lock(&key).acquire().await.expect("a free lock");
+            let conns = [C::open(server).await, C::open(server).await, C::open(server).await];
+            let (told, order) = channel();
+            let started = Instant::now();
+            let mut waiters = Vec::new();
+            for (number, conn) in conns.into_iter().enumerate() {
+                let (key, told) = (key.clone(), told.clone());
+                let waiter = on_connection(conn, async move |mut conn: C, _| {
+                    let lock = conn.advisory_lock(&key);
+                    let lock = if number == 1 { lock.timeout(LONG) } else { lock };
+                    let lock = lock.acquire().await.expect("the lock");
+                    told.send(number).expect("the test listens");
+                    lock.release().await.expect("a release");
+                })
+                .await;
+                waiter.waits(&mut observer);
+                waiters.push(waiter);
+            }
+            held.release().await.expect("a release");
+            for waiter in waiters {
+                waiter.join().await;
+            }
+            if started.elapsed() < WITHIN_A_TURN {
+                assert_eq!(order.try_iter().collect::<Vec<_>>(), [0, 1, 2]);
+                assert_free(&mut observer, &key);
+                return;
+            }
         }
-        held.release().await.expect("a release");
-        for waiter in waiters {
-            waiter.says("acquired");
-            assert_held_by(&mut observer, &key, waiter.id);
-            waiter.go_on();
-            waiter.join().await;
-        }
-        assert_free(&mut observer, &key);
+        panic!("this machine is too slow");
     }
 
     /// Each reads and writes again, without protection of its own.
@@ -323,7 +330,7 @@ on_every_network_server! {
         let mut lock = conn.advisory_lock(&key).acquire().await.expect("a free lock");
         kill(&mut observer, id);
         let error = lock.is_held().await;
-        assert!(matches!(error, Err(Error::Database(_))), "{error:?}");
+        assert!(matches!(error, Err(Error::Lost { .. })), "{error:?}");
         drop(lock);
         assert_free(&mut observer, &key);
     }

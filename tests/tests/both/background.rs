@@ -1,5 +1,6 @@
 //! What the server shows of work in the background.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use dlock_core::LockKey;
@@ -25,6 +26,21 @@ impl<T: Send + 'static> Background<T> {
         wait_for("the session to wait still", || {
             assert!(!self.is_finished(), "the wait was cut short");
             observer.is_waiting(self.id) && started.elapsed() > at_least
+        });
+    }
+
+    /// Waits until PostgreSQL shows that its wait has started over: a further turn.
+    #[track_caller]
+    pub(crate) fn waits_again<O: TestConnection>(&self, observer: &mut O) {
+        let since = format!(
+            "SELECT max(waitstart)::text FROM pg_locks WHERE pid = {} AND locktype = 'advisory' AND NOT granted",
+            self.id
+        );
+        let mut turns = BTreeSet::new();
+        wait_for(format!("session {} to wait again", self.id), || {
+            assert!(!self.is_finished(), "the wait was cut short");
+            turns.extend(observer.text(&since));
+            turns.len() > 1
         });
     }
 

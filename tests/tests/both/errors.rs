@@ -206,7 +206,7 @@ on_every_network_server! {
             let key = key.clone();
             async move |mut conn: C, _| {
                 let error = conn.advisory_lock(&key).acquire().await.map(drop);
-                assert!(matches!(error, Err(Error::Database(_))), "{error:?}");
+                assert!(matches!(error, Err(Error::Lost { .. })), "{error:?}");
                 assert!(is_broken(&mut conn), "a pool would hand it out again");
             }
         })

@@ -225,7 +225,7 @@ on_every_network_server! {
             });
             match run.await {
                 Err(AppError::Own) if !succeeds => {}
-                Err(AppError::Lock(Error::Database(_))) if succeeds => {}
+                Err(AppError::Lock(Error::Lost { .. })) if succeeds => {}
                 other => panic!("{other:?}"),
             }
             assert_free(&mut observer, &key);
@@ -259,7 +259,7 @@ on_every_network_server! {
         waiter.go_on();
         assert_eq!(waiter.join().await, waiter_id);
         let error = lock.release().await.map(drop);
-        assert!(matches!(error, Err(Error::Database(_))), "{error:?}");
+        assert!(matches!(error, Err(Error::Lost { .. })), "{error:?}");
         assert!(is_broken(&mut conn));
         assert_free(&mut observer, &key);
     }
@@ -271,7 +271,7 @@ on_every_network_server! {
         let lock = conn.advisory_lock(&key).acquire().await.expect("a free lock");
         proxy.cut();
         let error = lock.release().await.map(drop);
-        assert!(matches!(error, Err(Error::Database(_))), "{error:?}");
+        assert!(matches!(error, Err(Error::Lost { .. })), "{error:?}");
         assert!(is_broken(&mut conn));
         wait_until_free(&mut observer, &key);
     }
@@ -279,17 +279,54 @@ on_every_network_server! {
 
 #[both]
 on_postgres! {
-    /// What a wait sets would stay with that transaction, and so would its lock.
-    async fn a_wait_in_a_transaction_that_diesel_does_not_know_of_is_refused(server: &Server) {
+    /// The end of a turn is an error, which aborts that transaction.
+    async fn a_wait_in_a_raw_transaction_that_outlasts_its_limit_or_turn_ends_the_session_and_says_why(server: &Server) {
         let key = unique_key("raw_wait");
+        let mut observer = PgConnection::observer(server);
+        assert!(try_lock(&mut observer, &key));
+        for limit in [Some(SHORT), None] {
+            let mut conn = PgConnection::open(server).await;
+            let id = conn.backend_id().await;
+            conn.execute_sql("BEGIN").await;
+            let lock = conn.advisory_lock(&key);
+            let lock = match limit {
+                Some(limit) => lock.timeout(limit),
+                None => lock,
+            };
+            match lock.acquire().await.map(drop) {
+                Err(Error::InTransaction { key: refused, .. }) => assert_eq!(refused, LockKey::from(&key)),
+                other => panic!("{other:?}"),
+            }
+            assert!(is_broken(&mut conn));
+            wait_for("the end of the session", || !observer.is_connected(id));
+        }
+        unlock(&mut observer, &key);
+        assert_free(&mut observer, &key);
+    }
+
+    /// Until COMMIT, because it was waited for as the transaction's.
+    async fn a_lock_waited_for_in_a_raw_transaction_is_held_until_its_end(server: &Server) {
+        let key = unique_key("raw_granted");
         let (mut conn, mut observer) = (PgConnection::open(server).await, PgConnection::observer(server));
         assert!(try_lock(&mut observer, &key));
         conn.execute_sql("BEGIN").await;
-        let result = conn.advisory_lock(&key).acquire().await.map(drop);
-        assert!(matches!(result, Err(Error::InTransaction { .. })), "{result:?}");
-        conn.execute_sql("ROLLBACK").await;
+        let waiter = on_connection(conn, {
+            let key = key.clone();
+            async move |mut conn: PgConnection, _| {
+                let lock = conn.advisory_lock(&key).acquire().await.expect("the lock");
+                lock.release().await.expect("a release");
+                conn
+            }
+        })
+        .await;
+        waiter.waits(&mut observer);
         unlock(&mut observer, &key);
+        let id = waiter.id;
+        let mut conn = waiter.join().await;
+        assert_held_by(&mut observer, &key, id);
+        conn.execute_sql("COMMIT").await;
         assert_free(&mut observer, &key);
+        assert_clean(&mut conn, &mut observer).await;
     }
 
     /// A raw BEGIN is not seen, and in an aborted transaction the server refuses to unlock.

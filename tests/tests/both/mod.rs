@@ -5,12 +5,15 @@
 pub(crate) mod app_error;
 mod background;
 pub(crate) mod connection;
+#[path = "../fresh_database/mod.rs"]
+pub(crate) mod fresh_database;
 pub(crate) mod observe;
 pub(crate) mod round_trips;
 pub(crate) mod table;
 pub(crate) mod user;
 
 mod acquire;
+mod environment;
 mod errors;
 mod guard;
 mod holders;

@@ -300,7 +300,7 @@ on_every_server! {
                 Ok::<_, Error>(())
             });
             match transaction.await {
-                Err(Error::InTransaction { key: of, .. }) => assert_eq!(of, LockKey::from(&key)),
+                Err(Error::TransactionLeftOpen { key: of, .. }) => assert_eq!(of, LockKey::from(&key)),
                 other => panic!("{other:?}"),
             }
             assert_free(&mut observer, &key);
@@ -394,10 +394,11 @@ on_every_server! {
         C::TransactionManager::transaction_manager_status_mut(&mut conn).set_in_error();
         let lock = conn.advisory_lock(&key);
         let result = lock.transaction(async |_| -> Result<(), Error> { panic!("it is broken") }).await;
-        assert!(matches!(result, Err(Error::Database(DieselError::BrokenTransactionManager))), "{result:?}");
+        use DieselError::BrokenTransactionManager as Broken;
+        assert!(matches!(result, Err(Error::Lost { source: Broken, .. })), "{result:?}");
         assert!(is_broken(&mut conn));
         let result = conn.advisory_lock(&key).acquire().await.map(drop);
-        assert!(matches!(result, Err(Error::Database(DieselError::BrokenTransactionManager))), "{result:?}");
+        assert!(matches!(result, Err(Error::Lost { source: Broken, .. })), "{result:?}");
         assert!(is_broken(&mut conn));
         assert_free(&mut observer, &key);
         assert!(!in_transaction(&mut conn, &mut observer).await);
@@ -483,7 +484,7 @@ on_every_network_server! {
                     let lock = conn.advisory_lock(&key);
                     let transaction = lock.transaction(async |_| -> Result<(), Error> { panic!("the lock is held") });
                     let result = transaction.await;
-                    assert!(matches!(result, Err(Error::Database(_))), "{result:?}");
+                    assert!(matches!(result, Err(Error::Lost { .. })), "{result:?}");
                     assert!(is_broken(&mut conn), "a pool would hand it out again");
                 }
             })
@@ -506,7 +507,7 @@ on_every_network_server! {
         kill(&mut observer, id);
         let lock = conn.advisory_lock(&key);
         let result = lock.transaction(async |_| -> Result<(), Error> { panic!("it is gone") }).await;
-        assert!(matches!(result, Err(Error::Database(_))), "{result:?}");
+        assert!(matches!(result, Err(Error::Lost { .. })), "{result:?}");
         assert!(is_broken(&mut conn));
     }
 
@@ -575,26 +576,60 @@ on_every_network_server! {
 
 #[both]
 on_postgres! {
-    /// Its writes would be lost without a word, or committed by somebody else's COMMIT.
-    async fn a_transaction_that_diesel_does_not_know_of_is_refused(server: &Server) {
+    /// As Diesel's own `transaction` does: the closure's COMMIT ends the raw one as well.
+    async fn in_a_raw_transaction_it_takes_the_lock_and_commits_all(server: &Server) {
         let key = unique_key("transaction_raw_begin");
         let (mut conn, mut observer) = (PgConnection::open(server).await, PgConnection::observer(server));
-        for taken in [false, true] {
-            assert!(!taken || try_lock(&mut observer, &key));
+        let id = conn.backend_id().await;
+        for waits in [false, true] {
+            let table = Table::new(server);
             conn.execute_sql("BEGIN").await;
-            conn.execute_sql("SELECT 1").await;
-            let lock = conn.advisory_lock(&key).timeout(Duration::from_millis(10));
-            let result = lock.transaction(async |_| Ok::<(), Error>(())).await;
-            assert!(matches!(result, Err(Error::InTransaction { .. })), "{result:?}");
-            let aborted = conn.batch_execute("SELECT 1").await;
-            aborted.expect_err("it is aborted, so that nobody takes it for committed");
-            conn.execute_sql("ROLLBACK").await;
-            if taken {
+            conn.execute_sql(&table.insert(1)).await;
+            assert!(!waits || try_lock(&mut observer, &key));
+            let asker = on_connection(conn, {
+                let (key, table) = (key.clone(), table.clone());
+                async move |mut conn: PgConnection, stage: Stage| {
+                    let transaction = conn.advisory_lock(&key).transaction(async |conn| {
+                        stage.say("granted");
+                        stage.pause().await;
+                        conn.batch_execute(&table.insert(2)).await
+                    });
+                    transaction.await.expect("a commit");
+                    conn
+                }
+            })
+            .await;
+            if waits {
+                asker.waits(&mut observer);
                 unlock(&mut observer, &key);
             }
-            let lock = conn.advisory_lock(&key);
-            lock.transaction(async |_| Ok::<(), Error>(())).await.expect("all is as before");
+            asker.says("granted");
+            assert_held_by(&mut observer, &key, id);
+            assert_eq!(table.rows(&mut observer), 0);
+            asker.go_on();
+            conn = asker.join().await;
+            assert_free(&mut observer, &key);
+            assert_eq!(table.rows(&mut observer), 2);
+            assert_clean(&mut conn, &mut observer).await;
         }
+    }
+
+    async fn in_a_raw_transaction_a_timeout_rolls_all_back(server: &Server) {
+        let key = unique_key("transaction_raw_timeout");
+        let table = Table::new(server);
+        let (mut conn, mut observer) = (PgConnection::open(server).await, PgConnection::observer(server));
+        assert!(try_lock(&mut observer, &key));
+        for limit in [Duration::ZERO, SHORT] {
+            conn.execute_sql("BEGIN").await;
+            conn.execute_sql(&table.insert(1)).await;
+            let lock = conn.advisory_lock(&key).timeout(limit);
+            let result = lock.transaction(async |_| -> Result<(), Error> { panic!("the lock is held") }).await;
+            assert!(matches!(result, Err(Error::Timeout { .. })), "{result:?}");
+            assert_clean(&mut conn, &mut observer).await;
+            assert_eq!(table.rows(&mut observer), 0);
+        }
+        unlock(&mut observer, &key);
+        assert_free(&mut observer, &key);
     }
 
     async fn nested_in_an_open_transaction_the_lock_is_held_until_that_ends(server: &Server) {

@@ -16,7 +16,7 @@ on_every_server! {
         guard.execute_sql(&table.insert(1));
         assert_held_by(&mut observer, &key, id);
         match guard.release().map(drop) {
-            Err(Error::InTransaction { key: of, .. }) => assert_eq!(of, key.as_str().into()),
+            Err(Error::TransactionLeftOpen { key: of, .. }) => assert_eq!(of, key.as_str().into()),
             other => panic!("{other:?}"),
         }
         assert_free(&mut observer, &key);

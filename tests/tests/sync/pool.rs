@@ -507,7 +507,7 @@ mod own {
         let mut wrapper = None;
         match guard.release() {
             Ok(conn) => wrapper = Some(conn),
-            Err(error) => assert!(matches!(error, Error::Database(_)), "{error:?}"),
+            Err(error) => assert!(matches!(error, Error::Lost { .. }), "{error:?}"),
         }
         assert!(wrapper.is_none());
         assert_free(&mut observer, &key);

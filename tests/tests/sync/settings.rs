@@ -1,18 +1,22 @@
 //! The settings of the user's connection: none cuts a wait short, and none is another one afterwards.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use diesel::sql_types::{Nullable, Text};
 use diesel::{Connection, MysqlConnection, PgConnection, QueryableByName, RunQueryDsl, sql_query};
 use dlock_diesel::{AdvisoryLockExt, Error};
 use dlock_tests::{
-    Server, TestConnection, on_every_network_server, on_mysql, on_postgres, unique_key, wait_for,
+    Kind, Server, TestConnection, on_every_network_server, on_mysql, on_postgres, unique_key,
+    wait_for,
 };
 
 use crate::support::*;
 
 const SHORT: Duration = Duration::from_millis(30);
+/// Less than the first turn of a wait on PostgreSQL. A busy machine may take longer than that.
+const WITHIN_A_TURN: Duration = Duration::from_millis(750);
 
 /// A connection whose settings can be compared.
 trait SettingsConnection: LockTest {
@@ -22,8 +26,11 @@ trait SettingsConnection: LockTest {
     /// Values of the settings that bound waits, all of them far away.
     const BOUNDS: &[&str];
 
-    /// Makes every wait end after 300 ms that a setting can end.
+    /// Makes every wait end that a setting can end, but no statement before the end of a turn of dlock's own.
     const SHORT_BOUNDS: &str;
+
+    /// When such a wait has ended, and a turn has not.
+    const SHORT_BOUNDS_PASSED: Duration;
 
     /// [`BOUNDS`](Self::BOUNDS) for the open transaction alone, where there are such.
     const LOCAL_BOUNDS: &[&str];
@@ -60,7 +67,9 @@ impl SettingsConnection for PgConnection {
         "SET lock_timeout = 0; SET statement_timeout = '1h'",
     ];
 
-    const SHORT_BOUNDS: &str = "SET lock_timeout = '300ms'; SET statement_timeout = '300ms'";
+    const SHORT_BOUNDS: &str = "SET lock_timeout = '100ms'; SET statement_timeout = '2s'";
+
+    const SHORT_BOUNDS_PASSED: Duration = Duration::from_millis(200);
 
     const LOCAL_BOUNDS: &[&str] = &[
         "SET LOCAL lock_timeout = '30s'; SET LOCAL statement_timeout = '1min'",
@@ -108,6 +117,8 @@ impl SettingsConnection for MysqlConnection {
 
     const SHORT_BOUNDS: &str = "SET SESSION lock_wait_timeout = 1, innodb_lock_wait_timeout = 1 \
         /*M! , max_statement_time = 0.3 */ /*!80000 , max_execution_time = 300 */";
+
+    const SHORT_BOUNDS_PASSED: Duration = Duration::from_millis(1_100);
 
     const LOCAL_BOUNDS: &[&str] = Self::BOUNDS;
 }
@@ -251,6 +262,16 @@ fn outlasts<C: LockTest>(
     assert_free(&mut observer, &key);
 }
 
+/// Waits for the lock, tells its number when it has it, and gives it back.
+fn tells<C: LockTest>(conn: C, key: &str, number: usize, told: &Sender<usize>) -> Background<()> {
+    let (key, told) = (key.to_owned(), told.clone());
+    on_connection(conn, move |mut conn: C, _| {
+        let lock = conn.advisory_lock(&key).acquire().expect("the lock");
+        told.send(number).expect("the test listens");
+        lock.release().expect("a release");
+    })
+}
+
 fn acquire<C: LockTest>(conn: &mut C, key: &str) -> Result<(), Error> {
     conn.advisory_lock(key).acquire()?.release()?;
     Ok(())
@@ -285,35 +306,28 @@ on_every_network_server! {
     fn limits_of_the_session_do_not_cost_the_place_in_the_queue<C: SettingsConnection>(server: &Server) {
         let key = unique_key("place");
         let (mut holder, mut observer) = (C::open(server), C::open(server));
-        let held = holder.advisory_lock(&key).acquire().expect("a free lock");
-        let waiters = [C::SHORT_BOUNDS, ""].map(|bounds| {
-            let mut conn = C::open(server);
-            if !bounds.is_empty() {
-                conn.execute_sql(bounds);
-            }
-            let waiter = on_connection(conn, {
-                let key = key.clone();
-                move |mut conn: C, stage| {
-                    let lock = conn.advisory_lock(&key).acquire().expect("the lock");
-                    stage.say("acquired");
-                    stage.pause();
-                    lock.release().expect("a release");
-                }
+        for _ in 0..8 {
+            let held = holder.advisory_lock(&key).acquire().expect("a free lock");
+            let [mut bounded, free] = [(); 2].map(|()| C::open(server));
+            bounded.execute_sql(C::SHORT_BOUNDS);
+            let (told, order) = channel();
+            let started = Instant::now();
+            let first = tells(bounded, &key, 1, &told);
+            first.waits(&mut observer);
+            let second = tells(free, &key, 2, &told);
+            second.waits(&mut observer);
+            wait_for("the bounds to pass", || {
+                observer.is_waiting(second.id) && started.elapsed() > C::SHORT_BOUNDS_PASSED
             });
-            waiter.waits(&mut observer);
-            waiter
-        });
-        let started = Instant::now();
-        wait_for("the bounds to pass", || {
-            observer.is_waiting(waiters[1].id) && started.elapsed() > Duration::from_millis(1_100)
-        });
-        held.release().expect("a release");
-        for waiter in waiters {
-            waiter.says("acquired");
-            assert_held_by(&mut observer, &key, waiter.id);
-            waiter.go_on();
-            waiter.join();
+            held.release().expect("a release");
+            first.join();
+            second.join();
+            if C::KIND == Kind::Mysql || started.elapsed() < WITHIN_A_TURN {
+                assert_eq!(order.try_iter().collect::<Vec<_>>(), [1, 2]);
+                return;
+            }
         }
+        panic!("this machine is too slow");
     }
 
     fn a_session_lock_inside_a_transaction_changes_no_setting<C: SettingsConnection>(server: &Server) {
@@ -422,20 +436,98 @@ on_postgres! {
         }
     }
 
-    fn a_transaction_timeout_does_not_count_the_wait_of_a_transaction_that_the_lock_begins(server: &Server) {
+    /// It is the limit for the whole transaction: only what a wait takes beyond its first turn does not count.
+    fn a_transaction_timeout_longer_than_a_turn_does_not_end_the_wait_of_a_transaction_that_the_lock_begins(server: &Server) {
+        let bound = Duration::from_secs(3);
         // 16 and before do not know it.
         for setting in timeouts(server).into_iter().filter(|setting| *setting == "transaction_timeout") {
             for isolation in ["read committed", "repeatable read"] {
                 let mut conn = PgConnection::open(server);
-                conn.execute_sql(&format!("SET {setting} = '400ms'; SET default_transaction_isolation = '{isolation}'"));
+                conn.execute_sql(&format!("SET {setting} = '3s'; SET default_transaction_isolation = '{isolation}'"));
                 let before = conn.settings();
-                outlasts(server, conn, Duration::from_millis(400), move |conn, key| {
+                outlasts(server, conn, bound, move |conn, key| {
                     conn.advisory_lock(key).transaction(|_| Ok::<_, Error>(()))?;
                     assert_unchanged(conn, &before, "a wait");
                     Ok(())
                 });
             }
         }
+    }
+
+    fn a_transaction_timeout_shorter_than_a_turn_ends_the_session_which_holds_nothing(server: &Server) {
+        let key = unique_key("transaction_timeout");
+        for setting in timeouts(server).into_iter().filter(|setting| *setting == "transaction_timeout") {
+            let [mut conn, mut observer] = [(); 2].map(|()| PgConnection::open(server));
+            let id = conn.backend_id();
+            conn.execute_sql(&format!("SET {setting} = '300ms'"));
+            assert!(try_lock(&mut observer, &key));
+            let result = conn.advisory_lock(&key).transaction(|_| -> Result<(), Error> { panic!("the lock is held") });
+            assert!(matches!(result, Err(Error::Lost { .. })), "{result:?}");
+            assert!(is_broken(&mut conn));
+            wait_for("the end of the session", || !observer.is_connected(id));
+            unlock(&mut observer, &key);
+            assert_free(&mut observer, &key);
+        }
+    }
+
+    /// The wait goes on without it.
+    fn a_statement_timeout_that_cuts_the_first_turn_changes_neither_the_limit_nor_the_outcome(server: &Server) {
+        const CUT: &str = "SET statement_timeout = '300ms'";
+        const LIMIT: Duration = Duration::from_millis(900);
+        let within: [Wait; 6] = [
+            |conn, key| conn.advisory_lock(key).timeout(LIMIT).acquire().map(drop),
+            |conn, key| conn.advisory_lock(key).shared().timeout(LIMIT).acquire().map(drop),
+            |conn, key| conn.advisory_lock(key).timeout(LIMIT).transaction(|_| Ok(())),
+            |conn, key| {
+                conn.execute_sql("SET default_transaction_isolation = 'serializable'");
+                conn.advisory_lock(key).timeout(LIMIT).transaction(|_| Ok(()))
+            },
+            |conn, key| conn.transaction(|conn| conn.advisory_xact_lock(key).timeout(LIMIT).acquire()),
+            |conn, key| conn.transaction(|conn| {
+                conn.advisory_lock(key).inside_transaction().timeout(LIMIT).acquire()?.release()?;
+                Ok(())
+            }),
+        ];
+        let mut observer = PgConnection::open(server);
+        for lock in within {
+            let key = unique_key("cut");
+            let mut conn = PgConnection::open(server);
+            conn.execute_sql(CUT);
+            assert!(try_lock(&mut observer, &key));
+            let result = lock(&mut conn, &key);
+            assert!(matches!(result, Err(Error::Timeout { waited, .. }) if waited >= LIMIT), "{result:?}");
+            assert_eq!(conn.text("SELECT current_setting('statement_timeout')").as_deref(), Some("300ms"));
+            assert_clean(&mut conn, &mut observer);
+            unlock(&mut observer, &key);
+            lock(&mut conn, &key).expect("a free lock");
+            assert_clean(&mut conn, &mut observer);
+            assert_free(&mut observer, &key);
+        }
+    }
+
+    /// The place in the queue is lost once: when the statement is cut.
+    fn a_wait_whose_first_turn_was_cut_is_in_the_queue_again_and_granted_in_its_order(server: &Server) {
+        let key = unique_key("cut_place");
+        let (mut holder, mut observer) = (PgConnection::open(server), PgConnection::open(server));
+        for _ in 0..8 {
+            let held = holder.advisory_lock(&key).acquire().expect("a free lock");
+            let [mut bounded, free] = [(); 2].map(|()| PgConnection::open(server));
+            bounded.execute_sql("SET statement_timeout = '300ms'");
+            let (told, order) = channel();
+            let first = tells(bounded, &key, 1, &told);
+            first.waits_again(&mut observer);
+            let started = Instant::now();
+            let second = tells(free, &key, 2, &told);
+            second.waits(&mut observer);
+            held.release().expect("a release");
+            first.join();
+            second.join();
+            if started.elapsed() < WITHIN_A_TURN {
+                assert_eq!(order.try_iter().collect::<Vec<_>>(), [1, 2]);
+                return;
+            }
+        }
+        panic!("this machine is too slow");
     }
 
     fn a_timeout_of_the_user_still_ends_what_runs_under_the_lock(server: &Server) {

@@ -9,7 +9,7 @@ use diesel::dsl::sql;
 use diesel::r2d2::{self, CustomizeConnection, NopConnectionCustomizer, R2D2Connection};
 use diesel::sql_types::BigInt;
 use diesel::{MysqlConnection, PgConnection, QueryResult, RunQueryDsl, SqliteConnection};
-use dlock_core::Dialect;
+use dlock_core::proto::Dialect;
 use dlock_diesel::{EnableAdvisoryLocks, LockBackend, LockConnection};
 use dlock_tests::{PATIENCE, Server, TestConnection, wait_for};
 

@@ -1,0 +1,204 @@
+//! Messages around a lock: transactions, savepoints, releases, and what is sent without reading an answer.
+
+use std::time::Duration;
+
+use super::{Mark, Scope, literal, shared, turn, unlock_text, wait, without_limits_until_undone};
+use crate::proto::{Bind, OpenTransaction, Prepared, Savepoint, Statement, unique_nonzero};
+use crate::{Mode, PostgresKey};
+
+/// After a failed wait that left nothing: [`CUT_SHORT`] if `statement_timeout` explains it, and otherwise 1 if the
+/// server has such locks. It takes one that nobody else has, without waiting, until the end of the transaction.
+pub(in crate::postgres) fn probe(passed: Duration) -> Statement {
+    const SQL: [&str; 3] = [
+        "SELECT (CASE WHEN pg_catalog.textne(pg_catalog.current_setting('statement_timeout'), '0') AND \
+         pg_catalog.interval_le(pg_catalog.current_setting('statement_timeout')::interval, \
+         pg_catalog.textcat($1::pg_catalog.text, 'ms')::interval) THEN 2 \
+         WHEN pg_catalog.pg_try_advisory_xact_lock($2) IS NOT NULL THEN 1 END)::bigint /* ",
+        ", ",
+        " */",
+    ];
+    let passed = passed.as_millis().try_into().unwrap_or(i64::MAX);
+    let binds = [Bind::BigInt(passed), Bind::BigInt(unique_nonzero().get())];
+    Statement::number(Prepared::Never, &SQL, binds)
+}
+
+/// Takes a session's lock without waiting, or fails with a token: for where an answer cannot be read.
+fn try_or_fail(key: PostgresKey, mode: Mode) -> String {
+    format!(
+        "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock{}({}) THEN '' \
+         ELSE pg_catalog.concat('dlock_taken')::pg_catalog.json::pg_catalog.text END",
+        shared(mode),
+        literal(key)
+    )
+}
+
+/// [`probe`] inside a transaction, where `statement_timeout` was lifted: it fails if there are no such locks.
+pub(in crate::postgres) fn probe_inside(savepoint: &Savepoint) -> String {
+    format!(
+        "SAVEPOINT {savepoint}; SELECT pg_catalog.pg_try_advisory_xact_lock('{}'); {}",
+        unique_nonzero(),
+        undo(savepoint)
+    )
+}
+
+/// Waits for a session's lock inside a transaction, or with 0 milliseconds only tries. The savepoint stays.
+pub(in crate::postgres) fn wait_inside(
+    savepoint: &Savepoint,
+    key: PostgresKey,
+    mode: Mode,
+    millis: u32,
+) -> String {
+    if millis == 0 {
+        return format!("SAVEPOINT {savepoint}; {}", try_or_fail(key, mode));
+    }
+    let wait = without_limits_until_undone(millis, &wait(key, mode, Scope::Session));
+    // Going back undoes the settings and the transaction's lock; the session's lock stays.
+    format!("SAVEPOINT {savepoint}; {wait}; ROLLBACK TO SAVEPOINT {savepoint}")
+}
+
+/// A [`turn`] inside a transaction. Afterwards the savepoint has gone.
+pub(in crate::postgres) fn turn_inside(
+    savepoint: &Savepoint,
+    key: PostgresKey,
+    mode: Mode,
+    rest: u32,
+) -> String {
+    let wait = without_limits_until_undone(rest, &turn(key, mode, Scope::Session));
+    format!("SAVEPOINT {savepoint}; {wait}; {}", undo(savepoint))
+}
+
+/// Leaves the mark in the session.
+pub(in crate::postgres) fn leave_mark(Mark(mark): Mark) -> String {
+    format!("SELECT pg_catalog.set_config('dlock.granted', '{mark}', false)")
+}
+
+/// Releases the lock if the request with this mark was granted, and only once.
+pub(in crate::postgres) fn release_if_granted(
+    key: PostgresKey,
+    mode: Mode,
+    Mark(mark): Mark,
+) -> String {
+    unread(&format!(
+        "SELECT CASE WHEN pg_catalog.texteq(pg_catalog.current_setting('dlock.granted', true), '{mark}') \
+         AND pg_catalog.set_config('dlock.granted', '', false) IS NOT NULL THEN {} END",
+        unlock_text(key, mode)
+    ))
+}
+
+/// Releases a lock where nobody reads the answer.
+pub(in crate::postgres) fn release_unread(
+    key: PostgresKey,
+    mode: Mode,
+    transaction: OpenTransaction,
+) -> String {
+    let unlock = format!("SELECT {}", unlock_text(key, mode));
+    match transaction {
+        OpenTransaction::None => unread(&unlock),
+        OpenTransaction::RollBack => format!("ROLLBACK; {}", unread(&unlock)),
+        OpenTransaction::Keep => unlock,
+    }
+}
+
+/// A message for outside a transaction that `statement_timeout` does not cut short: nobody would know.
+pub(in crate::postgres) fn unread(statement: &str) -> String {
+    format!("SELECT pg_catalog.set_config('statement_timeout', '0', true); {statement}")
+}
+
+/// Undoes a failed wait in an open transaction.
+pub(in crate::postgres) fn undo(savepoint: &Savepoint) -> String {
+    format!("ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}")
+}
+
+/// In the DETAIL of an error with which dlock tells something: PostgreSQL quotes the token that it could not read as
+/// JSON, in quotation marks of the server's language.
+pub(in crate::postgres) const TOKEN_TAKEN: &str = "dlock_taken";
+/// The first word of an isolation level.
+pub(in crate::postgres) const TOKENS_OF_ISOLATION: [&str; 3] =
+    ["repeatable", "serializable", "read"];
+pub(in crate::postgres) const TOKEN_RELEASED: &str = "dlock_released";
+pub(in crate::postgres) const TOKEN_NOT_HELD: &str = "dlock_not_held";
+
+/// Begins a transaction, takes the lock and waits for it where it must, as one message: at READ COMMITTED. At the other
+/// levels the transaction would see what was true before the lock was granted, because its snapshot is taken when the
+/// statement starts. There it fails, and so it does where the lock is taken and no wait was asked for.
+///
+/// The text is parsed and planned each time: each function costs a microsecond or so, also in a branch that is not
+/// taken.
+pub(in crate::postgres) fn begin(key: PostgresKey, mode: Mode, millis: u32) -> String {
+    let (shared, key) = (shared(mode), literal(key));
+    let wait = match millis {
+        // `concat` is not evaluated by the planner.
+        0 => "pg_catalog.concat('dlock_taken')::pg_catalog.json::pg_catalog.text".to_owned(),
+        // See `or_wait!`.
+        _ => format!(
+            "pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', pg_catalog.current_setting('lock_timeout'), \
+             pg_catalog.set_config('lock_timeout', '{millis}', true), \
+             pg_catalog.pg_advisory_xact_lock{shared}({key})), true)"
+        ),
+    };
+    format!(
+        "BEGIN; SELECT CASE WHEN \
+         pg_catalog.textne(pg_catalog.current_setting('transaction_isolation'), 'read committed') \
+         THEN pg_catalog.current_setting('transaction_isolation')::pg_catalog.json::pg_catalog.text \
+         WHEN pg_catalog.pg_try_advisory_xact_lock{shared}({key}) THEN '' ELSE {wait} END"
+    )
+}
+
+/// Begins a transaction that holds the lock, whatever its isolation level, as one message: a first transaction takes
+/// the session's lock, waiting so many milliseconds, and a second one, whose snapshot is younger, takes it over. It
+/// fails in the first one if the wait fails. Settings end with the first one.
+pub(in crate::postgres) fn begin_isolated(key: PostgresKey, mode: Mode, millis: u32) -> String {
+    format!(
+        "ROLLBACK; BEGIN; SELECT pg_catalog.set_config('statement_timeout', '0', true), \
+         pg_catalog.set_config('lock_timeout', '{millis}', true); {}; COMMIT AND CHAIN; {}",
+        wait(key, mode, Scope::Session),
+        hand_over(key, mode)
+    )
+}
+
+/// Releases a session's lock in the open transaction in which it was acquired. The savepoint goes first: if that fails,
+/// the transaction had been aborted, and the savepoint is still there for [`release_aborted`]; if the unlock fails, it
+/// is not, and so nothing is released twice.
+pub(in crate::postgres) fn unlock_behind(
+    savepoint: &Savepoint,
+    key: PostgresKey,
+    mode: Mode,
+) -> String {
+    format!(
+        "RELEASE SAVEPOINT {savepoint}; SELECT pg_catalog.set_config('dlock.unlocked', {}::int::pg_catalog.text, true)",
+        unlock_text(key, mode)
+    )
+}
+
+/// What [`unlock_behind`] has done: 1 or 0.
+pub(in crate::postgres) fn unlocked() -> Statement {
+    Statement::number(
+        Prepared::ByText,
+        &["SELECT pg_catalog.current_setting('dlock.unlocked')::bigint"],
+        [],
+    )
+}
+
+/// Releases a session's lock in an aborted transaction, where the server obeys nothing but a rollback: back to our
+/// savepoint, unlock, and abort again, so that all else is as before. It fails with a token.
+pub(in crate::postgres) fn release_aborted(
+    savepoint: &Savepoint,
+    key: PostgresKey,
+    mode: Mode,
+) -> String {
+    format!(
+        "ROLLBACK TO SAVEPOINT {savepoint}; \
+         SELECT (CASE WHEN {} THEN 'dlock_released' ELSE 'dlock_not_held' END)::pg_catalog.json",
+        unlock_text(key, mode)
+    )
+}
+
+/// Makes the lock that the session holds a transaction's.
+pub(in crate::postgres) fn hand_over(key: PostgresKey, mode: Mode) -> String {
+    format!(
+        "SELECT pg_catalog.pg_advisory_xact_lock{}({}), {}",
+        shared(mode),
+        literal(key),
+        unlock_text(key, mode)
+    )
+}

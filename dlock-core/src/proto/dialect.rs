@@ -1,0 +1,68 @@
+use std::fmt::Debug;
+
+use super::{Ask, Failure, Hold, Machine, Parting, Request, Session};
+use crate::{Holder, LockKey};
+
+/// A kind of server: what it is asked, and what its answers mean. One type for each server.
+pub trait Dialect: 'static {
+    /// A key as this server takes it, with what tells one hold of it from another.
+    type Key: Debug + Send + Sync;
+
+    /// Ends the session, whatever state it is in, so that the server frees what it holds. The answer is an error.
+    ///
+    /// A session of SQLite cannot be ended. There it rolls back, and holds are given up by their [`Request`].
+    const END_SESSION: &'static str;
+
+    /// Acquires a session's lock. `None` if the limit passed and [`Ask::name_holders`] is off.
+    ///
+    /// # Errors
+    ///
+    /// Refuses without sending anything: an invalid key, an open transaction.
+    fn acquire(
+        ask: &Ask,
+        session: Session,
+    ) -> Result<impl Machine<Output = Option<Hold<Self::Key>>>, Failure>;
+
+    /// Releases one hold.
+    fn release(hold: Hold<Self::Key>, session: Session) -> impl Machine<Output = ()>;
+
+    /// What to do about a hold that is given up by somebody who cannot wait. `session` is `None` where the connection
+    /// is broken.
+    fn part(hold: &Hold<Self::Key>, session: Option<Session>) -> Parting;
+
+    /// SQLite: the request of a hold.
+    fn request(_hold: &Hold<Self::Key>) -> Option<Request> {
+        None
+    }
+
+    /// Asks whether the session holds the lock.
+    fn is_held(hold: &Hold<Self::Key>) -> impl Machine<Output = bool>;
+
+    /// Asks who holds the lock or waits for it.
+    ///
+    /// # Errors
+    ///
+    /// An invalid key.
+    fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure>;
+}
+
+/// A [`Dialect`] whose transactions can hold locks that end with them.
+pub trait TransactionDialect: Dialect {
+    /// Acquires a lock that ends with the open transaction.
+    ///
+    /// # Errors
+    ///
+    /// Refuses without sending anything: an invalid key, no open transaction.
+    fn acquire_in_transaction(
+        ask: &Ask,
+        session: Session,
+    ) -> Result<impl Machine<Output = Option<()>>, Failure>;
+
+    /// Begins a transaction that holds the lock until it ends, and that sees what earlier holders committed. Only
+    /// outside a transaction.
+    ///
+    /// # Errors
+    ///
+    /// An invalid key.
+    fn begin(ask: &Ask) -> Result<impl Machine<Output = Option<()>>, Failure>;
+}

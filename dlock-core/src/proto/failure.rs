@@ -1,0 +1,173 @@
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{Holder, InvalidKey};
+
+/// Why a conversation failed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    /// What went wrong.
+    pub reason: Reason,
+    /// What the caller does about the connection.
+    pub aftermath: Aftermath,
+    /// The driver's error, where there was one.
+    pub cause: Cause,
+}
+
+/// What went wrong, as far as the server told.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The limit passed and another session has the lock.
+    Timeout {
+        /// How long the lock was waited for.
+        waited: Duration,
+        /// Who holds the lock or waits for it, as far as the server lets this user see it.
+        holders: Vec<Holder>,
+    },
+    /// The server found a deadlock and chose this request as its victim.
+    Deadlock,
+    /// Somebody cancelled the statement (`pg_cancel_backend`, `KILL QUERY`).
+    Interrupted,
+    /// The session did not hold the lock that it was to release.
+    NotHeld,
+    /// A session's lock was asked for while a transaction is open.
+    InTransaction,
+    /// A transaction's lock was asked for while no transaction is open.
+    NotInTransaction,
+    /// The server's table of locks is full.
+    TooManyLocks,
+    /// The server has no such locks.
+    Unsupported,
+    /// The server cannot take this key.
+    InvalidKey(InvalidKey),
+    /// The session has ended, or the connection to it.
+    Lost,
+    /// The connection answered an earlier question.
+    OutOfStep,
+    /// Anything else: the driver's error tells.
+    Database,
+}
+
+/// What the caller does about the connection after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aftermath {
+    /// Nothing was left behind.
+    Clean,
+    /// Mark the connection broken: it is not the session that it was.
+    MarkBroken,
+    /// End the session: it may hold a lock that nobody knows of.
+    EndSession,
+    /// The same, without waiting for an answer, because the connection gives those to earlier questions.
+    EndSessionUnread,
+}
+
+/// The error of a driver, which travels through a machine unread.
+#[derive(Clone, Default)]
+pub struct Cause(Option<Arc<dyn Any + Send + Sync>>);
+
+impl Cause {
+    /// Wraps an error.
+    pub fn new(error: impl Any + Send + Sync) -> Self {
+        Self(Some(Arc::new(error)))
+    }
+
+    /// The error, if this is one of that type.
+    pub fn into_error<E: Any + Send + Sync>(self) -> Option<E> {
+        let error = self.0?.downcast::<E>().ok()?;
+        Arc::into_inner(error)
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "Cause(..)"
+        } else {
+            "Cause(none)"
+        })
+    }
+}
+
+/// Whether there is an error; which one does not matter to a machine.
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.is_some() == other.0.is_some()
+    }
+}
+
+/// The fields of an error that no server translates.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ErrorFields {
+    /// The session has ended, or the connection to it.
+    pub lost: bool,
+    /// DETAIL.
+    pub detail: Option<String>,
+    /// Whether there is a HINT.
+    pub hint: bool,
+    /// Whether the error points at a place in the statement: the server did not understand it.
+    pub position: bool,
+    /// The constraint's name, in which SQL functions of dlock name an error.
+    pub constraint: Option<String>,
+    /// SQLite: the [request](super::Request) of the statement was there, and the driver has given it up.
+    pub given_up: bool,
+    /// The error itself.
+    pub cause: Cause,
+}
+
+impl Reason {
+    /// A failure that leaves nothing behind.
+    pub(crate) fn clean(self, cause: Cause) -> Failure {
+        Failure {
+            reason: self,
+            aftermath: Aftermath::Clean,
+            cause,
+        }
+    }
+
+    /// A failure after which nobody knows what the session holds.
+    pub(crate) fn broken(self, cause: Cause) -> Failure {
+        Failure {
+            reason: self,
+            aftermath: Aftermath::EndSession,
+            cause,
+        }
+    }
+}
+
+impl Failure {
+    /// The answer was to an earlier question.
+    pub(crate) fn out_of_step() -> Self {
+        Failure {
+            reason: Reason::OutOfStep,
+            aftermath: Aftermath::EndSessionUnread,
+            cause: Cause::default(),
+        }
+    }
+
+    /// The session has ended, and with it all that it held.
+    pub(crate) fn lost(cause: Cause) -> Self {
+        Failure {
+            reason: Reason::Lost,
+            aftermath: Aftermath::MarkBroken,
+            cause,
+        }
+    }
+
+    /// Nothing is held, but this is not the session that it was.
+    pub(crate) fn not_held(cause: Cause) -> Self {
+        Failure {
+            reason: Reason::NotHeld,
+            aftermath: Aftermath::MarkBroken,
+            cause,
+        }
+    }
+}
+
+impl From<InvalidKey> for Failure {
+    fn from(invalid: InvalidKey) -> Self {
+        Reason::InvalidKey(invalid).clean(Cause::default())
+    }
+}

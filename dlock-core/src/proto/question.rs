@@ -1,0 +1,204 @@
+use std::time::Duration;
+
+use super::{
+    Abandoned, Aftermath, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Statement,
+    Step,
+};
+use crate::Holder;
+
+/// Asks one thing, of a statement or of several: each tells less than the one before and needs fewer privileges. The
+/// first answer that [`read`](Self::new) accepts counts.
+#[derive(Debug)]
+pub(crate) struct Question<T> {
+    statements: std::vec::IntoIter<Statement>,
+    read: fn(Rows) -> Read<T>,
+    /// What to answer if no answer was accepted, but one of them was an answer.
+    fallback: Option<T>,
+    abandoned: Abandoned,
+    first_error: Option<ErrorFields>,
+}
+
+/// What an answer is worth.
+#[derive(Debug)]
+pub(crate) enum Read<T> {
+    /// It counts.
+    Accept(T),
+    /// It counts only if no other statement tells more.
+    Fallback(T),
+    /// It is the answer to an earlier question.
+    OutOfStep,
+}
+
+impl<T> Question<T> {
+    pub(crate) fn new(
+        statements: Vec<Statement>,
+        read: fn(Rows) -> Read<T>,
+        abandoned: Abandoned,
+    ) -> Self {
+        Self {
+            statements: statements.into_iter(),
+            read,
+            fallback: None,
+            abandoned,
+            first_error: None,
+        }
+    }
+
+    fn ask(&mut self) -> Step<T> {
+        match (self.statements.next(), self.fallback.take()) {
+            (Some(statement), fallback) => {
+                self.fallback = fallback;
+                Step::Query(statement)
+            }
+            (None, Some(value)) => Step::Done(Ok(value)),
+            (None, None) => {
+                let cause = self.first_error.take().map(|error| error.cause);
+                let failure = Reason::Database.clean(cause.unwrap_or_default());
+                Step::failed(Failure {
+                    // Where unread answers shift, nobody knows whose the error was.
+                    aftermath: match self.abandoned.broken {
+                        true => Aftermath::MarkBroken,
+                        false => Aftermath::Clean,
+                    },
+                    ..failure
+                })
+            }
+        }
+    }
+}
+
+impl Question<Vec<Holder>> {
+    /// Who holds a lock or waits for it. A server that does not collect what the first statement asks for answers
+    /// without rows.
+    pub(crate) fn holders(statements: Vec<Statement>, abandoned: Abandoned) -> Self {
+        let read = |rows| match rows {
+            Rows::Holders(holders) if !holders.is_empty() => Read::Accept(holders),
+            _ => Read::Fallback(Vec::new()),
+        };
+        Self::new(statements, read, abandoned)
+    }
+}
+
+impl<T: Send> Machine for Question<T> {
+    type Output = T;
+
+    const TIMED: bool = false;
+
+    fn start(&mut self, _now: Duration) -> Step<T> {
+        self.ask()
+    }
+
+    fn next(&mut self, answer: Answer, _now: Duration) -> Step<T> {
+        match answer {
+            Answer::Rows(rows) => match (self.read)(rows) {
+                Read::Accept(value) => return Step::Done(Ok(value)),
+                Read::Fallback(value) => self.fallback = Some(value),
+                Read::OutOfStep => {
+                    return Step::failed(Failure::out_of_step());
+                }
+            },
+            Answer::Error(error) if error.lost => {
+                return Step::failed(Failure::lost(error.cause));
+            }
+            Answer::Error(error) => {
+                self.first_error.get_or_insert(error);
+            }
+            Answer::Done => {}
+        }
+        self.ask()
+    }
+
+    fn abandon(&self) -> Abandoned {
+        self.abandoned.clone()
+    }
+}
+
+/// Asks for the holders of the lock that is acquired.
+type AskHolders<A> = fn(&A) -> Question<Vec<Holder>>;
+
+/// Acquires a lock, and if the limit passes and the caller wants to know, asks who has it. That nobody can tell is no
+/// error.
+#[derive(Debug)]
+pub(crate) struct NameHolders<A> {
+    state: State<A>,
+    /// `None` where the caller does not want to know.
+    ask: Option<AskHolders<A>>,
+    since: Duration,
+}
+
+#[derive(Debug)]
+enum State<A> {
+    Acquire(A),
+    Ask {
+        holders: Box<Question<Vec<Holder>>>,
+        waited: Duration,
+    },
+}
+
+impl<A> NameHolders<A> {
+    pub(crate) fn new(acquire: A, ask: Option<AskHolders<A>>) -> Self {
+        Self {
+            state: State::Acquire(acquire),
+            ask,
+            since: Duration::ZERO,
+        }
+    }
+
+    fn acquiring<T>(&mut self, step: Step<Option<T>>, now: Duration) -> Step<Option<T>> {
+        if !matches!(step, Step::Done(Ok(None))) {
+            return step;
+        }
+        let (Some(ask), State::Acquire(acquire)) = (self.ask, &self.state) else {
+            return step;
+        };
+        let waited = now.saturating_sub(self.since);
+        let mut holders = Box::new(ask(acquire));
+        let step = holders.start(now);
+        self.state = State::Ask { holders, waited };
+        named(step, waited)
+    }
+}
+
+fn named<T>(step: Step<Vec<Holder>>, waited: Duration) -> Step<Option<T>> {
+    step.map(|holders| {
+        let (holders, aftermath) = match holders {
+            Ok(holders) => (holders, Aftermath::Clean),
+            Err(failure) => (Vec::new(), failure.aftermath),
+        };
+        let timeout = Reason::Timeout { waited, holders };
+        Step::failed(Failure {
+            aftermath,
+            ..timeout.clean(Cause::default())
+        })
+    })
+}
+
+impl<A: Machine<Output = Option<T>>, T> Machine for NameHolders<A> {
+    type Output = Option<T>;
+
+    fn start(&mut self, now: Duration) -> Step<Option<T>> {
+        self.since = now;
+        let State::Acquire(acquire) = &mut self.state else {
+            unreachable!("BUG: started twice")
+        };
+        let step = acquire.start(now);
+        self.acquiring(step, now)
+    }
+
+    fn next(&mut self, answer: Answer, now: Duration) -> Step<Option<T>> {
+        match &mut self.state {
+            State::Acquire(acquire) => {
+                let step = acquire.next(answer, now);
+                self.acquiring(step, now)
+            }
+            State::Ask { holders, waited } => named(holders.next(answer, now), *waited),
+        }
+    }
+
+    fn abandon(&self) -> Abandoned {
+        match &self.state {
+            State::Acquire(acquire) => acquire.abandon(),
+            State::Ask { holders, .. } => holders.abandon(),
+        }
+    }
+}

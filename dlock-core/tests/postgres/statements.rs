@@ -1,0 +1,383 @@
+//! The texts that are sent most, word by word, and what all texts have in common.
+
+use dlock_core::proto::{
+    Ask, Bind, Columns, Dialect, Machine, Postgres, Prepared, Statement, Step, TransactionDialect,
+};
+use dlock_core::{LockKey, Mode};
+
+use crate::common::*;
+use crate::script::*;
+
+/// The forms of a key and a mode: what they are called in a function, as binds from `$1` on, and in a text.
+struct Form {
+    key: LockKey,
+    mode: Mode,
+    lock: &'static str,
+    binds: Vec<Bind>,
+    literal: &'static str,
+}
+
+fn forms() -> Vec<Form> {
+    let mut forms = Vec::new();
+    for (mode, lock) in [(Mode::Exclusive, "lock"), (Mode::Shared, "lock_shared")] {
+        forms.push(Form {
+            key: (-42).into(),
+            mode,
+            lock,
+            binds: vec![Bind::BigInt(-42)],
+            literal: "'-42'::bigint",
+        });
+        forms.push(Form {
+            key: (1, -2).into(),
+            mode,
+            lock,
+            binds: vec![Bind::Integer(1), Bind::Integer(-2)],
+            literal: "'1'::int, '-2'::int",
+        });
+    }
+    forms
+}
+
+impl Form {
+    fn ask(&self, ask: Ask) -> &'static Ask {
+        leak(Ask {
+            key: self.key.clone(),
+            mode: self.mode,
+            ..ask
+        })
+    }
+
+    /// `$2, $3`
+    fn numbers(&self, first: usize) -> String {
+        let numbers = (0..self.binds.len()).map(|bind| format!("${}", first + bind));
+        numbers.collect::<Vec<_>>().join(", ")
+    }
+
+    /// `?, ?`
+    fn places(&self) -> String {
+        vec!["?"; self.binds.len()].join(", ")
+    }
+
+    fn name(&self, names: [Prepared; 4]) -> Prepared {
+        match (self.binds.len(), self.mode) {
+            (1, Mode::Exclusive) => names[0],
+            (1, Mode::Shared) => names[1],
+            (_, Mode::Exclusive) => names[2],
+            (_, Mode::Shared) => names[3],
+        }
+    }
+}
+
+fn binds(statement: &Statement) -> Vec<Bind> {
+    statement.binds.iter().cloned().collect()
+}
+
+/// No row is a grant.
+fn no_row_if(condition: &str) -> String {
+    format!(
+        "SELECT (CASE WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0') THEN 2 \
+         ELSE 0 END)::bigint WHERE NOT CASE WHEN {condition} END /* "
+    )
+}
+
+/// The wait of the statements that try first.
+fn or_wait(lock: &str, key: &str, millis: &str, marked: &str) -> String {
+    format!(
+        " WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0') THEN false \
+         ELSE pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', \
+         pg_catalog.current_setting('lock_timeout'), \
+         pg_catalog.set_config('lock_timeout', {millis}::pg_catalog.text, true), \
+         pg_catalog.pg_advisory_xact_{lock}({key})), true) IS NOT NULL \
+         AND pg_catalog.pg_sleep(0) IS NOT NULL{marked} \
+         AND pg_catalog.pg_advisory_{lock}({key}) IS NOT NULL"
+    )
+}
+
+#[test]
+fn a_session_acquires() {
+    use Prepared::*;
+    for form in forms() {
+        let (lock, key, places) = (form.lock, form.numbers(1), form.places());
+        let tries = format!("pg_catalog.pg_try_advisory_{lock}({key}) THEN true");
+
+        let script = play(Postgres::acquire(form.ask(asked(FOREVER)), OUTSIDE).unwrap());
+        let text = no_row_if(&format!("{tries}{}", or_wait(lock, &key, "900", "")));
+        assert_eq!(script.statement().text(), format!("{text}{places} */"));
+        assert_eq!(script.statement().columns, Columns::NoRow);
+        assert_eq!(binds(script.statement()), form.binds);
+        let names = [
+            PostgresFirst,
+            PostgresFirstShared,
+            PostgresFirstPair,
+            PostgresFirstPairShared,
+        ];
+        assert_eq!(script.statement().prepared, form.name(names));
+
+        let ask = form.ask(asked(limit(millis(250))));
+        let script = play(Postgres::acquire(ask, OUTSIDE).unwrap());
+        let millis = format!("${}", form.binds.len() + 1);
+        let text = no_row_if(&format!(
+            "{tries} WHEN pg_catalog.int8eq({millis}, 0) THEN false{}",
+            or_wait(lock, &key, &millis, "")
+        ));
+        assert_eq!(script.statement().text(), format!("{text}{places}, ? */"));
+        assert_eq!(script.statement().columns, Columns::NoRow);
+        let expected = [form.binds.clone(), vec![Bind::BigInt(250)]].concat();
+        assert_eq!(binds(script.statement()), expected);
+        let names = [
+            PostgresLimited,
+            PostgresLimitedShared,
+            PostgresLimitedPair,
+            PostgresLimitedPairShared,
+        ];
+        assert_eq!(script.statement().prepared, form.name(names));
+    }
+}
+
+#[test]
+fn a_session_acquires_and_releases_what_may_be_dropped() {
+    use Prepared::*;
+    for form in forms() {
+        let (lock, key, places) = (form.lock, form.numbers(2), form.places());
+        let names = [
+            PostgresDroppable,
+            PostgresDroppableShared,
+            PostgresDroppablePair,
+            PostgresDroppablePairShared,
+        ];
+        let marked =
+            "pg_catalog.set_config('dlock.granted', $1::pg_catalog.text, false) IS NOT NULL";
+        let wait = or_wait(
+            lock,
+            &key,
+            "pg_catalog.int8and($1, 4095)",
+            &format!(" AND {marked}"),
+        );
+        let text = no_row_if(&format!(
+            "pg_catalog.int8eq($1, 0) THEN pg_catalog.pg_advisory_un{lock}({key}) \
+             WHEN pg_catalog.pg_try_advisory_{lock}({key}) THEN {marked} \
+             WHEN pg_catalog.int8eq(pg_catalog.int8and($1, 4095), 0) THEN false{wait}"
+        ));
+        let text = format!("{text}?, {places} */");
+        let script = play(Postgres::acquire(form.ask(droppable(FOREVER)), OUTSIDE).unwrap());
+        assert_eq!(script.statement().text(), text);
+        assert_eq!(script.statement().columns, Columns::NoRow);
+        assert_eq!(binds(script.statement())[1..], form.binds);
+        assert_eq!(script.statement().prepared, form.name(names));
+
+        let hold = script.answer(value(1)).holds();
+        let script = play(Postgres::release(hold, OUTSIDE));
+        assert_eq!(script.statement().text(), text);
+        assert_eq!(script.statement().columns, Columns::NoRow);
+        let expected = [vec![Bind::BigInt(0)], form.binds.clone()].concat();
+        assert_eq!(binds(script.statement()), expected);
+        assert_eq!(script.statement().prepared, form.name(names));
+    }
+}
+
+#[test]
+fn a_session_releases() {
+    use Prepared::*;
+    for form in forms() {
+        let script = play(Postgres::acquire(form.ask(asked(FOREVER)), OUTSIDE).unwrap());
+        let script = play(Postgres::release(script.answer(value(1)).holds(), OUTSIDE));
+        let (lock, places) = (form.lock, form.places());
+        assert_eq!(
+            script.statement().text(),
+            format!("SELECT pg_catalog.pg_advisory_un{lock}({places})::int::bigint")
+        );
+        assert_eq!(binds(script.statement()), form.binds);
+        let names = [
+            PostgresUnlock,
+            PostgresUnlockShared,
+            PostgresUnlockPair,
+            PostgresUnlockPairShared,
+        ];
+        assert_eq!(script.statement().prepared, form.name(names));
+    }
+}
+
+#[test]
+fn a_transaction_acquires() {
+    for form in forms() {
+        let ask = form.ask(asked(FOREVER));
+        let script = play(Postgres::acquire_in_transaction(ask, INSIDE).unwrap());
+        let (lock, places) = (form.lock, form.places());
+        assert_eq!(
+            script.statement().text(),
+            format!("SELECT pg_catalog.pg_try_advisory_xact_{lock}({places})::int::bigint")
+        );
+        assert_eq!(binds(script.statement()), form.binds);
+    }
+}
+
+#[test]
+fn a_transaction_begins() {
+    for form in forms() {
+        let (lock, literal) = (form.lock, form.literal);
+        let begins = format!(
+            "BEGIN; SELECT CASE WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_isolation'), \
+             'read committed') THEN pg_catalog.current_setting('transaction_isolation')::pg_catalog.json::pg_catalog.text \
+             WHEN pg_catalog.pg_try_advisory_xact_{lock}({literal}) THEN '' ELSE "
+        );
+        let waits = format!(
+            "pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', \
+             pg_catalog.current_setting('lock_timeout'), pg_catalog.set_config('lock_timeout', '900', true), \
+             pg_catalog.pg_advisory_xact_{lock}({literal})), true) END"
+        );
+        play(Postgres::begin(form.ask(asked(FOREVER))).unwrap()).batch(&format!("{begins}{waits}"));
+        let fails = "pg_catalog.concat('dlock_taken')::pg_catalog.json::pg_catalog.text END";
+        play(Postgres::begin(form.ask(asked(TRY))).unwrap()).batch(&format!("{begins}{fails}"));
+    }
+}
+
+#[test]
+fn a_key_is_a_constant_of_its_type() {
+    let ask = leak(Ask {
+        key: i64::MIN.into(),
+        ..asked(FOREVER)
+    });
+    let script = play(Postgres::begin(ask).unwrap());
+    assert!(script.text().contains("('-9223372036854775808'::bigint)"));
+}
+
+#[test]
+fn the_mode_is_asked_for_by_its_name() {
+    for (mode, name) in [
+        (Mode::Exclusive, "ExclusiveLock"),
+        (Mode::Shared, "ShareLock"),
+    ] {
+        let ask = leak(Ask {
+            mode,
+            ..droppable(FOREVER)
+        });
+        let held = format!("pg_catalog.texteq(l.mode, '{name}')");
+        let verifying = play(Postgres::acquire(ask, OUTSIDE).unwrap()).answer(plain());
+        assert!(verifying.statement().text().contains(&held));
+        let before = play(Postgres::acquire(ask, INSIDE).unwrap());
+        assert!(before.statement().text().contains(&held));
+        let waiting = before.answer(value(0));
+        assert!(waiting.abandoned().messages[0].contains(&held));
+    }
+}
+
+/// Each text that machines send on some way through.
+fn texts() -> Vec<String> {
+    let mut texts = Vec::new();
+    let mut collect = |step: &Step<()>| match step {
+        Step::Query(statement) => texts.push(statement.text()),
+        Step::Batch(text) => texts.push(text.clone().into_owned()),
+        _ => {}
+    };
+    fn through<M: Machine<Output: std::fmt::Debug>>(
+        machine: M,
+        answers: &[dlock_core::proto::Answer],
+        collect: &mut impl FnMut(&Step<()>),
+    ) {
+        let mut script = play(machine);
+        for answer in answers {
+            collect(&shape(script.step()));
+            for message in script.abandoned().messages {
+                collect(&Step::Batch(message));
+            }
+            script = script.after(millis(900)).answer(answer.clone());
+        }
+        collect(&shape(script.step()));
+    }
+    fn shape<T>(step: &Step<T>) -> Step<()> {
+        match step {
+            Step::Query(statement) => Step::Query(statement.clone()),
+            Step::Batch(text) => Step::Batch(text.clone()),
+            Step::Sleep(duration) => Step::Sleep(*duration),
+            Step::Done(_) => Step::Done(Ok(())),
+        }
+    }
+    for form in forms() {
+        let session = form.ask(droppable(FOREVER));
+        for answers in [
+            vec![value(2), plain(), value(0), value(900), DONE],
+            vec![plain(), value(0), value(900), plain(), value(1)],
+            vec![unknown_function(), value(0)],
+        ] {
+            through(
+                Postgres::acquire(session, OUTSIDE).unwrap(),
+                &answers,
+                &mut collect,
+            );
+        }
+        through(
+            Postgres::acquire(session, INSIDE).unwrap(),
+            &[
+                value(0),
+                plain(),
+                DONE,
+                value(0),
+                value(900),
+                DONE,
+                value(1),
+            ],
+            &mut collect,
+        );
+        let transaction = Postgres::acquire_in_transaction(session, INSIDE).unwrap();
+        through(
+            transaction,
+            &[value(0), plain(), DONE, value(900), DONE],
+            &mut collect,
+        );
+        let begin = || Postgres::begin(session).unwrap();
+        through(
+            begin(),
+            &[plain(), DONE, value(-900), plain(), DONE],
+            &mut collect,
+        );
+        through(
+            begin(),
+            &[token("serializable"), plain(), DONE, value(0), value(1)],
+            &mut collect,
+        );
+    }
+    texts
+}
+
+/// So that PostgreSQL's own functions are called, whatever `search_path` says.
+#[test]
+fn every_function_is_named_with_its_schema() {
+    for text in texts() {
+        let mut before = 0;
+        for (at, _) in text.match_indices('(') {
+            let is_word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+            let start = text[..at]
+                .rfind(|letter| !is_word(letter))
+                .map_or(0, |end| end + 1);
+            let word = &text[start..at];
+            let keywords = [
+                "", "EXISTS", "coalesce", "extract", "least", "greatest", "AND", "SELECT", "WHEN",
+                "OPERATOR", "FROM", "OR", "IF",
+            ];
+            if !keywords.contains(&word) {
+                assert!(text[..start].ends_with("pg_catalog."), "{word} in {text}");
+                before += 1;
+            }
+        }
+        assert!(before > 0 || !text.contains("SELECT"), "{text}");
+    }
+}
+
+/// They are few, so that pg_stat_statements and the caches stay small. What is a constant in a SELECT is replaced
+/// there.
+#[test]
+fn no_key_and_no_limit_stands_outside_a_select() {
+    for text in texts() {
+        for statement in text.replace("pg_catalog.", "").split("; ") {
+            let has_number = statement.contains("42")
+                || statement.contains("'1'")
+                || statement.contains("-2")
+                || statement.contains("900")
+                || statement.contains("60000");
+            assert!(
+                !has_number || statement.starts_with("SELECT"),
+                "{statement} in {text}"
+            );
+        }
+    }
+}

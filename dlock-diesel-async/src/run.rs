@@ -1,0 +1,132 @@
+//! The pump: sends what a machine of the core asks for, and hands it the answers.
+
+use dlock_core::LockKey;
+use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
+use dlock_diesel::shared::{self, Pump};
+use tokio::runtime::Handle;
+
+use crate::backend::{AsyncLockBackend, Cancel, LockConnection};
+use crate::{Error, session};
+
+pub(crate) fn cancel(cancel: impl Future + Send + 'static) -> Cancel {
+    Box::pin(async move {
+        cancel.await;
+    })
+}
+
+/// A conversation with the server. While an answer is due it is armed: if it is dropped then, it is abandoned.
+struct Conversation<'c, C: LockConnection, M: Machine> {
+    conn: &'c mut C,
+    pump: Pump<M>,
+    cancel: Option<Cancel>,
+    /// The runtime of the conversation. The future may be dropped outside of it.
+    runtime: Option<Handle>,
+    armed: bool,
+}
+
+impl<C: LockConnection, M: Machine> Conversation<'_, C, M> {
+    async fn answer(
+        &mut self,
+        step: Step<M::Output>,
+    ) -> Result<Answer, Result<M::Output, Failure>> {
+        self.armed = true;
+        let answer = match step {
+            Step::Query(statement) => C::Backend::load(self.conn, statement).await,
+            Step::Batch(sql) => {
+                let result = self.conn.batch_execute(&sql).await;
+                shared::answer(result.map(|()| Answer::Done))
+            }
+            Step::Sleep(duration) => {
+                tokio::time::sleep(duration).await;
+                Answer::Done
+            }
+            Step::Done(result) => {
+                self.disarm();
+                return Err(result);
+            }
+        };
+        self.disarm();
+        Ok(answer)
+    }
+
+    fn disarm(&mut self) {
+        self.armed = false;
+    }
+}
+
+impl<C: LockConnection, M: Machine> Drop for Conversation<'_, C, M> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let abandoned = self.pump.abandon();
+        for message in abandoned.messages {
+            C::Backend::send_unread(self.conn, &message);
+        }
+        if abandoned.broken {
+            session::mark_broken(self.conn);
+        }
+        let cancel = self.cancel.take().filter(|_| abandoned.cancel);
+        if let (Some(runtime), Some(cancel)) = (&self.runtime, cancel) {
+            runtime.spawn(cancel);
+        }
+    }
+}
+
+/// Holds a conversation until it is done.
+pub(crate) async fn run<C: LockConnection, T>(
+    conn: &mut C,
+    machine: impl Machine<Output = T>,
+    key: &LockKey,
+    cancel: Option<Cancel>,
+) -> Result<T, Error> {
+    let mut talk = Conversation {
+        conn,
+        pump: Pump::new(machine),
+        cancel,
+        runtime: Handle::try_current().ok(),
+        armed: false,
+    };
+    let mut step = talk.pump.start();
+    loop {
+        match talk.answer(step).await {
+            Ok(answer) => step = talk.pump.next(answer),
+            Err(Ok(output)) => return Ok(output),
+            Err(Err(failure)) => return Err(fail(talk.conn, failure, key).await),
+        }
+    }
+}
+
+/// Asks a question. Where an unread answer would be taken for the answer to it, a broken connection is not asked.
+pub(crate) async fn ask<C: LockConnection, T>(
+    conn: &mut C,
+    machine: impl Machine<Output = T>,
+    key: &LockKey,
+) -> Result<T, Error> {
+    if C::Backend::UNREAD_ANSWERS_SHIFT {
+        self::session(conn, key)?;
+    }
+    run(conn, machine, key, None).await
+}
+
+/// Does to the connection what a failure asks for, and turns the failure into an error.
+async fn fail<C: LockConnection>(conn: &mut C, failure: Failure, key: &LockKey) -> Error {
+    let (aftermath, error) = shared::failed(failure, key);
+    match aftermath {
+        Aftermath::Clean => {}
+        Aftermath::MarkBroken => session::mark_broken(conn),
+        Aftermath::EndSession => session::end(conn).await,
+        Aftermath::EndSessionUnread => session::end_unread(conn),
+    }
+    error
+}
+
+/// The error of a conversation that was refused before anything was sent.
+pub(crate) fn refused(failure: Failure, key: &LockKey) -> Error {
+    shared::failed(failure, key).1
+}
+
+/// How many transactions are open, or an error if the connection is broken.
+pub(crate) fn session<C: LockConnection>(conn: &mut C, key: &LockKey) -> Result<Session, Error> {
+    session::session(conn).map_err(|error| shared::connection_error(error, key))
+}

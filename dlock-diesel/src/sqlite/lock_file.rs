@@ -1,0 +1,13 @@
+//! The lock file of a database: `NAME-dlock` beside it, always empty. The system locks bytes of it that do not exist.
+
+mod byte;
+#[cfg(unix)]
+mod unix;
+#[cfg(not(unix))]
+mod unsupported;
+
+pub(super) use byte::{Byte, BytePlace};
+#[cfg(unix)]
+pub(super) use unix::{FileId, LockFile, LockedByte, id_of};
+#[cfg(not(unix))]
+pub(super) use unsupported::{FileId, LockFile, LockedByte, id_of};
