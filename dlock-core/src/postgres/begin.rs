@@ -17,6 +17,7 @@ use crate::{Mode, PostgresKey};
 /// |---|---|---|---|
 /// | `Begin` | BEGIN, and the lock | done | granted |
 /// | | | an error: not READ COMMITTED | `Isolated`; without a wait `RollBack`, then `Session` |
+/// | | | an error: `transaction_timeout` is set | `RollBack`, then `Wait` |
 /// | `Wait` | BEGIN, lifts the user's limits, waits | done | granted |
 /// | `Turn` | a [`QuietTurn`] that begins with BEGIN | granted | granted |
 /// | | | over | `RollBack` |
@@ -72,6 +73,10 @@ enum Then {
     Next,
     /// Nobody waited: try again, or give up.
     TryAgain,
+    /// A wait that the user's limits do not cut short.
+    Wait {
+        millis: u32,
+    },
     Session,
     Verify(Failed),
     Probe(Failed),
@@ -144,6 +149,9 @@ impl Begin {
             Fault::Lost(cause) => return Step::failed(Failure::lost(cause)),
             Fault::Deadlock(cause) => Then::Fail(Reason::Deadlock.clean(cause)),
             Fault::Detail(detail, _) if detail.contains(sql::TOKEN_TAKEN) => Then::TryAgain,
+            Fault::Detail(detail, failed) if detail.contains(sql::TOKEN_CUT_SHORT) => Then::Wait {
+                millis: failed.millis,
+            },
             // The next message begins with the rollback.
             Fault::Detail(detail, failed) if is_level(&detail) && failed.millis > 0 => {
                 return self.isolated(now);
@@ -174,6 +182,7 @@ impl Begin {
                 self.taken(now)
             }
             Then::TryAgain => self.taken(now),
+            Then::Wait { millis } => self.wait(millis, now),
             Then::Session => self.session(false, now),
             Then::Verify(failed) => {
                 self.state = State::Verify(failed);

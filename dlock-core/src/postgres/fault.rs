@@ -13,8 +13,9 @@ use crate::proto::{Answer, Cause, ErrorFields, Failure, Reason};
 /// | 55P03 lock timeout | no | no | no |
 /// | 57014 cancelled, or cut by `statement_timeout` | no | no | no |
 ///
-/// The last two differ by time: the server cannot end a wait before its limit has passed since the statement was sent.
-/// But after that a cancel looks the same, so a session's lock may have been granted nevertheless.
+/// The last two differ by time: the server cannot end a wait before its limit has passed since the statement was sent, on
+/// clocks that run at the same rate to 0.2 %. But after that a cancel looks the same, so a session's lock may have been
+/// granted nevertheless.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Fault {
     /// The session has ended, and with it all that it held.
@@ -103,6 +104,8 @@ impl Fault {
             return Fault::Lost(error.cause);
         }
         failed.cause = error.cause;
+        // The client's clock may be slower than the server's.
+        let passed = failed.passed + failed.passed / 500 + Duration::from_millis(1);
         let limit = Duration::from_millis(failed.millis.into());
         failed.reason = match (&error.detail, error.hint) {
             (Some(detail), true) if names_virtual_transaction(detail) => TIMEOUT,
@@ -110,7 +113,7 @@ impl Fault {
             (Some(detail), false) => return Fault::Detail(detail.clone(), failed),
             (None, _) if error.position => Reason::Unsupported,
             (None, true) => Reason::TooManyLocks,
-            (None, false) if failed.millis > 0 && failed.passed >= limit => TIMEOUT,
+            (None, false) if failed.millis > 0 && passed >= limit => TIMEOUT,
             (None, false) => Reason::Interrupted,
         };
         Fault::Other(failed)

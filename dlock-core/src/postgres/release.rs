@@ -4,7 +4,7 @@ use super::fault::unknown;
 use super::sql;
 use crate::proto::{
     Abandoned, Answer, Cause, ErrorFields, Failure, Hold, Machine, Reason, Rows, Savepoint,
-    Session, Statement, Step, unique_nonzero,
+    Session, Statement, Step,
 };
 use crate::{Mode, PostgresKey};
 
@@ -12,20 +12,17 @@ use crate::{Mode, PostgresKey};
 ///
 /// | state | sent | answer | then |
 /// |---|---|---|---|
-/// | `Unlock` | the release, prepared | 1 | released |
-/// | | | 0 | not held |
-/// | | | an error | `Verify` |
-/// | `Verify` | does the session hold the lock, and the prepared statement? | 0, 2 | not held |
-/// | | | 3: it holds the lock, and perhaps was never asked | `Test` |
-/// | | | anything else | fails, the session is ended |
-/// | `Test` | the prepared statement, for a lock that nobody has | an error: it is not there | `UnlockAgain` |
-/// | | | anything else | fails, the session is ended |
+/// | `Unlock` | the release, prepared | 1, 0 | released, not held |
+/// | | | an error | `UnlockAgain` |
 /// | `UnlockAgain` | the release, unprepared | 1, 0 | released, not held |
 /// | `UnlockBehind` | drops the savepoint, then releases | done | `Read` |
 /// | | | an error | `Aborted` |
 /// | `Read` | what has the release done? | 1, 0 | released, not held |
 /// | `Aborted` | back to the savepoint, releases, aborts again | an error with a token | released, not held |
 /// | each | | anything else | fails, the session is ended |
+///
+/// A release that fails has released nothing, because it is the last that its statement does. It may have been
+/// cancelled, or the session has forgotten the prepared statement (`DEALLOCATE ALL`, `DISCARD ALL`).
 #[derive(Debug)]
 pub(super) struct Release {
     key: PostgresKey,
@@ -37,9 +34,7 @@ pub(super) struct Release {
 #[derive(Debug)]
 enum State {
     Unlock,
-    Verify(Cause),
-    Test(Cause),
-    UnlockAgain,
+    UnlockAgain(Cause),
     UnlockBehind(Savepoint),
     Read,
     Aborted(Cause),
@@ -66,10 +61,10 @@ impl Release {
 
 impl Release {
     /// The statement that the driver has prepared.
-    fn unlock(&self, key: PostgresKey) -> Statement {
+    fn unlock(&self) -> Statement {
         match self.droppable {
-            true => sql::droppable(key, self.mode, None),
-            false => sql::unlock(key, self.mode),
+            true => sql::droppable(self.key, self.mode, None),
+            false => sql::unlock(self.key, self.mode),
         }
     }
 }
@@ -90,50 +85,24 @@ impl Machine for Release {
             State::UnlockBehind(savepoint) => {
                 Step::Batch(sql::unlock_behind(savepoint, self.key, self.mode).into())
             }
-            _ => Step::Query(self.unlock(self.key)),
+            _ => Step::Query(self.unlock()),
         }
     }
 
     fn next(&mut self, answer: Answer, _now: Duration) -> Step<()> {
         match (std::mem::replace(&mut self.state, State::Unlock), answer) {
             (
-                State::Unlock | State::UnlockAgain | State::Read,
+                State::Unlock | State::UnlockAgain(_) | State::Read,
                 Answer::Rows(Rows::Number(Some(1))),
             ) => RELEASED,
-            (
-                State::Unlock | State::UnlockAgain | State::Read,
-                Answer::Rows(Rows::Number(Some(sql::TAKEN | sql::CUT_SHORT))),
-            ) => not_held(Cause::default()),
-
+            (State::Unlock | State::Read, Answer::Rows(Rows::Number(Some(0)))) => {
+                not_held(Cause::default())
+            }
+            (State::UnlockAgain(cause), Answer::Rows(Rows::Number(Some(0)))) => not_held(cause),
             (State::Unlock, Answer::Error(error)) if !error.lost => {
-                self.state = State::Verify(error.cause);
-                let unlock = self.unlock(self.key);
-                let text = unlock.sql.first().copied().unwrap_or_default();
-                Step::Query(sql::verify(self.key, self.mode, text))
-            }
-            (State::Verify(cause), Answer::Rows(Rows::Number(Some(0 | sql::UNPREPARED)))) => {
-                not_held(cause)
-            }
-            (State::Verify(cause), Answer::Rows(Rows::Number(Some(sql::UNPREPARED_AND_HELD)))) => {
-                self.state = State::Test(cause);
-                Step::Query(self.unlock(match self.key {
-                    PostgresKey::BigInt(_) => PostgresKey::BigInt(unique_nonzero().get()),
-                    PostgresKey::Pair(..) => {
-                        let number = unique_nonzero().get();
-                        PostgresKey::Pair((number >> 32) as i32, number as i32)
-                    }
-                }))
-            }
-            (State::Test(_), Answer::Error(error)) if !error.lost => {
-                self.state = State::UnlockAgain;
+                self.state = State::UnlockAgain(error.cause);
                 Step::Query(sql::unlock(self.key, self.mode).never_kept())
             }
-            // The connection keeps no prepared statements: nobody knows what became of the release.
-            (State::Test(cause), Answer::Rows(_)) => Step::failed(Reason::Database.broken(cause)),
-            (State::Verify(cause), answer) => Step::failed(match answer {
-                Answer::Error(error) if error.lost => Failure::lost(error.cause),
-                _ => Reason::Database.broken(cause),
-            }),
 
             (State::UnlockBehind(savepoint), Answer::Done) => {
                 savepoint.gone();

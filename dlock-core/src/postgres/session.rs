@@ -12,8 +12,8 @@ use crate::{Mode, PostgresKey};
 /// | state | sent | answer | then |
 /// |---|---|---|---|
 /// | `Ask` | one statement that tries, and waits for a turn | 1 | granted |
-/// | | | 0 | taken: gives up, `Sleep` (polling) |
-/// | | | 2: `transaction_timeout` is set | `Wait` |
+/// | | | 0, without a turn | taken: gives up, `Sleep` (polling) |
+/// | | | 0: `transaction_timeout` is set | `Wait` |
 /// | `Wait` | lifts the user's limits, then waits | done | granted |
 /// | `Turn` | a [`QuietTurn`] | granted | granted |
 /// | | | over | the next turn, or gives up |
@@ -213,11 +213,10 @@ impl Machine for AcquireSession {
         match (std::mem::replace(&mut self.state, State::Sleep), answer) {
             (State::Ask { .. }, Answer::Rows(Rows::Number(Some(sql::GRANTED))))
             | (State::Wait { .. }, Answer::Done) => self.granted(),
-            (State::Ask { .. }, Answer::Rows(Rows::Number(Some(sql::TAKEN))))
-            | (State::Ask { millis: 0, .. }, Answer::Rows(Rows::Number(Some(sql::CUT_SHORT)))) => {
+            (State::Ask { millis: 0, .. }, Answer::Rows(Rows::Number(Some(sql::TAKEN)))) => {
                 self.taken(now)
             }
-            (State::Ask { millis, .. }, Answer::Rows(Rows::Number(Some(sql::CUT_SHORT)))) => {
+            (State::Ask { millis, .. }, Answer::Rows(Rows::Number(Some(sql::TAKEN)))) => {
                 self.wait(millis, now)
             }
             (State::Ask { millis, sent } | State::Wait { millis, sent }, Answer::Error(error)) => {

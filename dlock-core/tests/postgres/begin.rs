@@ -91,6 +91,18 @@ mod at_read_committed {
             .holds();
     }
 
+    /// `transaction_timeout` is armed when the transaction begins.
+    #[test]
+    fn where_a_limit_of_the_user_would_end_the_session_it_waits_in_a_message_of_its_own() {
+        begin(limit(millis(250)))
+            .answer(token("dlock_cut_short"))
+            .sends([RollBack])
+            .answer(DONE)
+            .sends(waits(250))
+            .answer(DONE)
+            .holds();
+    }
+
     #[test]
     fn what_statement_timeout_has_cut_short_is_waited_for_without_it() {
         let cut_short = |wait, passed| {

@@ -55,10 +55,6 @@ mod outside_a_transaction {
     /// That is the one which has acquired it, so it is prepared.
     #[test]
     fn what_may_be_dropped_takes_the_same_statement_as_the_acquire() {
-        // Not held, and the user has set a `transaction_timeout`.
-        play(Postgres::release(held_droppable(), OUTSIDE))
-            .answer(value(2))
-            .failed(not_held());
         play(Postgres::release(held_droppable(), OUTSIDE))
             .sends([UnlockDroppable])
             .kept_as(Prepared::PostgresDroppable)
@@ -67,47 +63,25 @@ mod outside_a_transaction {
             .unwrap();
     }
 
+    /// It has released nothing: a cancel, or a statement that the session has forgotten.
     #[test]
-    fn after_an_error_the_session_is_asked() {
-        let verified = |answer| release().answer(plain()).sends([Verify]).answer(answer);
-        verified(value(0)).failed(not_held().because());
-        verified(value(2)).failed(not_held().because());
-        // By an outer guard, or this one's.
-        verified(value(1)).failed(broken(Reason::Database).because());
-        verified(NULL).failed(broken(Reason::Database).because());
-        verified(plain()).failed(broken(Reason::Database).because());
-        verified(lost()).failed(gone());
-        release().answer(lost()).failed(gone());
-    }
-
-    #[test]
-    fn a_statement_that_the_session_has_forgotten_is_sent_again() {
-        let testing = || {
-            release()
+    fn after_an_error_it_is_sent_again_unprepared() {
+        for held in [held, held_droppable] {
+            let again = || {
+                play(Postgres::release(held(), OUTSIDE))
+                    .answer(plain())
+                    .sends([Unlock])
+                    .kept_as(Prepared::Never)
+            };
+            again().answer(value(1)).ended().unwrap();
+            again().answer(value(0)).failed(not_held().because());
+            again()
                 .answer(plain())
-                .answer(value(3))
-                .sends([UnlockNothing])
-                .kept_as(Prepared::PostgresUnlock)
-        };
-        let again = || {
-            testing()
-                .answer(plain())
-                .sends([Unlock])
-                .kept_as(Prepared::Never)
-        };
-        again().answer(value(1)).ended().unwrap();
-        again().answer(value(0)).failed(not_held());
-        again()
-            .answer(plain())
-            .failed(broken(Reason::Database).because());
-        again().answer(lost()).failed(gone());
-        // The driver keeps no prepared statements, so it may have been executed.
-        for there in [value(0), value(1), NULL] {
-            testing()
-                .answer(there)
                 .failed(broken(Reason::Database).because());
+            again().answer(NULL).failed(broken(Reason::Database));
+            again().answer(lost()).failed(gone());
         }
-        testing().answer(lost()).failed(gone());
+        release().answer(lost()).failed(gone());
     }
 
     #[test]

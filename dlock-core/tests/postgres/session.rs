@@ -100,8 +100,6 @@ mod asking {
     #[test]
     fn a_try_gives_up_at_once() {
         acquire(TRY).asks(0).answer(value(0)).gave_up();
-        // The user has set a `transaction_timeout`.
-        acquire(TRY).asks(0).answer(value(2)).gave_up();
     }
 
     #[test]
@@ -140,7 +138,7 @@ mod asking {
     fn where_a_limit_of_the_user_would_end_the_session_it_waits_in_a_message_of_its_own() {
         acquire(limit(millis(250)))
             .asks(250)
-            .answer(value(2))
+            .answer(value(0))
             .sends(waits(250))
             .answer(DONE)
             .holds();
@@ -149,7 +147,7 @@ mod asking {
     #[test]
     fn a_wait_that_was_no_prepared_statement_is_only_asked_about() {
         acquire(limit(millis(250)))
-            .answer(value(2))
+            .answer(value(0))
             .times_out(250)
             .sends([IsHeld])
             .kept_as(Prepared::Never)
@@ -159,7 +157,7 @@ mod asking {
 
     #[test]
     fn that_message_leaves_the_mark_too() {
-        let waiting = acquire_droppable(FOREVER).answer(value(2));
+        let waiting = acquire_droppable(FOREVER).answer(value(0));
         let text = waiting.text();
         assert!(text.contains("'dlock.granted'"), "{text}");
         waiting.answer(DONE).holds();
@@ -191,7 +189,7 @@ mod failing {
             .answer(deadlock())
             .failed(clean(Reason::Deadlock).because());
         acquire(FOREVER)
-            .answer(value(2))
+            .answer(value(0))
             .answer(deadlock())
             .failed(clean(Reason::Deadlock).because());
     }
@@ -200,7 +198,7 @@ mod failing {
     fn with_the_connection_goes_the_lock() {
         acquire(FOREVER).answer(lost()).failed(gone());
         acquire(FOREVER)
-            .answer(value(2))
+            .answer(value(0))
             .answer(lost())
             .failed(gone());
     }
@@ -338,7 +336,7 @@ mod abandoned {
         assert_eq!(waiting.abandons(), [release.clone(), release]);
         assert!(waiting.abandoned().cancel && waiting.abandoned().broken);
 
-        let waiting = waiting.answer(value(2));
+        let waiting = waiting.answer(value(0));
         let left = match Message::of(waiting.step(), None).unwrap().statements[..] {
             [.., LeaveMark(mark)] => mark,
             ref other => panic!("{other:?}"),

@@ -72,24 +72,21 @@ fn binds(statement: &Statement) -> Vec<Bind> {
     statement.binds.iter().cloned().collect()
 }
 
-/// No row is a grant.
+/// No row is a grant, or a release.
 fn no_row_if(condition: &str) -> String {
-    format!(
-        "SELECT (CASE WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0') THEN 2 \
-         ELSE 0 END)::bigint WHERE NOT CASE WHEN {condition} END /* "
-    )
+    format!("SELECT 0::bigint WHERE NOT CASE WHEN {condition} END /* ")
 }
 
 /// The wait of the statements that try first.
-fn or_wait(lock: &str, key: &str, millis: &str, marked: &str) -> String {
+fn or_wait(form: &Form, key: &str, millis: &str, arguments: &str, marked: &str) -> String {
+    let (lock, keys) = (form.lock, vec!["'%s'"; form.binds.len()].join(", "));
     format!(
-        " WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0') THEN false \
-         ELSE pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', \
-         pg_catalog.current_setting('lock_timeout'), \
-         pg_catalog.set_config('lock_timeout', {millis}::pg_catalog.text, true), \
-         pg_catalog.pg_advisory_xact_{lock}({key})), true) IS NOT NULL \
-         AND pg_catalog.pg_sleep(0) IS NOT NULL{marked} \
-         AND pg_catalog.pg_advisory_{lock}({key}) IS NOT NULL"
+        " ELSE pg_catalog.texteq(pg_catalog.query_to_xml(pg_catalog.format($dlock$SELECT WHERE CASE WHEN \
+         pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0') THEN true \
+         ELSE pg_catalog.set_config('lock_timeout', pg_catalog.format('%%s', \
+         pg_catalog.current_setting('lock_timeout'), pg_catalog.set_config('lock_timeout', '{millis}', true), \
+         pg_catalog.pg_advisory_xact_{lock}({keys})), true) IS NULL END$dlock$, {arguments}), \
+         true, true, '')::pg_catalog.text, ''){marked} AND pg_catalog.pg_advisory_{lock}({key}) IS NOT NULL"
     )
 }
 
@@ -101,7 +98,7 @@ fn a_session_acquires() {
         let tries = format!("pg_catalog.pg_try_advisory_{lock}({key}) THEN true");
 
         let script = play(Postgres::acquire(form.ask(asked(FOREVER)), OUTSIDE).unwrap());
-        let text = no_row_if(&format!("{tries}{}", or_wait(lock, &key, "900", "")));
+        let text = no_row_if(&format!("{tries}{}", or_wait(&form, &key, "900", &key, "")));
         assert_eq!(script.statement().text(), format!("{text}{places} */"));
         assert_eq!(script.statement().columns, Columns::NoRow);
         assert_eq!(binds(script.statement()), form.binds);
@@ -118,7 +115,7 @@ fn a_session_acquires() {
         let millis = format!("${}", form.binds.len() + 1);
         let text = no_row_if(&format!(
             "{tries} WHEN pg_catalog.int8eq({millis}, 0) THEN false{}",
-            or_wait(lock, &key, &millis, "")
+            or_wait(&form, &key, "%s", &format!("{millis}, {key}"), "")
         ));
         assert_eq!(script.statement().text(), format!("{text}{places}, ? */"));
         assert_eq!(script.statement().columns, Columns::NoRow);
@@ -148,9 +145,10 @@ fn a_session_acquires_and_releases_what_may_be_dropped() {
         let marked =
             "pg_catalog.set_config('dlock.granted', $1::pg_catalog.text, false) IS NOT NULL";
         let wait = or_wait(
-            lock,
+            &form,
             &key,
-            "pg_catalog.int8and($1, 4095)",
+            "%s",
+            &format!("pg_catalog.int8and($1, 4095), {key}"),
             &format!(" AND {marked}"),
         );
         let text = no_row_if(&format!(
@@ -184,8 +182,9 @@ fn a_session_releases() {
         let (lock, places) = (form.lock, form.places());
         assert_eq!(
             script.statement().text(),
-            format!("SELECT pg_catalog.pg_advisory_un{lock}({places})::int::bigint")
+            format!("SELECT 0::bigint WHERE NOT pg_catalog.pg_advisory_un{lock}({places})")
         );
+        assert_eq!(script.statement().columns, Columns::NoRow);
         assert_eq!(binds(script.statement()), form.binds);
         let names = [
             PostgresUnlock,
@@ -215,19 +214,25 @@ fn a_transaction_acquires() {
 fn a_transaction_begins() {
     for form in forms() {
         let (lock, literal) = (form.lock, form.literal);
-        let begins = format!(
-            "BEGIN; SELECT CASE WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_isolation'), \
-             'read committed') THEN pg_catalog.current_setting('transaction_isolation')::pg_catalog.json::pg_catalog.text \
-             WHEN pg_catalog.pg_try_advisory_xact_{lock}({literal}) THEN '' ELSE "
-        );
+        let committed = "pg_catalog.texteq(pg_catalog.current_setting('transaction_isolation'), 'read committed')";
+        let begins = |wait: &str| {
+            format!(
+                "BEGIN; SELECT pg_catalog.query_to_xml($dlock$SELECT WHERE CASE WHEN {committed} THEN {wait} \
+                 ELSE pg_catalog.current_setting('transaction_isolation')::pg_catalog.json IS NULL END$dlock$, \
+                 true, true, '') WHERE NOT CASE WHEN {committed} \
+                 THEN pg_catalog.pg_try_advisory_xact_{lock}({literal}) ELSE false END"
+            )
+        };
         let waits = format!(
-            "pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', \
+            "CASE WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0') \
+             THEN pg_catalog.concat('dlock_cut_short')::pg_catalog.json IS NULL \
+             ELSE pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', \
              pg_catalog.current_setting('lock_timeout'), pg_catalog.set_config('lock_timeout', '900', true), \
-             pg_catalog.pg_advisory_xact_{lock}({literal})), true) END"
+             pg_catalog.pg_advisory_xact_{lock}({literal})), true) IS NULL END"
         );
-        play(Postgres::begin(form.ask(asked(FOREVER))).unwrap()).batch(&format!("{begins}{waits}"));
-        let fails = "pg_catalog.concat('dlock_taken')::pg_catalog.json::pg_catalog.text END";
-        play(Postgres::begin(form.ask(asked(TRY))).unwrap()).batch(&format!("{begins}{fails}"));
+        play(Postgres::begin(form.ask(asked(FOREVER))).unwrap()).batch(&begins(&waits));
+        let fails = "pg_catalog.concat('dlock_taken')::pg_catalog.json IS NULL";
+        play(Postgres::begin(form.ask(asked(TRY))).unwrap()).batch(&begins(fails));
     }
 }
 
@@ -295,7 +300,7 @@ fn texts() -> Vec<String> {
     for form in forms() {
         let session = form.ask(droppable(FOREVER));
         for answers in [
-            vec![value(2), plain(), value(0), value(900), DONE],
+            vec![value(0), plain(), value(0), value(900), DONE],
             vec![plain(), value(0), value(900), plain(), value(1)],
             vec![unknown_function(), value(0)],
         ] {

@@ -1,5 +1,7 @@
 //! A long wait gives up its place and its snapshot, and writes one line into the server's log at most.
 
+use std::time::Duration;
+
 use dlock_core::proto::{Machine, Postgres, Reason, TransactionDialect, Wait};
 
 use crate::common::*;
@@ -88,6 +90,17 @@ fn the_server_may_end_one_early_by_a_hair() {
         .times_out(250)
         .answer(value(0))
         .gave_up();
+    // By a clock that is 0.2 % slower.
+    acquire(FOREVER)
+        .at(Duration::from_micros(897_300))
+        .answer(plain())
+        .answer(value(0))
+        .sends(prepares(60_000, 1_800));
+    acquire(FOREVER)
+        .at(Duration::from_micros(897_000))
+        .answer(plain())
+        .answer(value(0))
+        .sends([Probe { passed: 897 }]);
     second_turn(limit(millis(1_100)))
         .sends(prepares(200, 1_800))
         .answer(value(200))

@@ -17,28 +17,29 @@ pub(crate) const KEY: i64 = 42;
 
 /// What dlock sends, without `pg_catalog.`; `{}` stands for a number or a name.
 mod text {
-    pub(super) const ACQUIRE_FIRST: &str = "SELECT (CASE WHEN textne(current_setting('transaction_timeout', true), '0') THEN 2 ELSE 0 END)::bigint \
-        WHERE NOT CASE WHEN pg_try_advisory_lock($1) THEN true \
-        WHEN textne(current_setting('transaction_timeout', true), '0') THEN false \
-        ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
-        set_config('lock_timeout', 900::text, true), pg_advisory_xact_lock($1)), true) IS NOT NULL \
-        AND pg_sleep(0) IS NOT NULL AND pg_advisory_lock($1) IS NOT NULL END /* ? */";
-    pub(super) const ACQUIRE_LIMITED: &str = "SELECT (CASE WHEN textne(current_setting('transaction_timeout', true), '0') THEN 2 ELSE 0 END)::bigint \
-        WHERE NOT CASE WHEN pg_try_advisory_lock($1) THEN true WHEN int8eq($2, 0) THEN false \
-        WHEN textne(current_setting('transaction_timeout', true), '0') THEN false \
-        ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
-        set_config('lock_timeout', $2::text, true), pg_advisory_xact_lock($1)), true) IS NOT NULL \
-        AND pg_sleep(0) IS NOT NULL AND pg_advisory_lock($1) IS NOT NULL END /* ?, ? */";
-    pub(super) const DROPPABLE: &str = "SELECT (CASE WHEN textne(current_setting('transaction_timeout', true), '0') THEN 2 ELSE 0 END)::bigint \
-        WHERE NOT CASE WHEN int8eq($1, 0) THEN pg_advisory_unlock($2) WHEN pg_try_advisory_lock($2) THEN \
-        set_config('dlock.granted', $1::text, false) IS NOT NULL \
+    pub(super) const ACQUIRE_FIRST: &str = "SELECT 0::bigint WHERE NOT CASE WHEN pg_try_advisory_lock($1) THEN true \
+        ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
+        textne(current_setting('transaction_timeout', true), '0') THEN true \
+        ELSE set_config('lock_timeout', format('%%s', current_setting('lock_timeout'), \
+        set_config('lock_timeout', '900', true), pg_advisory_xact_lock('%s')), true) IS NULL END$dlock$, $1), \
+        true, true, '')::text, '') AND pg_advisory_lock($1) IS NOT NULL END /* ? */";
+    pub(super) const ACQUIRE_LIMITED: &str = "SELECT 0::bigint WHERE NOT CASE WHEN pg_try_advisory_lock($1) THEN true \
+        WHEN int8eq($2, 0) THEN false \
+        ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
+        textne(current_setting('transaction_timeout', true), '0') THEN true \
+        ELSE set_config('lock_timeout', format('%%s', current_setting('lock_timeout'), \
+        set_config('lock_timeout', '%s', true), pg_advisory_xact_lock('%s')), true) IS NULL END$dlock$, $2, $1), \
+        true, true, '')::text, '') AND pg_advisory_lock($1) IS NOT NULL END /* ?, ? */";
+    pub(super) const DROPPABLE: &str = "SELECT 0::bigint WHERE NOT CASE WHEN int8eq($1, 0) THEN pg_advisory_unlock($2) \
+        WHEN pg_try_advisory_lock($2) THEN set_config('dlock.granted', $1::text, false) IS NOT NULL \
         WHEN int8eq(int8and($1, 4095), 0) THEN false \
-        WHEN textne(current_setting('transaction_timeout', true), '0') THEN false \
-        ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
-        set_config('lock_timeout', int8and($1, 4095)::text, true), pg_advisory_xact_lock($2)), true) IS NOT NULL \
-        AND pg_sleep(0) IS NOT NULL AND set_config('dlock.granted', $1::text, false) IS NOT NULL \
-        AND pg_advisory_lock($2) IS NOT NULL END /* ?, ? */";
-    pub(super) const UNLOCK: &str = "SELECT pg_advisory_unlock(?)::int::bigint";
+        ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
+        textne(current_setting('transaction_timeout', true), '0') THEN true \
+        ELSE set_config('lock_timeout', format('%%s', current_setting('lock_timeout'), \
+        set_config('lock_timeout', '%s', true), pg_advisory_xact_lock('%s')), true) IS NULL END$dlock$, \
+        int8and($1, 4095), $2), true, true, '')::text, '') \
+        AND set_config('dlock.granted', $1::text, false) IS NOT NULL AND pg_advisory_lock($2) IS NOT NULL END /* ?, ? */";
+    pub(super) const UNLOCK: &str = "SELECT 0::bigint WHERE NOT pg_advisory_unlock(?)";
     pub(super) const TRY_IN_TRANSACTION: &str = "SELECT pg_try_advisory_xact_lock(?)::int::bigint";
     pub(super) const IS_HELD: &str = "SELECT (EXISTS(SELECT FROM pg_locks l WHERE texteq(l.locktype, 'advisory') \
         AND int8eq(l.classid::bigint, ?) AND int8eq(l.objid::bigint, ?) AND int24eq(l.objsubid, ?) \
@@ -107,22 +108,31 @@ mod text {
     pub(super) const UNLOCK_UNREAD: &str = "SELECT pg_advisory_unlock('42'::bigint)";
     pub(super) const NO_STATEMENT_TIMEOUT: &str =
         "SELECT set_config('statement_timeout', '0', true)";
-    pub(super) const LIMITS_OF: &str =
-        "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '{}', true)";
-    pub(super) const RELEASE_IF_GRANTED: &str = "SELECT CASE WHEN texteq(current_setting('dlock.granted', true), '{}') \
-        AND set_config('dlock.granted', '', false) IS NOT NULL THEN pg_advisory_unlock('42'::bigint) END";
+    pub(super) const LIMITS_OF: &str = "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '{}', true), \
+        CASE WHEN textne(current_setting('transaction_timeout', true), '0') \
+        THEN set_config('transaction_timeout', '0', true) END";
+    pub(super) const RELEASE_IF_GRANTED: &str = "SELECT WHERE NOT CASE WHEN \
+        texteq(current_setting('dlock.granted', true), '{}') AND set_config('dlock.granted', '', false) IS NOT NULL \
+        THEN pg_advisory_unlock('42'::bigint) IS NOT NULL ELSE true END";
     pub(super) const RECLAIM: &str = "SELECT CASE WHEN EXISTS(SELECT FROM pg_locks l WHERE \
         texteq(l.locktype, 'advisory') AND int8eq(l.classid::bigint, 0) AND int8eq(l.objid::bigint, 42) \
         AND int24eq(l.objsubid, 1) AND int4eq(l.pid, pg_backend_pid()) AND l.granted \
         AND texteq(l.mode, 'ExclusiveLock')) THEN pg_advisory_unlock('42'::bigint) END";
-    pub(super) const BEGIN_OR_FAIL: &str = "SELECT CASE WHEN textne(current_setting('transaction_isolation'), 'read committed') \
-        THEN current_setting('transaction_isolation')::json::text \
-        WHEN pg_try_advisory_xact_lock('42'::bigint) THEN '' ELSE concat('dlock_taken')::json::text END";
-    pub(super) const BEGIN_OR_WAIT: &str = "SELECT CASE WHEN textne(current_setting('transaction_isolation'), \
-        'read committed') THEN current_setting('transaction_isolation')::json::text \
-        WHEN pg_try_advisory_xact_lock('42'::bigint) THEN '' \
+    pub(super) const BEGIN_OR_FAIL: &str = "SELECT query_to_xml($dlock$SELECT WHERE CASE \
+        WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
+        THEN concat('dlock_taken')::json IS NULL \
+        ELSE current_setting('transaction_isolation')::json IS NULL END$dlock$, true, true, '') WHERE NOT CASE \
+        WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
+        THEN pg_try_advisory_xact_lock('42'::bigint) ELSE false END";
+    pub(super) const BEGIN_OR_WAIT: &str = "SELECT query_to_xml($dlock$SELECT WHERE CASE \
+        WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
+        THEN CASE WHEN textne(current_setting('transaction_timeout', true), '0') \
+        THEN concat('dlock_cut_short')::json IS NULL \
         ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
-        set_config('lock_timeout', '{}', true), pg_advisory_xact_lock('42'::bigint)), true) END";
+        set_config('lock_timeout', '{}', true), pg_advisory_xact_lock('42'::bigint)), true) IS NULL END \
+        ELSE current_setting('transaction_isolation')::json IS NULL END$dlock$, true, true, '') WHERE NOT CASE \
+        WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
+        THEN pg_try_advisory_xact_lock('42'::bigint) ELSE false END";
 }
 
 /// How long a lock lives.
@@ -166,8 +176,6 @@ pub(crate) enum Does {
     Unlock,
     /// By the statement that acquires what may be dropped.
     UnlockDroppable,
-    /// For another key, which nobody has.
-    UnlockNothing,
     UnlockAndKeep,
     UnlockAndFail,
     ReadUnlocked,
@@ -352,7 +360,9 @@ impl Does {
         }
         let columns = match sql.as_str() {
             // No row is the number 1.
-            text::ACQUIRE_FIRST | text::ACQUIRE_LIMITED | text::DROPPABLE => Columns::NoRow,
+            text::ACQUIRE_FIRST | text::ACQUIRE_LIMITED | text::DROPPABLE | text::UNLOCK => {
+                Columns::NoRow
+            }
             _ => Columns::Number,
         };
         assert_eq!(statement.columns, columns);
@@ -371,8 +381,10 @@ impl Does {
                     millis: millis(1),
                 }
             }
-            text::DROPPABLE if big(0) == 0 && big(1) == KEY => Does::UnlockDroppable,
-            text::DROPPABLE if big(0) == 0 => Does::UnlockNothing,
+            text::DROPPABLE if big(0) == 0 => {
+                assert_eq!(big(1), KEY);
+                Does::UnlockDroppable
+            }
             text::DROPPABLE => {
                 assert_eq!(big(1), KEY);
                 Does::Acquire {
@@ -380,8 +392,10 @@ impl Does {
                     millis: (big(0) & 4095).try_into().unwrap(),
                 }
             }
-            text::UNLOCK if big(0) == KEY => Does::Unlock,
-            text::UNLOCK => Does::UnlockNothing,
+            text::UNLOCK => {
+                assert_eq!(big(0), KEY);
+                Does::Unlock
+            }
             text::TRY_IN_TRANSACTION => {
                 assert_eq!(big(0), KEY);
                 Does::TryInTransaction
@@ -955,6 +969,7 @@ impl Session {
             Does::LimitsOf(millis) => {
                 session.now.settings.lock_timeout = Some(*millis);
                 session.now.settings.statement_timeout = true;
+                session.now.settings.transaction_timeout = true;
                 ran(Ok(None), session, 0, false);
             }
             Does::Limits {
@@ -1042,9 +1057,7 @@ impl Session {
                 ran(Ok(Some(1)), granted, 0, false);
                 if !session.holds() {
                     ran(Err(Says::OutOfMemory), session.clone(), 0, true);
-                    if self.surroundings.transaction_timeout {
-                        ran(Ok(Some(2)), session, 0, false);
-                    } else if *millis == 0 {
+                    if *millis == 0 || self.surroundings.transaction_timeout {
                         ran(Ok(Some(0)), session, 0, false);
                     } else {
                         let waited = with(&|session| {
@@ -1080,6 +1093,8 @@ impl Session {
                     ran(Err(Says::OutOfMemory), session.clone(), 0, true);
                     if *millis == 0 {
                         ran(Err(Says::Token("dlock_taken")), session, 0, false);
+                    } else if self.surroundings.transaction_timeout {
+                        ran(Err(Says::Token("dlock_cut_short")), session, 0, false);
                     } else {
                         let timeout = self.surroundings.statement_timeout;
                         if timeout > 0 {
@@ -1102,16 +1117,10 @@ impl Session {
 
             Does::Unlock | Does::UnlockDroppable => {
                 let released = with(&Session::release);
-                let number = match self.holds {
-                    0 if *statement == Does::Unlock => 0,
-                    0 if self.surroundings.transaction_timeout => 2,
-                    0 => 0,
-                    _ => 1,
-                };
-                ran(Ok(Some(number)), released.clone(), 0, false);
-                ran(Err(Says::Plain), released, 0, true);
+                let number = i64::from(self.holds > 0);
+                // Nothing can fail behind it: there is no row to send.
+                ran(Ok(Some(number)), released, 0, false);
             }
-            Does::UnlockNothing => ran(Ok(Some(0)), session, 0, false),
             Does::UnlockAndKeep => {
                 let released = with(&|session| {
                     session.now.unlocked = Some(session.holds > 0);
@@ -1141,8 +1150,6 @@ impl Session {
                 if session.now.mark == *mark {
                     session.now.mark = 0;
                     session.release();
-                    // The mark is there again.
-                    ran(Err(Says::Plain), session.clone(), 0, true);
                 }
                 ran(Ok(None), session, 0, false);
             }

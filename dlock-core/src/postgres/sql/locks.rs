@@ -67,8 +67,6 @@ pub(in crate::postgres) fn is_held(key: PostgresKey, mode: Mode) -> Statement {
 
 /// The answer of [`verify`]: the session does not hold the lock, and does not know the prepared statement.
 pub(in crate::postgres) const UNPREPARED: i64 = 2;
-/// It holds the lock, and does not know the prepared statement.
-pub(in crate::postgres) const UNPREPARED_AND_HELD: i64 = 3;
 
 /// [`is_held`], for after the prepared statement `failed` has failed. If the session does not know it any more
 /// (`DEALLOCATE ALL`, `DISCARD ALL`), it cannot have been executed: 2 if the lock is not held, 3 if it is. The text of

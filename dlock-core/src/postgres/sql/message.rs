@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::prepared::transaction_timeout_is_set;
 use super::{Mark, Scope, literal, shared, turn, unlock_text, wait, without_limits_until_undone};
 use crate::proto::{Bind, OpenTransaction, Prepared, Savepoint, Statement, unique_nonzero};
 use crate::{Mode, PostgresKey};
@@ -72,15 +73,17 @@ pub(in crate::postgres) fn leave_mark(Mark(mark): Mark) -> String {
     format!("SELECT pg_catalog.set_config('dlock.granted', '{mark}', false)")
 }
 
-/// Releases the lock if the request with this mark was granted, and only once.
+/// Releases the lock if the request with this mark was granted, and only once: it is sent twice. It answers without a
+/// row, so that no cancel can make it fail, and take back that the mark has gone, after it has released. See
+/// `no_row_if!`.
 pub(in crate::postgres) fn release_if_granted(
     key: PostgresKey,
     mode: Mode,
     Mark(mark): Mark,
 ) -> String {
     unread(&format!(
-        "SELECT CASE WHEN pg_catalog.texteq(pg_catalog.current_setting('dlock.granted', true), '{mark}') \
-         AND pg_catalog.set_config('dlock.granted', '', false) IS NOT NULL THEN {} END",
+        "SELECT WHERE NOT CASE WHEN pg_catalog.texteq(pg_catalog.current_setting('dlock.granted', true), '{mark}') \
+         AND pg_catalog.set_config('dlock.granted', '', false) IS NOT NULL THEN {} IS NOT NULL ELSE true END",
         unlock_text(key, mode)
     ))
 }
@@ -112,35 +115,41 @@ pub(in crate::postgres) fn undo(savepoint: &Savepoint) -> String {
 /// In the DETAIL of an error with which dlock tells something: PostgreSQL quotes the token that it could not read as
 /// JSON, in quotation marks of the server's language.
 pub(in crate::postgres) const TOKEN_TAKEN: &str = "dlock_taken";
+/// The user's `transaction_timeout` might end the session in the middle of the wait.
+pub(in crate::postgres) const TOKEN_CUT_SHORT: &str = "dlock_cut_short";
 /// The first word of an isolation level.
 pub(in crate::postgres) const TOKENS_OF_ISOLATION: [&str; 3] =
     ["repeatable", "serializable", "read"];
 pub(in crate::postgres) const TOKEN_RELEASED: &str = "dlock_released";
 pub(in crate::postgres) const TOKEN_NOT_HELD: &str = "dlock_not_held";
 
-/// Begins a transaction, takes the lock and waits for it where it must, as one message: at READ COMMITTED. At the other
-/// levels the transaction would see what was true before the lock was granted, because its snapshot is taken when the
-/// statement starts. There it fails, and so it does where the lock is taken and no wait was asked for.
+/// Begins a transaction, takes the lock and waits for it where it must, as one message: at READ COMMITTED. Where it
+/// cannot, it fails with a token: at the other levels, because there the transaction would see what was true before the
+/// lock was granted (its snapshot is taken when the statement starts); where the user's `transaction_timeout` might end
+/// the session in the middle of the wait; and where the lock is taken and no wait was asked for.
 ///
 /// The text is parsed and planned each time: each function costs a microsecond or so, also in a branch that is not
-/// taken.
+/// taken. So all but the free lock at READ COMMITTED stands in a text, which `query_to_xml` executes. See `or_wait!`.
 pub(in crate::postgres) fn begin(key: PostgresKey, mode: Mode, millis: u32) -> String {
+    const READ_COMMITTED: &str =
+        "pg_catalog.texteq(pg_catalog.current_setting('transaction_isolation'), 'read committed')";
     let (shared, key) = (shared(mode), literal(key));
     let wait = match millis {
         // `concat` is not evaluated by the planner.
-        0 => "pg_catalog.concat('dlock_taken')::pg_catalog.json::pg_catalog.text".to_owned(),
-        // See `or_wait!`.
+        0 => "pg_catalog.concat('dlock_taken')::pg_catalog.json IS NULL".to_owned(),
         _ => format!(
-            "pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', pg_catalog.current_setting('lock_timeout'), \
+            "CASE WHEN {} THEN pg_catalog.concat('dlock_cut_short')::pg_catalog.json IS NULL ELSE \
+             pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', pg_catalog.current_setting('lock_timeout'), \
              pg_catalog.set_config('lock_timeout', '{millis}', true), \
-             pg_catalog.pg_advisory_xact_lock{shared}({key})), true)"
+             pg_catalog.pg_advisory_xact_lock{shared}({key})), true) IS NULL END",
+            transaction_timeout_is_set!()
         ),
     };
     format!(
-        "BEGIN; SELECT CASE WHEN \
-         pg_catalog.textne(pg_catalog.current_setting('transaction_isolation'), 'read committed') \
-         THEN pg_catalog.current_setting('transaction_isolation')::pg_catalog.json::pg_catalog.text \
-         WHEN pg_catalog.pg_try_advisory_xact_lock{shared}({key}) THEN '' ELSE {wait} END"
+        "BEGIN; SELECT pg_catalog.query_to_xml($dlock$SELECT WHERE CASE WHEN {READ_COMMITTED} THEN {wait} \
+         ELSE pg_catalog.current_setting('transaction_isolation')::pg_catalog.json IS NULL END$dlock$, \
+         true, true, '') WHERE NOT CASE WHEN {READ_COMMITTED} \
+         THEN pg_catalog.pg_try_advisory_xact_lock{shared}({key}) ELSE false END"
     )
 }
 
@@ -150,7 +159,9 @@ pub(in crate::postgres) fn begin(key: PostgresKey, mode: Mode, millis: u32) -> S
 pub(in crate::postgres) fn begin_isolated(key: PostgresKey, mode: Mode, millis: u32) -> String {
     format!(
         "ROLLBACK; BEGIN; SELECT pg_catalog.set_config('statement_timeout', '0', true), \
-         pg_catalog.set_config('lock_timeout', '{millis}', true); {}; COMMIT AND CHAIN; {}",
+         pg_catalog.set_config('lock_timeout', '{millis}', true), \
+         CASE WHEN {} THEN pg_catalog.set_config('transaction_timeout', '0', true) END; {}; COMMIT AND CHAIN; {}",
+        transaction_timeout_is_set!(),
         wait(key, mode, Scope::Session),
         hand_over(key, mode)
     )

@@ -4,14 +4,15 @@ use super::Mark;
 use crate::proto::{Bind, Binds, Columns, Prepared, Statement};
 use crate::{Mode, PostgresKey};
 
-/// The answers of [`acquire`].
+/// The answers of [`acquire`], which has none if the lock was granted.
 pub(in crate::postgres) const GRANTED: i64 = 1;
+/// The lock is taken, and no wait was asked for; or the user's `transaction_timeout` might end the session in the middle
+/// of the wait.
 pub(in crate::postgres) const TAKEN: i64 = 0;
-/// The lock is taken, and the user has set a `transaction_timeout`. To [`probe`](super::probe): `statement_timeout` has
-/// cut the wait short.
+/// To [`probe`](super::probe): `statement_timeout` has cut the wait short.
 pub(in crate::postgres) const CUT_SHORT: i64 = 2;
 
-/// A statement that answers without a row if the condition holds, and otherwise with [`TAKEN`] or [`CUT_SHORT`].
+/// A statement that answers without a row if the condition holds, and otherwise with [`TAKEN`].
 ///
 /// The condition takes the lock, and is the last that is done. If there were a row, the executor would look for
 /// interrupts once more after it has sent the row, and a cancel at that moment would make the statement fail and leave
@@ -19,39 +20,35 @@ pub(in crate::postgres) const CUT_SHORT: i64 = 2;
 macro_rules! no_row_if {
     ($condition:expr) => {
         concat!(
-            "SELECT (CASE WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0') \
-             THEN 2 ELSE 0 END)::bigint WHERE NOT CASE WHEN ",
+            "SELECT 0::bigint WHERE NOT CASE WHEN ",
             $condition,
             " END /* "
         )
     };
 }
 
-/// What follows a try that found the lock taken: no wait was asked for, or `transaction_timeout` might end the session
-/// in the middle of the wait, or it waits.
+/// What follows a try that found the lock taken: it waits.
 ///
+/// - The wait is a query of its own, in a text that `query_to_xml` executes. The server prepares each function of a
+///   statement for each execution, also those of a branch that is not taken; of a text it does so only here. The query
+///   has no columns, and no row unless the wait was not begun, so it needs no XML library, and its result is empty.
 /// - The lock is waited for as one of the transaction, and only then taken as one of the session, which does not wait
 ///   any more. If the server granted a session's lock just as `lock_timeout` or a cancel fires, the statement would
 ///   fail and the lock stay. A transaction's lock goes with the transaction.
-/// - `pg_sleep(0)` is only an interrupt check. A timeout that fires during the grant is raised here, before the
-///   session's lock is taken: 0 of 2,400 provoked races left a lock behind (PostgreSQL 15 and 18).
-/// - `format` prints only its first argument, and evaluates all of them in order: the old limit, the new one, the wait.
-///   So `lock_timeout` is put back in the same statement, in case a transaction is open that Diesel does not know of.
-/// - An expression is set up at each execution, also in a branch that is not taken. A `statement_timeout` that cuts the
-///   wait short is not looked for here: it shows when the wait fails.
+/// - The end of the query is an interrupt check. A timeout that fires during the grant is raised there, before the
+///   session's lock is taken.
+/// - A `statement_timeout` that cuts the wait short is not looked for here: it shows when the wait fails.
 macro_rules! or_wait {
-    ($lock:literal, $key:literal, $try_only:expr, $millis:literal, $mark:expr) => {
+    ($lock:literal, $key:literal, $keys:literal, $millis:literal, $arguments:literal, $mark:expr) => {
         concat!(
-            $try_only,
-            " WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0') THEN false \
-             ELSE pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', \
-             pg_catalog.current_setting('lock_timeout'), pg_catalog.set_config('lock_timeout', ",
-            $millis,
-            "::pg_catalog.text, true), pg_catalog.pg_advisory_xact_",
-            $lock,
-            "(",
-            $key,
-            ")), true) IS NOT NULL AND pg_catalog.pg_sleep(0) IS NOT NULL",
+            " ELSE pg_catalog.texteq(pg_catalog.query_to_xml(pg_catalog.format($dlock$",
+            "SELECT WHERE CASE WHEN ",
+            transaction_timeout_is_set!(),
+            " THEN true ELSE ",
+            wait_and_put_limit_back!($millis, $lock, $keys, "%%s"),
+            " IS NULL END$dlock$, ",
+            $arguments,
+            "), true, true, '')::pg_catalog.text, '')",
             $mark,
             " AND pg_catalog.pg_advisory_",
             $lock,
@@ -62,36 +59,65 @@ macro_rules! or_wait {
     };
 }
 
+/// PostgreSQL 16 and older do not know the setting: then it is not set.
+macro_rules! transaction_timeout_is_set {
+    () => {
+        "pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0')"
+    };
+}
+pub(super) use transaction_timeout_is_set;
+
+/// `format` prints only its first argument, and evaluates all of them in order: the old limit, the new one, the wait.
+/// So `lock_timeout` is put back in the same statement, in case a transaction is open that Diesel does not know of.
+macro_rules! wait_and_put_limit_back {
+    ($millis:literal, $lock:literal, $keys:literal, $first:literal) => {
+        concat!(
+            "pg_catalog.set_config('lock_timeout', pg_catalog.format('",
+            $first,
+            "', pg_catalog.current_setting('lock_timeout'), pg_catalog.set_config('lock_timeout', '",
+            $millis,
+            "', true), pg_catalog.pg_advisory_xact_",
+            $lock,
+            "(",
+            $keys,
+            ")), true)"
+        )
+    };
+}
+
 /// The binds by their numbers: the key, then milliseconds, if they are not a constant. Diesel writes its own
 /// placeholders into the comment, so that the text stays one piece.
 macro_rules! acquire {
-    ($lock:literal, $key:literal, $try_only:expr, $millis:literal) => {
+    ($lock:literal, $key:literal, $keys:literal, $try_only:expr, $millis:literal, $arguments:literal) => {
         no_row_if!(concat!(
             "pg_catalog.pg_try_advisory_",
             $lock,
             "(",
             $key,
             ") THEN true",
-            or_wait!($lock, $key, $try_only, $millis, "")
+            $try_only,
+            or_wait!($lock, $key, $keys, $millis, $arguments, "")
         ))
     };
 }
 
 /// A turn of [`FIRST_TURN`], which costs no bind.
 macro_rules! acquire_first {
-    ($lock:literal, $key:literal) => {
-        acquire!($lock, $key, "", "900")
+    ($lock:literal, $key:literal, $keys:literal) => {
+        acquire!($lock, $key, $keys, "", "900", $key)
     };
 }
 
 /// So many milliseconds, or none.
 macro_rules! acquire_limited {
-    ($lock:literal, $key:literal, $millis:literal) => {
+    ($lock:literal, $key:literal, $keys:literal, $millis:literal, $arguments:literal) => {
         acquire!(
             $lock,
             $key,
+            $keys,
             concat!(" WHEN pg_catalog.int8eq(", $millis, ", 0) THEN false"),
-            $millis
+            "%s",
+            $arguments
         )
     };
 }
@@ -105,17 +131,34 @@ const _: () = assert!(FIRST_TURN == 900, "as the texts say");
 /// Tries to take a session's lock and waits where it must, at most so many milliseconds; 0 does not wait.
 pub(in crate::postgres) fn acquire(key: PostgresKey, mode: Mode, millis: u32) -> Statement {
     const FIRST: [&[&str]; 4] = [
-        &[acquire_first!("lock", "$1"), " */"],
-        &[acquire_first!("lock_shared", "$1"), " */"],
-        &[acquire_first!("lock", "$1, $2"), ", ", " */"],
-        &[acquire_first!("lock_shared", "$1, $2"), ", ", " */"],
+        &[acquire_first!("lock", "$1", "'%s'"), " */"],
+        &[acquire_first!("lock_shared", "$1", "'%s'"), " */"],
+        &[acquire_first!("lock", "$1, $2", "'%s', '%s'"), ", ", " */"],
+        &[
+            acquire_first!("lock_shared", "$1, $2", "'%s', '%s'"),
+            ", ",
+            " */",
+        ],
     ];
     const LIMITED: [&[&str]; 4] = [
-        &[acquire_limited!("lock", "$1", "$2"), ", ", " */"],
-        &[acquire_limited!("lock_shared", "$1", "$2"), ", ", " */"],
-        &[acquire_limited!("lock", "$1, $2", "$3"), ", ", ", ", " */"],
         &[
-            acquire_limited!("lock_shared", "$1, $2", "$3"),
+            acquire_limited!("lock", "$1", "'%s'", "$2", "$2, $1"),
+            ", ",
+            " */",
+        ],
+        &[
+            acquire_limited!("lock_shared", "$1", "'%s'", "$2", "$2, $1"),
+            ", ",
+            " */",
+        ],
+        &[
+            acquire_limited!("lock", "$1, $2", "'%s', '%s'", "$3", "$3, $1, $2"),
+            ", ",
+            ", ",
+            " */",
+        ],
+        &[
+            acquire_limited!("lock_shared", "$1, $2", "'%s', '%s'", "$3", "$3, $1, $2"),
             ", ",
             ", ",
             " */",
@@ -162,7 +205,7 @@ macro_rules! marked {
 
 /// The binds by their numbers: the mark with the milliseconds in its last 12 bits, or 0 to release; the key.
 macro_rules! droppable {
-    ($lock:literal, $key:literal) => {
+    ($lock:literal, $key:literal, $keys:literal, $arguments:literal) => {
         no_row_if!(concat!(
             "pg_catalog.int8eq($1, 0) THEN pg_catalog.pg_advisory_un",
             $lock,
@@ -174,11 +217,13 @@ macro_rules! droppable {
             $key,
             ") THEN ",
             marked!(),
+            " WHEN pg_catalog.int8eq(pg_catalog.int8and($1, 4095), 0) THEN false",
             or_wait!(
                 $lock,
                 $key,
-                " WHEN pg_catalog.int8eq(pg_catalog.int8and($1, 4095), 0) THEN false",
-                "pg_catalog.int8and($1, 4095)",
+                $keys,
+                "%s",
+                $arguments,
                 concat!(" AND ", marked!())
             )
         ))
@@ -195,10 +240,43 @@ pub(in crate::postgres) fn droppable(
     mark: Option<Mark>,
 ) -> Statement {
     const DROPPABLE: [&[&str]; 4] = [
-        &[droppable!("lock", "$2"), ", ", " */"],
-        &[droppable!("lock_shared", "$2"), ", ", " */"],
-        &[droppable!("lock", "$2, $3"), ", ", ", ", " */"],
-        &[droppable!("lock_shared", "$2, $3"), ", ", ", ", " */"],
+        &[
+            droppable!("lock", "$2", "'%s'", "pg_catalog.int8and($1, 4095), $2"),
+            ", ",
+            " */",
+        ],
+        &[
+            droppable!(
+                "lock_shared",
+                "$2",
+                "'%s'",
+                "pg_catalog.int8and($1, 4095), $2"
+            ),
+            ", ",
+            " */",
+        ],
+        &[
+            droppable!(
+                "lock",
+                "$2, $3",
+                "'%s', '%s'",
+                "pg_catalog.int8and($1, 4095), $2, $3"
+            ),
+            ", ",
+            ", ",
+            " */",
+        ],
+        &[
+            droppable!(
+                "lock_shared",
+                "$2, $3",
+                "'%s', '%s'",
+                "pg_catalog.int8and($1, 4095), $2, $3"
+            ),
+            ", ",
+            ", ",
+            " */",
+        ],
     ];
     use Prepared::*;
     let names = [
@@ -214,24 +292,24 @@ pub(in crate::postgres) fn droppable(
     Statement::number(names[form], DROPPABLE[form], binds).columns(Columns::NoRow)
 }
 
-/// `pg_advisory_unlock`: 1 or 0.
+macro_rules! unlock {
+    ($unlock:literal) => {
+        concat!(
+            "SELECT 0::bigint WHERE NOT pg_catalog.pg_advisory_",
+            $unlock,
+            "("
+        )
+    };
+}
+
+/// Releases a session's lock: 1, or 0 if it was not held. It answers without a row if it has released, for the reason
+/// given at `no_row_if!`.
 pub(in crate::postgres) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
     const UNLOCK: [&[&str]; 4] = [
-        &["SELECT pg_catalog.pg_advisory_unlock(", ")::int::bigint"],
-        &[
-            "SELECT pg_catalog.pg_advisory_unlock_shared(",
-            ")::int::bigint",
-        ],
-        &[
-            "SELECT pg_catalog.pg_advisory_unlock(",
-            ", ",
-            ")::int::bigint",
-        ],
-        &[
-            "SELECT pg_catalog.pg_advisory_unlock_shared(",
-            ", ",
-            ")::int::bigint",
-        ],
+        &[unlock!("unlock"), ")"],
+        &[unlock!("unlock_shared"), ")"],
+        &[unlock!("unlock"), ", ", ")"],
+        &[unlock!("unlock_shared"), ", ", ")"],
     ];
     use Prepared::*;
     let names = [
@@ -241,7 +319,7 @@ pub(in crate::postgres) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
         PostgresUnlockPairShared,
     ];
     let form = form(key, mode);
-    Statement::number(names[form], UNLOCK[form], key_binds(key))
+    Statement::number(names[form], UNLOCK[form], key_binds(key)).columns(Columns::NoRow)
 }
 
 /// Tries to take a lock of the open transaction: 1 or 0.
