@@ -4,6 +4,7 @@ mod attempt;
 mod begin;
 mod fault;
 mod inside;
+mod mark;
 mod release;
 mod session;
 mod sql;
@@ -14,38 +15,13 @@ use std::time::Duration;
 
 use crate::proto::{
     Abandoned, Answer, Ask, Cause, Dialect, Failure, Hold, Machine, NameHolders, Parting, Question,
-    Read, Reason, Rows, Session, Step, TransactionDialect, unique,
+    Read, Reason, Rows, Session, Step, TransactionDialect,
 };
 use crate::{Holder, LockKey, PostgresKey};
 
 /// PostgreSQL 14 and later.
 #[derive(Clone, Copy, Debug)]
 pub struct Postgres;
-
-/// A number that no other request of this process has: a session remembers the last request that was granted. It also
-/// carries the limit of the request's statement, so that both are one bind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark(i64);
-
-impl Mark {
-    /// The longest limit that it can carry, in milliseconds.
-    const LONGEST: u32 = 4095;
-
-    fn new() -> Self {
-        match (unique() << 12) as i64 {
-            0 => Self::new(),
-            number => Self(number),
-        }
-    }
-
-    fn with(self, millis: u32) -> Self {
-        Self(self.0 | i64::from(millis.min(Self::LONGEST)))
-    }
-
-    fn number(self) -> i64 {
-        self.0
-    }
-}
 
 /// The two ways to a session's lock.
 #[derive(Debug)]

@@ -2,8 +2,11 @@
 
 mod acquire;
 mod holders;
+mod key;
 mod release;
 mod sql;
+
+use key::SqliteKey;
 
 use crate::proto::{
     Abandoned, Ask, Dialect, Failure, Hold, Machine, NameHolders, OpenTransaction, Parting,
@@ -19,31 +22,23 @@ pub struct Sqlite;
 
 impl Sqlite {
     /// The answer to a request: the lock is granted.
-    pub const GRANTED: i64 = 1;
+    pub const GRANTED: i64 = sql::GRANTED;
     /// The answer to a request: another session has the lock.
-    pub const BUSY: i64 = 0;
+    pub const BUSY: i64 = sql::BUSY;
     /// The answer to a request: it was given up by its number.
-    pub const GIVEN_UP: i64 = -1;
+    pub const GIVEN_UP: i64 = sql::GIVEN_UP;
 
     /// The constraint of an error which says that this connection, or this database, can have no locks.
-    pub const UNSUPPORTED: &'static str = "dlock_unsupported";
+    pub const UNSUPPORTED: &'static str = sql::UNSUPPORTED;
 
     /// The constraint of an error which says that the holder of the lock waits for this session.
-    pub const DEADLOCK: &'static str = "dlock_deadlock";
+    pub const DEADLOCK: &'static str = sql::DEADLOCK;
 
     /// The text that [`holders`](Dialect::holders) reads: each holder behind the number of its session, which tells the
     /// connections of a process apart.
     pub fn write_holders(holders: &[(i64, Holder)]) -> String {
         holders::write(holders)
     }
-}
-
-/// A key as dlock's SQL functions take it, and the request that asks for it.
-#[derive(Clone, Copy, Debug)]
-pub struct SqliteKey {
-    /// See [`LockKey::to_sqlite`].
-    key: u64,
-    request: Request,
 }
 
 fn ask_holders(key: u64) -> Question<Vec<Holder>> {

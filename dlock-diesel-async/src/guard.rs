@@ -8,7 +8,7 @@ use tokio::task::unconstrained;
 
 use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
 use crate::run::{self, ask, run};
-use crate::{Error, lock, session};
+use crate::{Error, session};
 
 /// A lock that is held: the async form of [`dlock_diesel::AdvisoryLockGuard`]. It is itself an
 /// [`AsyncConnection`](diesel_async::AsyncConnection), so the session that holds the lock does the work.
@@ -113,7 +113,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        lock::holders(conn, &self.key).await
+        run::holders(conn, &self.key).await
     }
 
     /// Releases the lock and returns the connection: see [`dlock_diesel`](dlock_diesel::AdvisoryLockGuard::release).

@@ -301,7 +301,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// # Ok(()) }
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        holders(&mut *self.conn, &self.ask.key).await
+        run::holders(&mut *self.conn, &self.ask.key).await
     }
 }
 
@@ -339,12 +339,4 @@ async fn acquire<C: LockConnection>(
     let machine =
         DialectOf::<C>::acquire(ask, session).map_err(|failure| refused(failure, &ask.key))?;
     run(conn, machine, &ask.key, cancel).await
-}
-
-pub(crate) async fn holders<C: LockConnection>(
-    conn: &mut C,
-    key: &LockKey,
-) -> Result<Vec<Holder>, Error> {
-    let machine = DialectOf::<C>::holders(key).map_err(|failure| refused(failure, key))?;
-    run::ask(conn, machine, key).await
 }

@@ -7,7 +7,7 @@ use dlock_diesel::{SharedLocks, TransactionLocks};
 
 use crate::backend::{Cancel, LockConnection};
 use crate::transaction::lock_transaction;
-use crate::{Error, lock, run};
+use crate::{Error, run};
 
 /// A lock that is not held yet, and that will end with the open transaction: the async form of
 /// [`dlock_diesel::AdvisoryXactLock`].
@@ -204,6 +204,6 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # Ok(()) }
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        lock::holders(self.conn, &self.ask.key).await
+        run::holders(self.conn, &self.ask.key).await
     }
 }

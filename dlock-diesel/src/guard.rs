@@ -5,8 +5,8 @@ use dlock_core::proto::{Dialect, Hold};
 use dlock_core::{Holder, LockKey};
 
 use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection};
-use crate::run::run;
-use crate::{Error, lock, session, shared};
+use crate::run::{self, run};
+use crate::{Error, session, shared};
 
 /// A lock that is held. It derefs to the connection, so the session that holds the lock does the work.
 ///
@@ -121,7 +121,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// 1 on PostgreSQL, once prepared. 2 or 4 on MySQL and MariaDB.
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        lock::holders(conn, &self.key)
+        run::holders(conn, &self.key)
     }
 
     /// Releases the lock and returns the connection. Other holds of the same lock on this connection stay.

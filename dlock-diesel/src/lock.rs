@@ -330,7 +330,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// # Ok(()) }
     /// ```
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        holders(&mut *self.conn, &self.ask.key)
+        run::holders(&mut *self.conn, &self.ask.key)
     }
 }
 
@@ -339,12 +339,4 @@ fn acquire<C: LockConnection>(conn: &mut C, ask: &Ask) -> Result<Option<Hold<Key
     let machine =
         DialectOf::<C>::acquire(ask, session).map_err(|failure| refused(failure, &ask.key))?;
     run(conn, machine, &ask.key)
-}
-
-pub(crate) fn holders<C: LockConnection>(
-    conn: &mut C,
-    key: &LockKey,
-) -> Result<Vec<Holder>, Error> {
-    let machine = DialectOf::<C>::holders(key).map_err(|failure| refused(failure, key))?;
-    run(conn, machine, key)
 }

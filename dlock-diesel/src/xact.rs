@@ -6,7 +6,7 @@ use dlock_core::{Holder, LockKey, Mode};
 
 use crate::backend::{LockConnection, SharedLocks, TransactionLocks};
 use crate::transaction::lock_transaction;
-use crate::{Error, lock};
+use crate::{Error, run};
 
 /// A lock that is not held yet, and that will end with the open transaction: at COMMIT, at ROLLBACK, or at ROLLBACK TO
 /// a savepoint before it. There is nothing to release.
@@ -208,6 +208,6 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// 1, once prepared.
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        lock::holders(self.conn, &self.ask.key)
+        run::holders(self.conn, &self.ask.key)
     }
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use super::Mark;
 use super::fault::{Failed, Fault};
+use super::mark::Mark;
 use super::sql::{self, Lift, Scope};
 use super::turns::{Next, QuietTurn, Turn, Turns};
 use crate::proto::{Abandoned, Answer, Failure, Hold, Machine, Reason, Rows, Step, Wait};

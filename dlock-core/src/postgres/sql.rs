@@ -7,66 +7,12 @@
 
 mod locks;
 mod message;
+mod parts;
 mod prepared;
 mod turn;
 
 pub(super) use locks::*;
 pub(super) use message::*;
+pub(super) use parts::Scope;
 pub(super) use prepared::*;
 pub(super) use turn::*;
-
-use super::Mark;
-use crate::proto::Bind;
-use crate::{Mode, PostgresKey};
-
-/// How long a lock lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
-    Session,
-    Transaction,
-}
-
-/// The rows of `pg_locks l` that belong to a key, in any database.
-/// <https://www.postgresql.org/docs/current/view-pg-locks.html>
-fn lock_row(key: PostgresKey) -> [Bind; 3] {
-    let (high, low) = high_and_low(key);
-    let subid = match key {
-        PostgresKey::BigInt(_) => 1,
-        PostgresKey::Pair(..) => 2,
-    };
-    [
-        Bind::BigInt(high.into()),
-        Bind::BigInt(low.into()),
-        Bind::Integer(subid),
-    ]
-}
-
-fn high_and_low(key: PostgresKey) -> (u32, u32) {
-    match key {
-        PostgresKey::BigInt(key) => ((key >> 32) as u32, key as u32),
-        PostgresKey::Pair(first, second) => (first as u32, second as u32),
-    }
-}
-
-fn unlock_text(key: PostgresKey, mode: Mode) -> String {
-    format!(
-        "pg_catalog.pg_advisory_unlock{}({})",
-        shared(mode),
-        literal(key)
-    )
-}
-
-fn shared(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Exclusive => "",
-        Mode::Shared => "_shared",
-    }
-}
-
-/// Quoted and cast, since a bare -9223372036854775808 is a numeric to PostgreSQL.
-fn literal(key: PostgresKey) -> String {
-    match key {
-        PostgresKey::BigInt(key) => format!("'{key}'::bigint"),
-        PostgresKey::Pair(first, second) => format!("'{first}'::int, '{second}'::int"),
-    }
-}

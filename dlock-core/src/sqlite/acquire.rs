@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-use super::{Sqlite, SqliteKey, sql};
+use super::key::SqliteKey;
+use super::sql;
 use crate::Mode;
 use crate::proto::{
     Abandoned, AfterBusy, Answer, Ask, Cause, Depth, ErrorFields, Failure, Hold, Machine, Reason,
@@ -88,8 +89,8 @@ impl Acquire {
 
 fn failed(error: ErrorFields) -> Failure {
     let reason = match error.constraint.as_deref() {
-        Some(Sqlite::UNSUPPORTED) => Reason::Unsupported,
-        Some(Sqlite::DEADLOCK) => Reason::Deadlock,
+        Some(sql::UNSUPPORTED) => Reason::Unsupported,
+        Some(sql::DEADLOCK) => Reason::Deadlock,
         _ => Reason::Database,
     };
     reason.clean(error.cause)
@@ -105,9 +106,9 @@ impl Machine for Acquire {
 
     fn next(&mut self, answer: Answer, now: Duration) -> Acquired {
         match (self.state, answer) {
-            (State::Ask, Answer::Rows(Rows::Number(Some(Sqlite::GRANTED)))) => self.granted(),
-            (State::Ask, Answer::Rows(Rows::Number(Some(Sqlite::BUSY)))) => self.busy(now),
-            (State::Ask, Answer::Rows(Rows::Number(Some(Sqlite::GIVEN_UP)))) => {
+            (State::Ask, Answer::Rows(Rows::Number(Some(sql::GRANTED)))) => self.granted(),
+            (State::Ask, Answer::Rows(Rows::Number(Some(sql::BUSY)))) => self.busy(now),
+            (State::Ask, Answer::Rows(Rows::Number(Some(sql::GIVEN_UP)))) => {
                 Step::failed(Reason::Interrupted.clean(Cause::default()))
             }
             (State::Ask, Answer::Error(error)) => Step::failed(failed(error)),

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-use super::{SqliteKey, sql};
+use super::key::SqliteKey;
+use super::sql;
 use crate::proto::{Abandoned, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Step};
 
 /// Releases one hold.

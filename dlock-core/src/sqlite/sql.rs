@@ -3,15 +3,27 @@
 //! No statement names a table. So once SQLite has read the schema, no statement takes a lock or a snapshot of the
 //! database, however long it waits.
 
-use super::SqliteKey;
+use super::key::SqliteKey;
 use crate::Mode;
 use crate::proto::{Bind, Binds, Columns, Prepared, Statement};
+
+/// The answer to a request: the lock is granted.
+pub(super) const GRANTED: i64 = 1;
+/// Another session has the lock.
+pub(super) const BUSY: i64 = 0;
+/// The request was given up by its number.
+pub(super) const GIVEN_UP: i64 = -1;
+
+/// The constraint of an error which says that this connection, or this database, can have no locks.
+pub(super) const UNSUPPORTED: &str = "dlock_unsupported";
+/// The constraint of an error which says that the holder of the lock waits for this session.
+pub(super) const DEADLOCK: &str = "dlock_deadlock";
 
 /// Rolls back the transaction that is open, if one is: ROLLBACK alone fails where there is none.
 pub(super) const ROLL_BACK: &str = "SAVEPOINT dlock; ROLLBACK";
 
 /// Asks for the lock and waits at most so many milliseconds, or without a limit:
-/// [`GRANTED`](super::Sqlite::GRANTED), [`BUSY`](super::Sqlite::BUSY) or [`GIVEN_UP`](super::Sqlite::GIVEN_UP).
+/// [`GRANTED`], [`BUSY`] or [`GIVEN_UP`].
 pub(super) fn acquire(key: SqliteKey, mode: Mode, millis: Option<u32>) -> Statement {
     const NO_LIMIT: i64 = -1;
     let sql: &'static [&'static str] = match mode {

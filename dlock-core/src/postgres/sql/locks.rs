@@ -1,6 +1,6 @@
 //! Questions to `pg_locks`.
 
-use super::{lock_row, unlock_text};
+use super::parts::{lock_row, unlock_text};
 use crate::proto::{Bind, Columns, Prepared, Statement};
 use crate::{Mode, PostgresKey};
 

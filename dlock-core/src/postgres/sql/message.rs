@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::parts::{Scope, literal, shared, unlock_text};
 use super::prepared::transaction_timeout_is_set;
-use super::{Mark, Scope, literal, shared, turn, unlock_text, wait, without_limits_until_undone};
+use super::turn::{turn, wait, without_limits_until_undone};
+use crate::postgres::mark::Mark;
 use crate::proto::{Bind, OpenTransaction, Prepared, Savepoint, Statement, unique_nonzero};
 use crate::{Mode, PostgresKey};
 
@@ -69,18 +71,14 @@ pub(in crate::postgres) fn turn_inside(
 }
 
 /// Leaves the mark in the session.
-pub(in crate::postgres) fn leave_mark(Mark(mark): Mark) -> String {
+pub(in crate::postgres) fn leave_mark(mark: Mark) -> String {
     format!("SELECT pg_catalog.set_config('dlock.granted', '{mark}', false)")
 }
 
 /// Releases the lock if the request with this mark was granted, and only once: it is sent twice. It answers without a
 /// row, so that no cancel can make it fail, and take back that the mark has gone, after it has released. See
 /// `no_row_if!`.
-pub(in crate::postgres) fn release_if_granted(
-    key: PostgresKey,
-    mode: Mode,
-    Mark(mark): Mark,
-) -> String {
+pub(in crate::postgres) fn release_if_granted(key: PostgresKey, mode: Mode, mark: Mark) -> String {
     unread(&format!(
         "SELECT WHERE NOT CASE WHEN pg_catalog.texteq(pg_catalog.current_setting('dlock.granted', true), '{mark}') \
          AND pg_catalog.set_config('dlock.granted', '', false) IS NOT NULL THEN {} IS NOT NULL ELSE true END",

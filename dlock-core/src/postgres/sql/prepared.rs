@@ -1,6 +1,6 @@
 //! The statements that are sent most.
 
-use super::Mark;
+use crate::postgres::mark::Mark;
 use crate::proto::{Bind, Binds, Columns, Prepared, Statement};
 use crate::{Mode, PostgresKey};
 
@@ -292,24 +292,16 @@ pub(in crate::postgres) fn droppable(
     Statement::number(names[form], DROPPABLE[form], binds).columns(Columns::NoRow)
 }
 
-macro_rules! unlock {
-    ($unlock:literal) => {
-        concat!(
-            "SELECT 0::bigint WHERE NOT pg_catalog.pg_advisory_",
-            $unlock,
-            "("
-        )
-    };
-}
-
 /// Releases a session's lock: 1, or 0 if it was not held. It answers without a row if it has released, for the reason
 /// given at `no_row_if!`.
 pub(in crate::postgres) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
+    const EXCLUSIVE: &str = "SELECT 0::bigint WHERE NOT pg_catalog.pg_advisory_unlock(";
+    const SHARED: &str = "SELECT 0::bigint WHERE NOT pg_catalog.pg_advisory_unlock_shared(";
     const UNLOCK: [&[&str]; 4] = [
-        &[unlock!("unlock"), ")"],
-        &[unlock!("unlock_shared"), ")"],
-        &[unlock!("unlock"), ", ", ")"],
-        &[unlock!("unlock_shared"), ", ", ")"],
+        &[EXCLUSIVE, ")"],
+        &[SHARED, ")"],
+        &[EXCLUSIVE, ", ", ")"],
+        &[SHARED, ", ", ")"],
     ];
     use Prepared::*;
     let names = [
@@ -324,25 +316,14 @@ pub(in crate::postgres) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
 
 /// Tries to take a lock of the open transaction: 1 or 0.
 pub(in crate::postgres) fn try_in_transaction(key: PostgresKey, mode: Mode) -> Statement {
+    const EXCLUSIVE: &str = "SELECT pg_catalog.pg_try_advisory_xact_lock(";
+    const SHARED: &str = "SELECT pg_catalog.pg_try_advisory_xact_lock_shared(";
+    const END: &str = ")::int::bigint";
     const TRY: [&[&str]; 4] = [
-        &[
-            "SELECT pg_catalog.pg_try_advisory_xact_lock(",
-            ")::int::bigint",
-        ],
-        &[
-            "SELECT pg_catalog.pg_try_advisory_xact_lock_shared(",
-            ")::int::bigint",
-        ],
-        &[
-            "SELECT pg_catalog.pg_try_advisory_xact_lock(",
-            ", ",
-            ")::int::bigint",
-        ],
-        &[
-            "SELECT pg_catalog.pg_try_advisory_xact_lock_shared(",
-            ", ",
-            ")::int::bigint",
-        ],
+        &[EXCLUSIVE, END],
+        &[SHARED, END],
+        &[EXCLUSIVE, ", ", END],
+        &[SHARED, ", ", END],
     ];
     Statement::number(Prepared::ByText, TRY[form(key, mode)], key_binds(key))
 }

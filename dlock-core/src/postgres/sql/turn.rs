@@ -1,6 +1,6 @@
 //! Waits that stand in a message, and the limits that are lifted for them.
 
-use super::{Scope, high_and_low, literal, lock_row, shared};
+use super::parts::{Scope, high_and_low, literal, lock_row, shared};
 use crate::proto::{Bind, Prepared, Statement};
 use crate::{Mode, PostgresKey};
 
