@@ -111,8 +111,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     }
 
     /// Allows a lock of the session while a transaction is open: see
-    /// [`dlock_diesel`](dlock_diesel::AdvisoryLock::inside_transaction). On PostgreSQL it takes 2 round trips to
-    /// acquire and 2 to release. Release the guard, do not drop it: see [`AdvisoryLockGuard`].
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryLock::inside_transaction). On PostgreSQL, in a transaction, it takes 2
+    /// round trips to acquire and 2 to release. Release the guard, do not drop it: see [`AdvisoryLockGuard`].
     ///
     /// # Examples
     ///
@@ -127,8 +127,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     }
 
     /// Sets what cancels the wait, from another connection, if its future is dropped: usually the driver's cancel token
-    /// (on MySQL and MariaDB `token.cancel_query().await`). It is spawned on the runtime then, and never runs
-    /// otherwise.
+    /// (on MySQL and MariaDB `token.cancel_query().await`). It is spawned on the runtime then, and only then.
     ///
     /// Without it, a dropped wait stays in the server's queue until its connection is closed, and on PostgreSQL up to
     /// 0.9 seconds longer (0.2 seconds in later turns). **MySQL and MariaDB may grant it the lock meanwhile, and keep
@@ -185,15 +184,16 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// As in [`dlock_diesel`](dlock_diesel::AdvisoryLock::acquire). But after a timeout on PostgreSQL, making sure
-    /// takes 2, and on MySQL each step of the part below a second takes 3.
+    /// As in [`dlock_diesel`](dlock_diesel::AdvisoryLock::acquire): 1, once prepared. But a statement that is not kept
+    /// prepared takes 2, sometimes 3. So on PostgreSQL a timeout takes 4 in all (3 without naming the holders), the end
+    /// of the first turn 2, and each further turn 5. On MySQL, a step of the part below a second takes up to 3.
     pub async fn acquire(mut self) -> Result<AdvisoryLockGuard<M>, Error> {
         let hold = acquire(&mut *self.conn, &self.ask, self.cancel).await?;
         let hold = hold.expect("BUG: a limit that passes is an error");
         Ok(AdvisoryLockGuard::new(self.conn, self.ask.key, hold))
     }
 
-    /// Acquires the lock if it is free, otherwise returns `None`: see
+    /// Acquires the lock if it is free, otherwise returns `None` (1 round trip, once prepared): see
     /// [`dlock_diesel`](dlock_diesel::AdvisoryLock::try_acquire). Cancel safety is that of [`acquire`](Self::acquire).
     ///
     /// # Examples
@@ -227,8 +227,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     }
 
     /// Acquires the lock, runs `f` and releases the lock, also after an error or a panic of `f`: see
-    /// [`dlock_diesel`](dlock_diesel::AdvisoryLock::run). Dropping the future drops that of `f`, and then the guard:
-    /// see [`AdvisoryLockGuard`].
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryLock::run). 2 round trips, once prepared. Dropping the future drops that
+    /// of `f`, and then the guard: see [`AdvisoryLockGuard`].
     ///
     /// # Examples
     ///
@@ -253,8 +253,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     }
 
     /// Begins a transaction that holds the lock, runs `f` in it, and commits: see
-    /// [`dlock_diesel`](dlock_diesel::AdvisoryLock::transaction). On MySQL and MariaDB a plain `conn.transaction` takes
-    /// 2 round trips here.
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryLock::transaction). With COMMIT it takes 2 round trips on PostgreSQL at
+    /// READ COMMITTED, 3 at the other levels, and 4 on MySQL and MariaDB.
     ///
     /// # Examples
     ///
@@ -291,7 +291,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     }
 
     /// Lists the sessions that hold the lock or wait for it: see [`dlock_diesel`](dlock_diesel::AdvisoryLock::holders).
-    /// Cancel safety is that of [`AdvisoryLockGuard::is_held`].
+    /// Round trips are the same. Cancel safety is that of [`AdvisoryLockGuard::is_held`].
     ///
     /// # Examples
     ///

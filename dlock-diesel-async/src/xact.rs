@@ -146,7 +146,8 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     }
 
     /// Acquires the lock for the rest of the transaction. Waits until it is free: see
-    /// [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::acquire).
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::acquire). It takes 1 round trip if the lock is free, once
+    /// prepared, 2 if it is taken, and 4 after a timeout.
     ///
     /// # Examples
     ///
@@ -170,8 +171,8 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     }
 
     /// Acquires the lock for the rest of the transaction if it is free, otherwise returns `false`: see
-    /// [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::try_acquire). Cancel safety is that of
-    /// [`acquire`](Self::acquire).
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::try_acquire). 1 round trip, once prepared. Cancel safety is
+    /// that of [`acquire`](Self::acquire).
     ///
     /// # Examples
     ///
@@ -193,7 +194,8 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     }
 
     /// Lists the sessions that hold the lock or wait for it: see
-    /// [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::holders). If the future is dropped, nothing happens.
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::holders). 1 round trip, once prepared. If the future is
+    /// dropped, nothing happens.
     ///
     /// # Examples
     ///

@@ -97,7 +97,7 @@ pub enum Error {
     #[error(
         "lock {key} would be free before the open transaction commits: let the lock open the transaction, with \
          `advisory_lock(key).transaction(..)`, or on PostgreSQL take a lock that ends with it, with \
-         `advisory_xact_lock(key)`; `inside_transaction()` allows it all the same"
+         `advisory_xact_lock(key)`; `inside_transaction()` allows the lock inside the transaction"
     )]
     #[non_exhaustive]
     InTransaction {
@@ -155,9 +155,13 @@ pub enum Error {
         source: DieselError,
     },
 
-    /// The session has ended, or the connection to it: a restart, a failover, an idle limit, an administrator. The
-    /// server has freed the lock, or will free it when it notices. Another holder may be at work already.
-    #[error("the session that held or asked for lock {key} has ended, and with it the lock")]
+    /// The session has ended, or the connection to it: a restart, a failover, an idle limit, an administrator. Or the
+    /// connection was marked broken before, for example because a future was dropped. The server has freed the lock, or
+    /// will free it when the session ends. Another holder may be at work already.
+    #[error(
+        "lock {key} cannot be held on this connection: the session has ended, or the connection was marked broken; \
+         drop the connection and acquire the lock on a new one"
+    )]
     #[non_exhaustive]
     Lost {
         /// The lock.

@@ -87,7 +87,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if the session has ended. [`Error::Database`] if the statement failed for another reason.
+    /// [`Error::Lost`] if the session has ended, or if the connection was marked broken. [`Error::Database`] if the
+    /// statement failed for another reason.
     ///
     /// # Round trips
     ///
@@ -145,14 +146,16 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// - [`Error::NotHeld`] if the session no longer held the lock. The connection is marked broken.
     /// - [`Error::TransactionLeftOpen`] if a transaction that was begun under the lock is still open. It is rolled
     ///   back, and the lock is free.
-    /// - [`Error::Lost`] if the session has ended, and with it the lock.
+    /// - [`Error::Lost`] if the session has ended, or if the connection was marked broken. Another holder may be at
+    ///   work already.
     /// - [`Error::Database`] if the release failed. dlock has ended the session. PostgreSQL: this also happens to a
     ///   lock that was acquired in one transaction (with
     ///   [`inside_transaction`](crate::AdvisoryLock::inside_transaction)) and is released in another.
     ///
     /// # Round trips
     ///
-    /// 1, once prepared. 2 for a lock that was acquired inside a PostgreSQL transaction.
+    /// 1, once prepared. 2 for a lock that was acquired inside a PostgreSQL transaction. Dropping the guard takes as
+    /// many.
     pub fn release(mut self) -> Result<M, Error> {
         let mut conn = self.conn.take().expect(RELEASED);
         let hold = self.hold.take().expect(RELEASED);

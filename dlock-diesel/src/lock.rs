@@ -79,7 +79,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
 
     /// Limits the wait: from zero, which tries once, to [`Duration::MAX`], in steps of a millisecond, rounded up.
     /// Without it the wait has no limit, whatever `lock_timeout`, `statement_timeout` and similar settings say. One
-    /// exception: on PostgreSQL, [`transaction`](Self::transaction) obeys `transaction_timeout` during its first turn.
+    /// exception: on PostgreSQL, a wait inside an open transaction counts for that transaction's `transaction_timeout`.
     ///
     /// # Examples
     ///
@@ -100,8 +100,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// It is slower and unfair, and each try is a round trip. It is for migrations, and on PostgreSQL for an exclusive
     /// lock whose shared holders run `CREATE INDEX CONCURRENTLY`: a [turn](crate#waiting-on-postgresql) is too long
-    /// there. Inside a PostgreSQL transaction, and in [`transaction`](Self::transaction), a try that finds the lock
-    /// taken costs 2 round trips and an ERROR line in the server's log.
+    /// there. On PostgreSQL with [`inside_transaction`](Self::inside_transaction), and in an outermost
+    /// [`transaction`](Self::transaction), a try in vain costs 2 round trips and an ERROR line in the server's log.
     ///
     /// # Examples
     ///
@@ -117,9 +117,9 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     }
 
     /// Allows a lock of the session while a transaction is open. If it is released before COMMIT, the next holder does
-    /// not see the changes. [`transaction`](Self::transaction) is nearly always what you want. On PostgreSQL it takes 1
-    /// round trip to acquire and 2 to release: a savepoint in front of it makes it possible to release it after an
-    /// error has aborted the transaction.
+    /// not see the changes. [`transaction`](Self::transaction) is nearly always what you want. In a transaction of
+    /// PostgreSQL it takes 1 round trip to acquire (sometimes 2, because it first asks whether the transaction is
+    /// aborted) and 2 to release: a savepoint makes it possible to release the lock after an error.
     ///
     /// # Examples
     ///
@@ -179,10 +179,10 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// 1, once prepared, whether the lock is free or taken, with or without a limit. 1 for each poll. In addition:
     ///
-    /// - After a timeout: on PostgreSQL 1 to make sure that nothing is held and 1 to name the holders; on MySQL and
-    ///   MariaDB 2 or 4 to name them.
-    /// - PostgreSQL: 1 after the first turn of a wait and 3 for each further turn. Up to 3 where `transaction_timeout`
-    ///   or a short `statement_timeout` is set.
+    /// - After a timeout: on PostgreSQL 1 to make sure that nothing is held and 1 to name the holders (3 in all); on
+    ///   MySQL and MariaDB 2 or 4 to name them (3 or 5 in all).
+    /// - PostgreSQL: 1 after the first turn of a wait and 3 for each further turn. Up to 3 if the lock is taken and
+    ///   `transaction_timeout` or a short `statement_timeout` is set.
     /// - MySQL: up to ten steps of 5 for the part of a limit below a second.
     ///
     /// # Backend differences
@@ -195,13 +195,12 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
         Ok(AdvisoryLockGuard::new(self.conn, self.ask.key, hold))
     }
 
-    /// Acquires the lock if it is free. `None`: another connection holds it (on PostgreSQL and SQLite, or waits for
-    /// it).
+    /// Acquires the lock if it is free. `None`: another connection holds it or, on PostgreSQL and SQLite, waits for it.
     ///
     /// Bind the guard to a name: in `if lock.try_acquire()?.is_some() { .. }` the lock is free again before the block
-    /// begins. With [`timeout`](Self::timeout) it waits up to that limit first. Errors and round trips are those of
-    /// [`acquire`](Self::acquire), but it returns `None` instead of [`Error::Timeout`] and does not ask for the
-    /// holders.
+    /// begins. With [`timeout`](Self::timeout) it waits up to that limit first. 1 round trip, once prepared. Errors and
+    /// round trips of a wait are those of [`acquire`](Self::acquire), but it returns `None` instead of
+    /// [`Error::Timeout`] and does not ask for the holders.
     ///
     /// # Examples
     ///
@@ -243,7 +242,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
         })
     }
 
-    /// Acquires the lock, runs `f` and releases the lock, also after an error or a panic of `f`.
+    /// Acquires the lock, runs `f` and releases the lock, also after an error or a panic. 2 round trips, once prepared.
     ///
     /// # Examples
     ///
@@ -290,9 +289,10 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// - PostgreSQL: 2 at READ COMMITTED, as for a plain `conn.transaction`, and 3 at the other levels, whether the
-    ///   lock is free or taken. In a long wait, 1 at the end of a turn and 3 for each further one.
-    /// - MySQL and MariaDB: those of [`run`](Self::run) and of a plain `conn.transaction` (6).
+    /// - PostgreSQL, with COMMIT: 2 at READ COMMITTED, as for a plain `conn.transaction`, and 3 at the other levels,
+    ///   whether the lock is free or taken. A long wait, or a limit of the session, adds what it adds to
+    ///   [`acquire`](Self::acquire). A [`timeout`](Self::timeout) in the first turn takes 3. Inside a transaction: 3.
+    /// - MySQL and MariaDB: those of [`run`](Self::run) (2) and of a plain `conn.transaction` (6).
     ///
     /// # Backend differences
     ///
@@ -317,8 +317,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     }
 
     /// Lists the sessions that hold the lock or wait for it, holders first, as far as the server shows them to this
-    /// user: see [`Holder`]. It takes 1 round trip on PostgreSQL, once prepared, and 2 or 4 on MySQL and MariaDB. It
-    /// fails with [`Error::InvalidKey`], [`Error::Lost`] or [`Error::Database`].
+    /// user: see [`Holder`]. 1 round trip on PostgreSQL, once prepared. 2 or 4 on MySQL and MariaDB (4 if it is free).
+    /// It fails with [`Error::InvalidKey`], [`Error::Lost`] or [`Error::Database`].
     ///
     /// # Examples
     ///

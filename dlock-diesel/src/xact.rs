@@ -150,7 +150,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # Round trips
     ///
     /// 1 if the lock is free, once prepared, and 2 if it is taken. In a long wait, 1 after the first turn and 3 for
-    /// each further turn. After a timeout, 1 to undo the wait and 1 to name the holders.
+    /// each further turn. After a timeout, 1 to undo the wait and 1 to name the holders (4 in all).
     pub fn acquire(self) -> Result<(), Error> {
         lock_transaction(self.conn, &self.ask).map(drop)
     }

@@ -70,10 +70,12 @@ enum State {
 /// What is known of a request that failed.
 #[derive(Debug)]
 enum Fault {
-    /// The session has kept the error's number.
+    /// The session has kept the error's number, which says what went wrong.
     Kept(Cause),
+    /// What went wrong is known without the number.
     Known(Reason, Cause),
-    /// The session did not even keep the number: if it answers nothing, it is gone. Drivers do not tell.
+    /// The statement that keeps the number has failed, too. If the next question also fails, the session is gone:
+    /// drivers do not report a lost connection as one.
     Silent(Cause),
 }
 

@@ -13,9 +13,9 @@ use crate::proto::{Answer, Cause, ErrorFields, Failure, Reason};
 /// | 55P03 lock timeout | no | no | no |
 /// | 57014 cancelled, or cut by `statement_timeout` | no | no | no |
 ///
-/// The last two differ by time: the server cannot end a wait before its limit has passed since the statement was sent, on
-/// clocks that run at the same rate to 0.2 %. But after that a cancel looks the same, so a session's lock may have been
-/// granted nevertheless.
+/// The last two differ by time: the server cannot end a wait before its limit has passed since the statement was sent,
+/// on clocks that run at the same rate to 0.2 %. But after that a cancel looks the same, so a session's lock may have
+/// been granted nevertheless.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Fault {
     /// The session has ended, and with it all that it held.

@@ -3,7 +3,7 @@ use std::fmt::Debug;
 use super::{Ask, Failure, Hold, Machine, Parting, Request, Session};
 use crate::{Holder, LockKey};
 
-/// A kind of server: what it is asked, and what its answers mean. One type for each server.
+/// A kind of server: what it is asked, and what its answers mean. There is one type for each Diesel backend.
 pub trait Dialect: 'static {
     /// A key as this server takes it, with what tells one hold of it from another.
     type Key: Debug + Send + Sync;
@@ -26,8 +26,8 @@ pub trait Dialect: 'static {
     /// Releases one hold.
     fn release(hold: Hold<Self::Key>, session: Session) -> impl Machine<Output = ()>;
 
-    /// What to do about a hold that is given up by somebody who cannot wait. `session` is `None` where the connection
-    /// is broken.
+    /// What to do about a hold whose guard is dropped, by a caller that cannot wait for an answer. `session` is `None`
+    /// if the connection is broken.
     fn part(hold: &Hold<Self::Key>, session: Option<Session>) -> Parting;
 
     /// SQLite: the request of a hold.

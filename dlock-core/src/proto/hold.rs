@@ -26,8 +26,8 @@ impl<K> Hold<K> {
         self.mode
     }
 
-    /// What happens to the transaction that is open when the hold is given up by somebody who cannot wait. `session` is
-    /// `None` where the driver does not know.
+    /// What happens to the open transaction when the guard of this hold is dropped. `session` is `None` if the driver
+    /// does not know whether one is open.
     pub(crate) fn open_transaction(&self, session: Option<Session>) -> OpenTransaction {
         match (self.depth, session.map(|session| session.depth)) {
             (_, Some(None)) => OpenTransaction::None,

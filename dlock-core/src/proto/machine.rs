@@ -3,15 +3,15 @@ use std::time::Duration;
 
 use super::{ErrorFields, Failure, Rows, Statement};
 
-/// One conversation with a server, without I/O: it says what to send next and is given the answer, until it is
-/// [`Step::Done`].
+/// One conversation with a server, without I/O: it says what to send next and gets the answer, until [`Step::Done`].
 ///
 /// The caller passes the time (`now`) of a clock of its own that never goes back. A test can play the server.
 pub trait Machine: Send {
     /// What a conversation that succeeds ends with.
     type Output;
 
-    /// Whether it looks at the time. To read a clock costs as much as a tenth of what dlock does for a free lock.
+    /// Whether it uses `now`. If not, the caller need not read its clock, which would take as long as a tenth of what
+    /// dlock itself does for a free lock.
     const TIMED: bool = true;
 
     /// The first step.

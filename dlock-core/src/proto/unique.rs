@@ -4,8 +4,8 @@ use std::num::NonZeroI64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-/// A number that nobody else has. It begins anywhere, because a proxy may give a session to one process after another,
-/// and a program may contain two versions of this crate.
+/// A number that no other request has. Each copy of this crate counts up from a random number: a proxy may give one
+/// session to several processes in turn, and a program may contain two versions of this crate.
 pub(crate) fn unique() -> u64 {
     static NEXT: LazyLock<AtomicU64> =
         LazyLock::new(|| AtomicU64::new(RandomState::new().build_hasher().finish()));

@@ -1,4 +1,5 @@
-//! The moment at which a lock is granted and its wait ends: whatever comes of it, nobody holds what he does not know of.
+//! Races: the server grants a lock at the moment at which the wait for it ends. Whichever comes first, no session then
+//! holds a lock that its caller does not know of.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

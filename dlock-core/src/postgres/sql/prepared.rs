@@ -6,8 +6,8 @@ use crate::{Mode, PostgresKey};
 
 /// The answers of [`acquire`], which has none if the lock was granted.
 pub(in crate::postgres) const GRANTED: i64 = 1;
-/// The lock is taken, and no wait was asked for; or the user's `transaction_timeout` might end the session in the middle
-/// of the wait.
+/// The lock is taken, and the statement did not wait: nobody asked for it, or the user's `transaction_timeout` might
+/// end the session in the middle of the wait.
 pub(in crate::postgres) const TAKEN: i64 = 0;
 /// To [`probe`](super::probe): `statement_timeout` has cut the wait short.
 pub(in crate::postgres) const CUT_SHORT: i64 = 2;
@@ -37,7 +37,7 @@ macro_rules! no_row_if {
 ///   fail and the lock stay. A transaction's lock goes with the transaction.
 /// - The end of the query is an interrupt check. A timeout that fires during the grant is raised there, before the
 ///   session's lock is taken.
-/// - A `statement_timeout` that cuts the wait short is not looked for here: it shows when the wait fails.
+/// - The statement does not look at `statement_timeout`. If that cuts the wait short, [`probe`](super::probe) tells.
 macro_rules! or_wait {
     ($lock:literal, $key:literal, $keys:literal, $millis:literal, $arguments:literal, $mark:expr) => {
         concat!(

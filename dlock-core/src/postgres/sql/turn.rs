@@ -50,11 +50,11 @@ pub(in crate::postgres) fn prepare_turn(key: PostgresKey, rest: u32, long: u32) 
 }
 
 /// Waits one [turn](prepare_turn), in a block that catches the end of the turn, so that the server's log gets no line.
-/// It fails if the wait fails. Whether the lock was granted, [`is_held`] tells.
+/// It fails if the wait fails. It does not answer whether the lock was granted: ask [`is_held`](super::is_held).
 ///
-/// It also catches a deadlock with a session that waits for this transaction to end, as in "ShareLock on virtual
-/// transaction 3/17": that one goes on when the turn is over. A session's lock is waited for as the transaction's, for
-/// the reasons given [above](acquire).
+/// The block also catches a deadlock with a session that waits for this transaction to end, as in "ShareLock on virtual
+/// transaction 3/17": that session goes on when the turn is over. For a session's lock, the block first waits for the
+/// same lock as the transaction's. `or_wait!` says why.
 pub(in crate::postgres) fn turn(key: PostgresKey, mode: Mode, scope: Scope) -> String {
     const HIGH: &str = "pg_catalog.int8shl(pg_catalog.current_setting('dlock.high')::bigint, 32)";
     const LOW: &str = "pg_catalog.current_setting('dlock.low')::bigint";
@@ -166,7 +166,7 @@ pub(in crate::postgres) fn without_limits_until_undone(millis: u32, wait: &str) 
     format!("{}; {wait}", limits(millis, Lift::Statement))
 }
 
-/// Waits for the lock, with the key as a constant. See [`acquire`].
+/// Waits for the lock, with the key as a constant. `or_wait!` says why a session's lock is taken last.
 pub(in crate::postgres) fn wait(key: PostgresKey, mode: Mode, scope: Scope) -> String {
     let (shared, key) = (shared(mode), literal(key));
     let take = match scope {
