@@ -11,6 +11,7 @@ use dlock_tests::{
     on_mysql_async, on_postgres_async, unique_key, wait_for,
 };
 use tokio::sync::{Mutex, oneshot};
+use tokio::task::coop;
 
 use crate::cancellation::{
     CancelTest, FREE_IN_STEP, assert_in_step, assert_next_user_is_clean, free_once_closed, pool,
@@ -56,6 +57,20 @@ on_every_network_server_async! {
         if C::KIND == Kind::Postgres {
             assert_clean(&mut conn, &mut observer).await;
         }
+        close(conn, &mut observer, &key);
+    }
+
+    /// tokio lets a task that has done much wait at its next await, also where it could go on.
+    async fn a_guard_of_a_task_that_has_used_up_its_budget<C: CancelTest>(server: &Server) {
+        let key = unique_key("drop_budget");
+        let mut observer = C::observer(server);
+        let mut conn = C::open(server).await;
+        let guard = conn.advisory_lock(&key).acquire().await.expect("the lock is free");
+        while coop::has_budget_remaining() {
+            coop::consume_budget().await;
+        }
+        drop(guard);
+        free_at_once(&mut conn, &mut observer, &key);
         close(conn, &mut observer, &key);
     }
 
