@@ -5,7 +5,8 @@
 //!
 //! - [`LockKey`]: the name of a lock, and its form on each server;
 //! - [`Mode`]: exclusive, or shared by many readers;
-//! - [`Holder`]: a session that holds a lock or waits for it.
+//! - [`Holder`]: a session that holds a lock or waits for it;
+//! - [`FencingToken`]: a number greater than those of earlier holders.
 //!
 //! Everything else is hidden and not part of the API. The three crates depend on each other's exact version.
 //!
@@ -39,7 +40,9 @@ mod postgres;
 pub mod proto;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod token;
 
 pub use holder::Holder;
 pub use key::{InvalidKey, LockKey, PostgresKey};
 pub use mode::Mode;
+pub use token::FencingToken;

@@ -1,15 +1,16 @@
 //! MySQL's and MariaDB's named locks.
 
 mod acquire;
-mod is_held;
+mod question;
 mod release;
 mod sql;
 mod tag;
 
 use crate::proto::{
-    Abandoned, Ask, Dialect, Failure, Hold, Machine, NameHolders, Parting, Question, Session,
+    Abandoned, Ask, Condition, Dialect, Failure, Hold, Machine, NameHolders, Parting, Question,
+    Session,
 };
-use crate::{Holder, LockKey};
+use crate::{FencingToken, Holder, LockKey};
 
 /// MySQL 8.0 and later, MariaDB 10.6 and later.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +57,15 @@ impl Dialect for Mysql {
     }
 
     fn is_held(hold: &Hold<String>) -> impl Machine<Output = bool> {
-        is_held::IsHeld::new(hold)
+        question::Question::is_held(hold)
+    }
+
+    fn fencing_token(hold: &Hold<String>) -> impl Machine<Output = FencingToken> {
+        question::Question::draw_token(hold)
+    }
+
+    fn held(hold: &Hold<String>) -> Condition {
+        sql::held(&hold.key)
     }
 
     fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {

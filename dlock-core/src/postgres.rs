@@ -14,10 +14,10 @@ mod turns;
 use std::time::Duration;
 
 use crate::proto::{
-    Abandoned, Answer, Ask, Cause, Dialect, Failure, Hold, Machine, NameHolders, Parting, Question,
-    Read, Reason, Rows, Session, Step, TransactionDialect,
+    Abandoned, Answer, Ask, Cause, Condition, Dialect, DrawToken, Failure, Hold, Machine,
+    NameHolders, Parting, Question, Read, Reason, Rows, Session, Step, TransactionDialect,
 };
-use crate::{Holder, LockKey, PostgresKey};
+use crate::{FencingToken, Holder, LockKey, Mode, PostgresKey};
 
 /// PostgreSQL 14 and later.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +72,12 @@ fn ask_holders(key: PostgresKey) -> Question<Vec<Holder>> {
         _ => Read::OutOfStep,
     };
     Question::new(vec![ask, unprepared], read, Abandoned::default())
+}
+
+fn draw_token(key: PostgresKey, mode: Mode, not_held: fn(Cause) -> Failure) -> DrawToken {
+    let draw = sql::draw_token(key, mode);
+    let unprepared = draw.clone().never_kept();
+    DrawToken::new(vec![draw, unprepared], not_held)
 }
 
 impl Dialect for Postgres {
@@ -131,6 +137,14 @@ impl Dialect for Postgres {
         Question::new(vec![ask, unprepared], read, Abandoned::default())
     }
 
+    fn fencing_token(hold: &Hold<PostgresKey>) -> impl Machine<Output = FencingToken> {
+        draw_token(hold.key, hold.mode, Failure::not_held)
+    }
+
+    fn held(hold: &Hold<PostgresKey>) -> Condition {
+        sql::held(hold.key, hold.mode)
+    }
+
     fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
         Ok(ask_holders(key.to_postgres()?))
     }
@@ -161,5 +175,14 @@ impl TransactionDialect for Postgres {
             begin,
             ask.name_holders.then_some(ask_holders),
         ))
+    }
+
+    fn fencing_token_in_transaction(
+        ask: &Ask,
+    ) -> Result<impl Machine<Output = FencingToken>, Failure> {
+        let key = ask.key.to_postgres()?;
+        Ok(draw_token(key, ask.mode, |cause| {
+            Reason::NotHeld.clean(cause)
+        }))
     }
 }

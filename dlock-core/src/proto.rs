@@ -12,16 +12,19 @@
 //! the whole as a table.
 
 mod ask;
+mod condition;
 mod dialect;
 mod failure;
 mod hold;
 mod machine;
 mod question;
 mod statement;
+mod token;
 mod unique;
 mod wait;
 
 pub use ask::{Ask, Depth, Session};
+pub use condition::Condition;
 pub use dialect::{Dialect, TransactionDialect};
 pub use failure::{Aftermath, Cause, ErrorFields, Failure, Reason};
 pub use hold::{Hold, Parting, Request};
@@ -31,6 +34,7 @@ pub use wait::Wait;
 
 pub(crate) use hold::OpenTransaction;
 pub(crate) use question::{NameHolders, Question, Read};
+pub(crate) use token::{DrawToken, token};
 pub(crate) use unique::{Savepoint, unique, unique_nonzero};
 pub(crate) use wait::{AfterBusy, Waiting};
 

@@ -9,10 +9,10 @@ mod sql;
 use key::SqliteKey;
 
 use crate::proto::{
-    Abandoned, Ask, Dialect, Failure, Hold, Machine, NameHolders, OpenTransaction, Parting,
-    Question, Read, Request, Rows, Session, unique,
+    Abandoned, Ask, Condition, Dialect, DrawToken, Failure, Hold, Machine, NameHolders,
+    OpenTransaction, Parting, Question, Read, Request, Rows, Session, unique,
 };
-use crate::{Holder, LockKey};
+use crate::{FencingToken, Holder, LockKey};
 
 /// SQLite, on a connection to which dlock's SQL functions were added.
 ///
@@ -94,6 +94,14 @@ impl Dialect for Sqlite {
             _ => Read::OutOfStep,
         };
         Question::new(vec![sql::is_held(hold.key)], read, Abandoned::default())
+    }
+
+    fn fencing_token(hold: &Hold<SqliteKey>) -> impl Machine<Output = FencingToken> {
+        DrawToken::new(vec![sql::draw_token(hold.key)], Failure::not_held)
+    }
+
+    fn held(hold: &Hold<SqliteKey>) -> Condition {
+        sql::held(hold.key)
     }
 
     fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {

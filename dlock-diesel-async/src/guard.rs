@@ -1,9 +1,10 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
+use diesel_async::AsyncConnectionCore;
 use dlock_core::proto::{Dialect, Hold, Parting};
-use dlock_core::{Holder, LockKey};
-use dlock_diesel::{LockBackend, shared};
+use dlock_core::{FencingToken, Holder, LockKey};
+use dlock_diesel::{Held, LockBackend, shared};
 use tokio::task::unconstrained;
 
 use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
@@ -98,6 +99,53 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
         let hold = self.hold.as_ref().expect(RELEASED);
         ask(conn, DialectOf::<M::Target>::is_held(hold), &self.key).await
+    }
+
+    /// Draws a fencing token: see [`dlock_diesel`](dlock_diesel::AdvisoryLockGuard::fencing_token). If the future is
+    /// dropped, a number may be skipped. Otherwise cancel safety is that of [`is_held`](Self::is_held).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, diesel_async::RunQueryDsl, dlock_diesel_async::*};
+    /// # diesel::table! { reports { id -> Integer, body -> Text, fence -> BigInt } }
+    /// # use reports::{body, fence};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> QueryResult<()> {
+    /// let mut lock = conn.advisory_lock("report").acquire().await?;
+    /// let token = i64::from(lock.fencing_token().await?);
+    /// let written = diesel::update(reports::table.find(1).filter(fence.lt(token)))
+    ///     .set((body.eq("new"), fence.eq(token)))
+    ///     .execute(&mut lock)
+    ///     .await?;
+    /// assert_eq!(written, 1, "a later holder was here");
+    /// # Ok(()) }
+    /// ```
+    pub async fn fencing_token(&mut self) -> Result<FencingToken, Error> {
+        let conn = self.conn.as_deref_mut().expect(RELEASED);
+        let hold = self.hold.as_ref().expect(RELEASED);
+        let machine = DialectOf::<M::Target>::fencing_token(hold);
+        ask(conn, machine, &self.key).await
+    }
+
+    /// A condition that is true only in the session that holds the lock, for the WHERE of your own statements: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryLockGuard::held). It sends nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, diesel_async::RunQueryDsl, dlock_diesel_async::*};
+    /// # diesel::table! { accounts { id -> Integer, balance -> Integer } }
+    /// # use accounts::balance;
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> QueryResult<()> {
+    /// let mut lock = conn.advisory_lock("account/1").acquire().await?;
+    /// let account = accounts::table.find(1).filter(lock.held());
+    /// let changed = diesel::update(account).set(balance.eq(0)).execute(&mut lock).await?;
+    /// assert_eq!(changed, 1, "the lock was lost");
+    /// # Ok(()) }
+    /// ```
+    pub fn held(&self) -> Held<<M::Target as AsyncConnectionCore>::Backend> {
+        let hold = self.hold.as_ref().expect(RELEASED);
+        shared::held(DialectOf::<M::Target>::held(hold))
     }
 
     /// Lists the sessions that hold the lock or wait for it: see [`dlock_diesel`](dlock_diesel::AdvisoryLock::holders).

@@ -127,7 +127,8 @@ pub use backend::{AsyncFunc, AsyncLockBackend, LockConnection};
 #[cfg(feature = "postgres")]
 pub use dlock_diesel::PostgresKey;
 pub use dlock_diesel::{
-    Error, Holder, InvalidKey, LockBackend, LockKey, Mode, SharedLocks, TransactionLocks,
+    Error, FencingToken, Held, Holder, InvalidKey, LockBackend, LockKey, Mode, SharedLocks,
+    TransactionLocks,
 };
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;

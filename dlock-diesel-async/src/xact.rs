@@ -1,11 +1,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use dlock_core::proto::Ask;
-use dlock_core::{Holder, LockKey, Mode};
+use dlock_core::proto::{Ask, TransactionDialect};
+use dlock_core::{FencingToken, Holder, LockKey, Mode};
 use dlock_diesel::{SharedLocks, TransactionLocks};
 
-use crate::backend::{Cancel, LockConnection};
+use crate::backend::{Cancel, DialectOf, LockConnection};
 use crate::transaction::lock_transaction;
 use crate::{Error, run};
 
@@ -191,6 +191,33 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     pub async fn try_acquire(self) -> Result<bool, Error> {
         let granted = lock_transaction(self.conn, &self.ask.as_try(), self.cancel).await?;
         Ok(granted.is_some())
+    }
+
+    /// Draws a fencing token, if the session holds this lock: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryXactLock::fencing_token). If the future is dropped, a number may be
+    /// skipped.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// conn.advisory_lock("report").transaction(async |conn| {
+    ///     let token = conn.advisory_xact_lock("report").fencing_token().await?;
+    ///     println!("working with {token}");
+    ///     Ok::<_, Error>(())
+    /// }).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn fencing_token(&mut self) -> Result<FencingToken, Error> {
+        let key = &self.ask.key;
+        let machine = DialectOf::<C>::fencing_token_in_transaction(&self.ask);
+        run::ask(
+            self.conn,
+            machine.map_err(|failure| run::refused(failure, key))?,
+            key,
+        )
+        .await
     }
 
     /// Lists the sessions that hold the lock or wait for it: see

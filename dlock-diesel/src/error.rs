@@ -80,9 +80,9 @@ pub enum Error {
         source: Option<DieselError>,
     },
 
-    /// At release, the connection no longer held the lock. Something released it, or a proxy gave the transaction to
+    /// The connection did not hold the lock when it was released or when a fencing token was drawn. Something released it, or a proxy gave the transaction to
     /// another session. Another holder may have worked at the same time.
-    #[error("lock {key} was not held any more when it was released")]
+    #[error("this connection does not hold lock {key}")]
     #[non_exhaustive]
     NotHeld {
         /// The lock.

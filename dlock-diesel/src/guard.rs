@@ -1,12 +1,13 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
+use diesel::connection::Connection;
 use dlock_core::proto::{Dialect, Hold};
-use dlock_core::{Holder, LockKey};
+use dlock_core::{FencingToken, Holder, LockKey};
 
 use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection};
 use crate::run::{self, run};
-use crate::{Error, session, shared};
+use crate::{Error, Held, session, shared};
 
 /// A lock that is held. It derefs to the connection, so the session that holds the lock does the work.
 ///
@@ -97,6 +98,78 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
         let hold = self.hold.as_ref().expect(RELEASED);
         run(conn, DialectOf::<M::Target>::is_held(hold), &self.key)
+    }
+
+    /// Draws a fencing token: a number greater than every token that an earlier holder drew on this server, of whatever
+    /// lock.
+    ///
+    /// It is for what the lock alone cannot protect: a holder that was stopped, lost its session, and goes on. Store
+    /// the token with what you write, and write only over lower ones. `docs/guide/fencing.md` in the repository says when
+    /// a token can go back.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use diesel::prelude::*;
+    /// # use dlock_diesel::AdvisoryLockExt;
+    /// # diesel::table! { reports { id -> Integer, body -> Text, fence -> BigInt } }
+    /// # let mut conn = PgConnection::establish("")?;
+    /// use reports::{body, fence};
+    ///
+    /// let mut lock = conn.advisory_lock("report").acquire()?;
+    /// let token = i64::from(lock.fencing_token()?);
+    /// let written = diesel::update(reports::table.find(1).filter(fence.lt(token)))
+    ///     .set((body.eq("new"), fence.eq(token)))
+    ///     .execute(&mut *lock)?;
+    /// assert_eq!(written, 1, "a later holder was here");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::NotHeld`] if the session no longer holds the lock. The connection is marked broken.
+    /// - [`Error::Lost`] if the session has ended, or the connection was marked broken before.
+    /// - [`Error::Database`] if the statement failed for another reason: a standby of PostgreSQL has no tokens. On MySQL
+    ///   and MariaDB (`KILL QUERY`) the connection is marked broken.
+    ///
+    /// # Round trips
+    ///
+    /// 1, once prepared. PostgreSQL writes a record of the transaction log, as a COMMIT does.
+    ///
+    /// # Backend differences
+    ///
+    /// On PostgreSQL, in an open transaction, the token is safe from a crash of the server only after COMMIT.
+    pub fn fencing_token(&mut self) -> Result<FencingToken, Error> {
+        let conn = self.conn.as_deref_mut().expect(RELEASED);
+        let hold = self.hold.as_ref().expect(RELEASED);
+        let machine = DialectOf::<M::Target>::fencing_token(hold);
+        // On MySQL, a draw that has failed cannot be sent again.
+        run::session(conn, &self.key)?;
+        run(conn, machine, &self.key)
+    }
+
+    /// A condition that is true only in the session that holds the lock, for the WHERE of your own statements: the
+    /// check and the write are one statement.
+    ///
+    /// It sends nothing. It also guards a statement that is sent on another connection by mistake, which then changes
+    /// nothing. Where the session was ended, the statement fails anyway.
+    ///
+    /// # Examples
+    ///
+    /// See [`Held`].
+    ///
+    /// # Round trips
+    ///
+    /// None of its own. The server asks once for each statement, not for each row. On PostgreSQL it reads its table of
+    /// locks, which takes longer the more locks all sessions hold.
+    ///
+    /// # Backend differences
+    ///
+    /// On MySQL and MariaDB it is not for a server with `binlog_format = STATEMENT`, whose replicas would change
+    /// nothing.
+    pub fn held(&self) -> Held<<M::Target as Connection>::Backend> {
+        let hold = self.hold.as_ref().expect(RELEASED);
+        Held::new(DialectOf::<M::Target>::held(hold))
     }
 
     /// Lists the sessions that hold the lock or wait for it: see

@@ -60,7 +60,7 @@
 //!   [`AdvisoryXactLock`]. Clusters that accept writes on several nodes (Galera, group replication) have separate locks
 //!   on each node.
 //! - It does not stop a holder that has lost its connection. That holder may still be running. Where that matters, have
-//!   the system it writes to reject stale writers, for example by a version number.
+//!   the system it writes to reject stale writers by a [fencing token](AdvisoryLockGuard::fencing_token).
 //!
 //! # Features
 //!
@@ -86,6 +86,7 @@ mod backend;
 mod error;
 mod ext;
 mod guard;
+mod held;
 mod lock;
 #[cfg(feature = "migrations")]
 mod migrations;
@@ -102,10 +103,11 @@ mod xact;
 pub use backend::{LockBackend, LockConnection, SharedLocks, TransactionLocks};
 #[cfg(feature = "postgres")]
 pub use dlock_core::PostgresKey;
-pub use dlock_core::{Holder, InvalidKey, LockKey, Mode};
+pub use dlock_core::{FencingToken, Holder, InvalidKey, LockKey, Mode};
 pub use error::Error;
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
+pub use held::Held;
 pub use lock::AdvisoryLock;
 #[cfg(all(feature = "sqlite", feature = "r2d2"))]
 pub use sqlite::EnableAdvisoryLocks;

@@ -6,7 +6,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::serialize::ToSql;
 use diesel::sql_types::{BigInt, Binary, HasSqlType, Integer, Nullable, Text};
 use dlock_core::Holder;
-use dlock_core::proto::{Bind, Prepared, Statement};
+use dlock_core::proto::{Bind, Binds, Prepared, Statement};
 
 /// The row of `Columns::Number`.
 pub type Number = Nullable<BigInt>;
@@ -79,17 +79,33 @@ where
         if self.statement.prepared == Prepared::Never {
             out.unsafe_to_cache_prepared();
         }
-        let (before, between) = sql.split_first().expect("BUG: a statement has a text");
-        out.push_sql(before);
-        for (bind, sql) in binds.iter().zip(between) {
-            match bind {
-                Bind::BigInt(value) => out.push_bind_param::<BigInt, _>(value)?,
-                Bind::Integer(value) => out.push_bind_param::<Integer, _>(value)?,
-                Bind::Binary(value) => out.push_bind_param::<Binary, _>(value)?,
-                Bind::Text(value) => out.push_bind_param::<Text, _>(value)?,
-            }
-            out.push_sql(sql);
-        }
-        Ok(())
+        push(&mut out, sql, binds)
     }
+}
+
+/// Writes a text of the core with its binds.
+pub(crate) fn push<'b, DB>(
+    out: &mut AstPass<'_, 'b, DB>,
+    sql: &[&str],
+    binds: &'b Binds,
+) -> QueryResult<()>
+where
+    DB: Backend + HasSqlType<BigInt> + HasSqlType<Integer> + HasSqlType<Binary> + HasSqlType<Text>,
+    i64: ToSql<BigInt, DB>,
+    i32: ToSql<Integer, DB>,
+    Vec<u8>: ToSql<Binary, DB>,
+    String: ToSql<Text, DB>,
+{
+    let (before, between) = sql.split_first().expect("BUG: there is a text");
+    out.push_sql(before);
+    for (bind, sql) in binds.iter().zip(between) {
+        match bind {
+            Bind::BigInt(value) => out.push_bind_param::<BigInt, _>(value)?,
+            Bind::Integer(value) => out.push_bind_param::<Integer, _>(value)?,
+            Bind::Binary(value) => out.push_bind_param::<Binary, _>(value)?,
+            Bind::Text(value) => out.push_bind_param::<Text, _>(value)?,
+        }
+        out.push_sql(sql);
+    }
+    Ok(())
 }

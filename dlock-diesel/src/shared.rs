@@ -7,13 +7,14 @@ use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use dlock_core::LockKey;
 use dlock_core::proto::{
-    Abandoned, Aftermath, Answer, Cause, Depth, ErrorFields, Failure, Machine, Reason, Step,
+    Abandoned, Aftermath, Answer, Cause, Condition, Depth, ErrorFields, Failure, Machine, Reason,
+    Step,
 };
 
-use crate::Error;
 pub use crate::query::{ByText, CoreQuery, HolderColumns, HolderRow, Number, Pair, to_holder};
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{explain, forget, give_up, settle};
+use crate::{Error, Held};
 pub use dlock_core::{for_each_prepared, proto};
 
 /// How often a process tries to get the lock of its migrations, unless the caller sets an interval.
@@ -139,6 +140,11 @@ pub fn connection_error(error: DieselError, key: &LockKey) -> Error {
         },
         false => Error::Database(error),
     }
+}
+
+/// The condition of a hold as an expression of Diesel.
+pub fn held<DB>(condition: Condition) -> Held<DB> {
+    Held::new(condition)
 }
 
 /// The error of a transaction that was begun under the lock and left open.

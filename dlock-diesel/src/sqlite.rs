@@ -82,7 +82,8 @@ pub fn settle(request: Option<Request>, mut answer: Answer) -> Answer {
 /// # The file beside the database
 ///
 /// The first lock on the database `NAME` creates one empty file, `NAME-dlock`. The operating system locks bytes of it
-/// that do not exist. The file stays. You may delete it when no process has the database open.
+/// that do not exist. The file stays, and keeps the last fencing token. You may delete it when no process has the
+/// database open.
 ///
 /// dlock changes neither the database nor SQLite's own locks: a lock is held across transactions, and while other
 /// connections write. SQLite reads the schema once, when a connection is made ready. If other connections write at that

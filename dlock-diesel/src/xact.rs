@@ -1,10 +1,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use dlock_core::proto::Ask;
-use dlock_core::{Holder, LockKey, Mode};
+use dlock_core::proto::{Ask, TransactionDialect};
+use dlock_core::{FencingToken, Holder, LockKey, Mode};
 
-use crate::backend::{LockConnection, SharedLocks, TransactionLocks};
+use crate::backend::{DialectOf, LockConnection, SharedLocks, TransactionLocks};
 use crate::transaction::lock_transaction;
 use crate::{Error, run};
 
@@ -185,6 +185,41 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     #[must_use = "the lock may not have been acquired"]
     pub fn try_acquire(self) -> Result<bool, Error> {
         Ok(lock_transaction(self.conn, &self.ask.as_try())?.is_some())
+    }
+
+    /// Draws a fencing token, if the session holds this lock: see
+    /// [`AdvisoryLockGuard::fencing_token`](crate::AdvisoryLockGuard::fencing_token). It does not acquire the lock.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use diesel::prelude::*;
+    /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
+    /// # let mut conn = PgConnection::establish("")?;
+    /// conn.advisory_lock("report").transaction(|conn| {
+    ///     let token = conn.advisory_xact_lock("report").fencing_token()?;
+    ///     println!("working with {token}");
+    ///     Ok::<_, Error>(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotHeld`] if the session does not hold the lock, in the mode that was asked for. The transaction goes
+    /// on. [`Error::InvalidKey`], [`Error::Lost`], [`Error::Database`].
+    ///
+    /// # Round trips
+    ///
+    /// 1, once prepared.
+    pub fn fencing_token(&mut self) -> Result<FencingToken, Error> {
+        let key = &self.ask.key;
+        let machine = DialectOf::<C>::fencing_token_in_transaction(&self.ask);
+        run::run(
+            self.conn,
+            machine.map_err(|failure| run::refused(failure, key))?,
+            key,
+        )
     }
 
     /// Lists the sessions that hold the lock or wait for it: see

@@ -195,6 +195,7 @@ fn no_example_needs_a_database_library() {
         "only_one",
         "migrate_once",
         "transfer",
+        "fencing",
         "quickstart_async",
         "leader",
         "axum_export",
@@ -411,6 +412,25 @@ on_every_network_server! {
         assert_eq!(conn.number("SELECT COUNT(*) FROM dlock_visitors"), Some(1));
     }
 
+    fn fencing_rejects_the_write_of_a_holder_that_was_stopped<C: Lockable>(server: &Server) {
+        let database = FreshDatabase::<C>::create(server);
+        let output = run("fencing", &database.server.url);
+        let expected = [
+            ("Process 1 holds the lock. Its token is ", "."),
+            ("It is stopped. Then its session is ended, so the lock is free.", ""),
+            ("Process 2 acquires the lock. Its token is ", ". It changes 1 row."),
+            ("Process 1 goes on, and does not know. It changes 0 rows.", ""),
+            ("The report is by process 2.", ""),
+        ];
+        assert_lines(&output, &expected);
+        let token = |line: usize| -> i64 {
+            let line = output.lines().nth(line).expect("a line");
+            let token = line.split("token is ").nth(1).and_then(|rest| rest.split('.').next());
+            token.and_then(|token| token.parse().ok()).expect("a token")
+        };
+        assert!(token(0) < token(2), "{output}");
+    }
+
     fn transfer_loses_money_without_the_lock_only<C: Lockable>(server: &Server) {
         let database = FreshDatabase::<C>::create(server);
         let output = run("transfer", &database.server.url);
@@ -506,6 +526,7 @@ fn assert_bad(url: &str, parts: &[&str]) {
         ("quickstart", &[][..], 1),
         ("migrate_once", &[], 1),
         ("transfer", &[], 1),
+        ("fencing", &[], 1),
         ("quickstart_async", &[], 1),
         ("leader", &[], 1),
         ("axum_export", &[], 1),
@@ -559,6 +580,7 @@ fn a_missing_url_is_named() {
         ("axum_export", &[]),
         ("migrate_once", &[]),
         ("transfer", &[]),
+        ("fencing", &[]),
         ("only_one", &["key", "--", "true"]),
     ] {
         let (code, stderr) = code(example(name).args(arguments));

@@ -1904,3 +1904,222 @@ fn readers_in_transactions_run_at_once() {
         })
         .expect("two readers");
 }
+
+// Fencing tokens.
+
+fn draw(conn: &mut SqliteConnection, key: &str) -> i64 {
+    let mut lock = conn.advisory_lock(key).acquire().expect("a free lock");
+    let token = lock.fencing_token().expect("a token");
+    lock.release().expect("a release");
+    token.into()
+}
+
+fn last_token(database: &Database) -> String {
+    fs::read_to_string(database.lock_file()).expect("the lock file")
+}
+
+/// A process that has drawn this token, and still holds the lock.
+fn fencing_process(database: &Database, key: &str) -> (Process, i64) {
+    let mut process = database.holder("fence", key);
+    let line = process.line();
+    let token = line.strip_prefix("acquired ").expect("a token");
+    (process, token.parse().expect("a number"))
+}
+
+#[test]
+fn tokens_rise_over_processes_and_the_lock_file_keeps_the_last_one() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let mut tokens = vec![draw(&mut conn, "a")];
+    for _ in 0..2 {
+        let (mut process, token) = fencing_process(&database, "a");
+        // Others hold other locks meanwhile.
+        tokens.extend([token, draw(&mut conn, "b")]);
+        process.kill9();
+        tokens.push(draw(&mut conn, "a"));
+    }
+    assert!(tokens.is_sorted_by(|one, next| one < next), "{tokens:?}");
+    assert_eq!(
+        last_token(&database),
+        format!("{:019}\n", tokens[tokens.len() - 1])
+    );
+    assert!(
+        database
+            .listing()
+            .iter()
+            .any(|(name, length)| name == "app.db-dlock" && *length == 20)
+    );
+}
+
+/// As if the clock had been set back by some decades.
+#[test]
+fn a_clock_that_was_set_back_sets_no_token_back() {
+    let database = Database::new();
+    let mut conn = database.open();
+    let first = draw(&mut conn, "a");
+    let ahead = first + 1_000_000_000_000_000;
+    fs::write(database.lock_file(), format!("{ahead:019}\n")).expect("the lock file");
+    assert_eq!(draw(&mut conn, "a"), ahead + 1);
+    let (_process, token) = fencing_process(&database, "a");
+    assert_eq!(token, ahead + 2);
+    assert_eq!(draw(&mut conn, "b"), ahead + 3);
+    // The lock file goes, but this process remembers.
+    fs::remove_file(database.lock_file()).expect("the lock file");
+    assert_eq!(draw(&mut conn, "a"), ahead + 4);
+}
+
+#[test]
+fn what_a_loss_of_power_leaves_of_the_last_token_is_made_good_by_the_clock() {
+    for rest in [
+        "",
+        "00017",
+        "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        "no number at all, and long",
+    ] {
+        let database = Database::new();
+        let first = draw(&mut database.open(), "a");
+        fs::write(database.lock_file(), rest).expect("the lock file");
+        let (_process, token) = fencing_process(&database, "a");
+        assert!(token > first, "after {rest:?}");
+        assert!(last_token(&database).starts_with(&format!("{token:019}\n")));
+    }
+}
+
+#[test]
+fn many_processes_draw_no_token_twice() {
+    let database = Database::new();
+    let mut processes: Vec<(Process, i64)> = Vec::new();
+    thread::scope(|scope| {
+        let database = &database;
+        let starting: Vec<_> = (0..8)
+            .map(|n| scope.spawn(move || fencing_process(database, &format!("key {n}"))))
+            .collect();
+        let threads: Vec<_> = (0..4)
+            .map(|n| {
+                scope.spawn(move || {
+                    let mut conn = database.open();
+                    let mut lock = conn.advisory_lock(n).acquire().expect("a free lock");
+                    let draw = || i64::from(lock.fencing_token().expect("a token"));
+                    std::iter::repeat_with(draw).take(500).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let mut all = BTreeSet::new();
+        for thread in threads {
+            let tokens = thread.join().expect("no panic");
+            assert!(tokens.is_sorted_by(|one, next| one < next));
+            all.extend(tokens);
+        }
+        processes.extend(
+            starting
+                .into_iter()
+                .map(|thread| thread.join().expect("no panic")),
+        );
+        all.extend(processes.iter().map(|(_, token)| *token));
+        assert_eq!(all.len(), 4 * 500 + 8);
+    });
+}
+
+/// Locks the byte that is locked while a token is drawn, as a process does that is stopped there.
+#[test]
+fn a_draw_waits_for_another_process_that_draws() {
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::libc;
+    let database = Database::new();
+    let first = draw(&mut database.open(), "a");
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(database.lock_file());
+    let file = file.expect("the lock file");
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: 4 * ((1 << 61) - 1) + 2,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)).expect("nobody draws");
+    thread::scope(|scope| {
+        let drawing = scope.spawn(|| draw(&mut database.open(), "a"));
+        thread::sleep(Duration::from_millis(200));
+        assert!(!drawing.is_finished());
+        // Locks are taken meanwhile.
+        assert_free(&mut database.open(), "b");
+        drop(file);
+        assert!(drawing.join().expect("no panic") > first);
+    });
+}
+
+/// There is no session that somebody could end, but the lock file can be deleted.
+#[test]
+fn a_holder_that_was_stopped_and_whose_lock_file_was_deleted_changes_no_row_after_the_next_one() {
+    let database = Database::new();
+    let mut conn = database.open();
+    conn.execute_sql("CREATE TABLE fenced (id INTEGER PRIMARY KEY, value BIGINT NOT NULL, fence BIGINT NOT NULL)");
+    conn.execute_sql("INSERT INTO fenced VALUES (1, 0, 0)");
+    let (mut holder, token) = fencing_process(&database, "a");
+    let id = Pid::from_raw(holder.id().try_into().expect("a process id"));
+    kill(id, Signal::SIGSTOP).expect("it runs");
+    assert_taken(&mut conn, "a");
+    fs::remove_file(database.lock_file()).expect("the lock file");
+    let next = draw(&mut conn, "a");
+    assert!(next > token);
+    conn.execute_sql(&format!(
+        "UPDATE fenced SET value = 2, fence = {next} WHERE fence < {next}"
+    ));
+    holder.send("write");
+    kill(id, Signal::SIGCONT).expect("it is there");
+    holder.expect_line("changed 0");
+    holder.expect_line("NotHeld");
+    assert_eq!(conn.number("SELECT value FROM fenced"), Some(2));
+}
+
+#[test]
+fn databases_in_memory_have_tokens() {
+    let (mut one, mut two) = (
+        SqliteConnection::open_url(":memory:"),
+        SqliteConnection::open_url(":memory:"),
+    );
+    let mut tokens = Vec::new();
+    for _ in 0..3 {
+        tokens.extend([draw(&mut one, "memory"), draw(&mut two, "memory")]);
+    }
+    assert!(tokens.is_sorted_by(|one, next| one < next), "{tokens:?}");
+}
+
+/// A subquery that depends on no row is one that SQLite asks once.
+#[test]
+fn the_condition_is_asked_once_for_a_statement() {
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        detail: String,
+    }
+    let database = Database::new();
+    let mut conn = database.open();
+    let lock = conn.advisory_lock("a").acquire().expect("a free lock");
+    let select = diesel::select(lock.held());
+    let sql = diesel::debug_query::<diesel::sqlite::Sqlite, _>(&select).to_string();
+    let condition = sql
+        .strip_prefix("SELECT ")
+        .and_then(|sql| sql.split(" -- ").next());
+    let condition = condition.expect("a condition").to_owned();
+    drop(lock);
+    let plan: Vec<Step> = diesel::sql_query(format!(
+        "EXPLAIN QUERY PLAN SELECT n FROM t WHERE n > 0 AND {condition}"
+    ))
+    .bind::<diesel::sql_types::BigInt, _>(1)
+    .bind::<diesel::sql_types::BigInt, _>(1)
+    .load(&mut conn)
+    .expect("a plan");
+    let plan: Vec<String> = plan.into_iter().map(|step| step.detail).collect();
+    assert!(
+        plan.iter().any(|step| step.starts_with("SCALAR SUBQUERY")),
+        "{plan:?}"
+    );
+    assert!(
+        !plan.iter().any(|step| step.contains("CORRELATED")),
+        "{plan:?}"
+    );
+}

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::tag::Tag;
-use crate::proto::{Bind, Columns, Failure, OpenTransaction, Prepared, Statement};
+use crate::proto::{Bind, Columns, Condition, Failure, OpenTransaction, Prepared, Statement};
 
 /// What comes of [`acquire`].
 pub(super) const GRANTED: i64 = 1;
@@ -253,6 +253,31 @@ pub(super) fn is_held(tag: Tag, key: &str, droppable: bool) -> Statement {
         " USING utf8mb4)) <=> CONNECTION_ID() LIMIT 1 INTO @dlock_answer",
     ];
     Statement::number(Prepared::ByText, TEXT, [name(key)]).columns(Columns::Affected)
+}
+
+/// Draws a number that is greater than all that were drawn before; NULL if this session does not hold the lock. The tag
+/// stands before it.
+///
+/// `UUID_SHORT()` is the `server_id` in 8 bits, the second in which the server was started in 32, and a counter. The
+/// first 8 bits are cut off: with them a token might not fit into a BIGINT, and a change of the `server_id` could set
+/// all tokens back.
+pub(super) fn draw_token(tag: Tag, key: &str) -> Statement {
+    const TEXT: &[&str] = &[
+        "/* dlock: draws a fencing token */ SELECT 4611686018427387904 + CAST(",
+        " AS SIGNED) AS answer, IF(IS_USED_LOCK(CONVERT(",
+        " USING utf8mb4)) <=> CONNECTION_ID(), CAST(UUID_SHORT() & 72057594037927935 AS SIGNED), NULL) AS token",
+    ];
+    Statement::number(Prepared::ByText, TEXT, [tag.bind(), name(key)]).columns(Columns::Pair)
+}
+
+/// A condition for the user's own statements: whether this session holds the lock. The servers ask once for each
+/// statement, because it does not depend on any row.
+pub(super) fn held(key: &str) -> Condition {
+    const TEXT: &[&str] = &[
+        "(IS_USED_LOCK(CONVERT(",
+        " USING utf8mb4)) <=> CONNECTION_ID())",
+    ];
+    Condition::new(TEXT, [name(key)])
 }
 
 /// Releases a lock where nobody reads the answer.

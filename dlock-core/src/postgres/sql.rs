@@ -9,10 +9,12 @@ mod locks;
 mod message;
 mod parts;
 mod prepared;
+mod token;
 mod turn;
 
 pub(super) use locks::*;
 pub(super) use message::*;
 pub(super) use parts::Scope;
 pub(super) use prepared::*;
+pub(super) use token::*;
 pub(super) use turn::*;

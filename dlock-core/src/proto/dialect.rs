@@ -1,7 +1,7 @@
 use std::fmt::Debug;
 
-use super::{Ask, Failure, Hold, Machine, Parting, Request, Session};
-use crate::{Holder, LockKey};
+use super::{Ask, Condition, Failure, Hold, Machine, Parting, Request, Session};
+use crate::{FencingToken, Holder, LockKey};
 
 /// A kind of server: what it is asked, and what its answers mean. There is one type for each Diesel backend.
 pub trait Dialect: 'static {
@@ -38,6 +38,12 @@ pub trait Dialect: 'static {
     /// Asks whether the session holds the lock.
     fn is_held(hold: &Hold<Self::Key>) -> impl Machine<Output = bool>;
 
+    /// Draws a fencing token, if the session holds the lock.
+    fn fencing_token(hold: &Hold<Self::Key>) -> impl Machine<Output = FencingToken>;
+
+    /// The condition that is true only in the session that holds the lock, for statements of the caller.
+    fn held(hold: &Hold<Self::Key>) -> Condition;
+
     /// Asks who holds the lock or waits for it.
     ///
     /// # Errors
@@ -65,4 +71,14 @@ pub trait TransactionDialect: Dialect {
     ///
     /// An invalid key.
     fn begin(ask: &Ask) -> Result<impl Machine<Output = Option<()>>, Failure>;
+
+    /// Draws a fencing token, if the session holds the lock that was asked for. Nothing is amiss with a session that
+    /// does not.
+    ///
+    /// # Errors
+    ///
+    /// An invalid key.
+    fn fencing_token_in_transaction(
+        ask: &Ask,
+    ) -> Result<impl Machine<Output = FencingToken>, Failure>;
 }

@@ -5,7 +5,7 @@
 
 use super::key::SqliteKey;
 use crate::Mode;
-use crate::proto::{Bind, Binds, Columns, Prepared, Statement};
+use crate::proto::{Bind, Binds, Columns, Condition, Prepared, Statement};
 
 /// The answer to a request: the lock is granted.
 pub(super) const GRANTED: i64 = 1;
@@ -47,6 +47,19 @@ pub(super) fn release(key: SqliteKey) -> Statement {
 pub(super) fn is_held(key: SqliteKey) -> Statement {
     let sql = &["SELECT dlock_is_held(", ", ", ")"];
     Statement::number(Prepared::ByText, sql, [number(key.key), request(key)])
+}
+
+/// Draws a number that is greater than all that were drawn before; 0 if this session does not have that hold.
+pub(super) fn draw_token(key: SqliteKey) -> Statement {
+    let sql = &["SELECT dlock_fencing_token(", ", ", ")"];
+    Statement::number(Prepared::ByText, sql, [number(key.key), request(key)])
+}
+
+/// A condition for the user's own statements: whether this session has that hold. As a subquery it is asked once for
+/// each statement, not for each row.
+pub(super) fn held(key: SqliteKey) -> Condition {
+    let sql = &["(SELECT dlock_is_held(", ", ", "))"];
+    Condition::new(sql, [number(key.key), request(key)])
 }
 
 /// Who holds the lock and who waits for it, as one text.

@@ -48,6 +48,8 @@ pub(super) struct Database {
     details: HashMap<i64, Details>,
     /// None for databases in memory.
     file: Option<FileLocks>,
+    /// The last fencing token that this process has drawn.
+    last_token: i64,
 }
 
 /// What the queue does not know of a request.
@@ -210,6 +212,22 @@ impl Database {
     pub(super) fn is_held(&self, session: i64, key: u64, id: i64) -> bool {
         let is_seen = self.file.as_ref().is_none_or(|file| file.is_seen(key));
         is_seen && self.holds(session, key, id)
+    }
+
+    /// Draws a fencing token. Returns `None` while another process draws one.
+    ///
+    /// Tokens are microseconds since the Unix epoch, unless the clock is behind the last one. So they rise also where
+    /// the lock file has been deleted.
+    pub(super) fn draw_token(&mut self) -> Result<Option<i64>, FunctionError> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_micros() as i64);
+        let least = now.max(self.last_token.saturating_add(1));
+        let drawn = match &mut self.file {
+            Some(file) => file.draw_token(least)?,
+            None => Some(least),
+        };
+        self.last_token = drawn.unwrap_or(self.last_token);
+        Ok(drawn)
     }
 
     pub(super) fn holders(&mut self, key: u64) -> Result<HolderList, FunctionError> {

@@ -256,6 +256,11 @@ impl FileLocks {
         byte.is_some_and(|byte| byte.is_seen(&self.file))
     }
 
+    /// Draws a fencing token of at least that number. Returns `None` while another process draws one.
+    pub(super) fn draw_token(&mut self, least: i64) -> Result<Option<i64>, FunctionError> {
+        self.file.draw_token(least)
+    }
+
     /// Whether another process waits for the lock.
     pub(super) fn is_awaited(&self, key: u64) -> bool {
         self.file.locked_elsewhere(key, Byte::Waiting).is_some()

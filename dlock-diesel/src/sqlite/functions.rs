@@ -25,6 +25,7 @@ mod sql {
         -> BigInt;
         fn dlock_release(key: BigInt, request: BigInt) -> BigInt;
         fn dlock_is_held(key: BigInt, request: BigInt) -> BigInt;
+        fn dlock_fencing_token(key: BigInt, request: BigInt) -> BigInt;
         fn dlock_holders(key: BigInt) -> Text;
         fn dlock_release_all() -> BigInt;
         fn dlock_copy() -> BigInt;
@@ -123,6 +124,12 @@ fn add(conn: &mut SqliteConnection, session: &Arc<Session>) -> QueryResult<()> {
         truth(number(key).and_then(|key| session.is_held(key, request)))
     };
     sql::dlock_is_held_utils::register_nondeterministic_impl(conn, is_held)?;
+
+    let session = of();
+    let draw_token = move |key: i64, request: i64| {
+        Reply(number(key).and_then(|key| session.draw_token(key, request)))
+    };
+    sql::dlock_fencing_token_utils::register_nondeterministic_impl(conn, draw_token)?;
 
     let session = of();
     let holders = move |key: i64| {

@@ -1,4 +1,6 @@
-//! The lock file of a database: `NAME-dlock` beside it, always empty. The system locks bytes of it that do not exist.
+//! The lock file of a database: `NAME-dlock` beside it. The system locks bytes of it, whether they exist or not.
+//!
+//! It is empty until a fencing token is drawn. Then it holds the last one.
 
 mod byte;
 #[cfg(unix)]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use dlock_core::{Holder, Mode};
@@ -12,11 +13,14 @@ use super::database::{Attempt, DatabaseId};
 use super::function_error::FunctionError;
 use super::lock_file::{self, LockFile};
 use super::queue::{Request, Requested};
-use super::table::table;
+use super::table::{Draw, table};
 
 /// The bounds of the pause between two tries while another process is in the way. In between, a waiter pauses for a
 /// fiftieth of the time that it has waited.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(10));
+
+/// How long a process may be in the middle of drawing a fencing token, which takes it microseconds.
+const DRAWS_FOR: Duration = Duration::from_secs(5);
 
 /// How a request for a lock ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +142,25 @@ impl Session {
     pub(super) fn is_held(&self, key: u64, request: i64) -> Result<bool, FunctionError> {
         self.refuse_forked()?;
         Ok(table().is_held(self.database, self.id, key, request))
+    }
+
+    /// Draws a fencing token. Returns 0 if this session does not have that hold.
+    pub(super) fn draw_token(&self, key: u64, request: i64) -> Result<i64, FunctionError> {
+        self.refuse_forked()?;
+        let began = Instant::now();
+        loop {
+            let draw = table().draw_token(self.database, self.id, key, request)?;
+            match draw {
+                Draw::Token(token) => return Ok(token),
+                Draw::NotHeld => return Ok(0),
+                Draw::BusyElsewhere if began.elapsed() > DRAWS_FOR => {
+                    return Err(FunctionError::other(
+                        "another process was stopped while it drew a fencing token: let it go on, or end it",
+                    ));
+                }
+                Draw::BusyElsewhere => thread::sleep(Duration::from_micros(100)),
+            }
+        }
     }
 
     /// Who holds the lock and who waits for it, holders first, each one behind its session.

@@ -42,6 +42,15 @@ pub(super) fn session_state(session: i64) -> i64 {
     }
 }
 
+/// What came of drawing a fencing token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Draw {
+    Token(i64),
+    NotHeld,
+    /// Another process draws one.
+    BusyElsewhere,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Table {
     databases: HashMap<DatabaseId, Database>,
@@ -180,6 +189,24 @@ impl Table {
     ) -> bool {
         let database = self.databases.get(&database);
         database.is_some_and(|database| database.is_held(session, key, request))
+    }
+
+    /// Draws a fencing token, if the session holds the lock by that request.
+    pub(super) fn draw_token(
+        &mut self,
+        database: DatabaseId,
+        session: i64,
+        key: u64,
+        request: i64,
+    ) -> Result<Draw, FunctionError> {
+        if !self.is_held(database, session, key, request) {
+            return Ok(Draw::NotHeld);
+        }
+        let drawn = match self.databases.get_mut(&database) {
+            Some(database) => database.draw_token()?,
+            None => return Ok(Draw::NotHeld),
+        };
+        Ok(drawn.map_or(Draw::BusyElsewhere, Draw::Token))
     }
 
     pub(super) fn holders(

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Parser, Subcommand};
-use diesel::{MysqlConnection, PgConnection, QueryResult, SqliteConnection};
-use dlock_diesel::{AdvisoryLockExt, LockConnection};
+use diesel::prelude::*;
+use dlock_diesel::{AdvisoryLockExt, Error, FencingToken, LockConnection};
 use dlock_tests::{TestConnection, with_causes};
 
 #[derive(Parser)]
@@ -32,6 +32,10 @@ enum Role {
     /// Connects, prints `connected` and the backend's id, acquires the lock, prints `acquired`, and when it is told to go
     /// on, releases it and prints `released`.
     Hold { key: String },
+    /// As `hold`, but also draws a fencing token before it prints `acquired` and the token. When it is told to go on, it
+    /// writes to the table `fenced` on another connection and prints `changed` and how many rows; then it draws another
+    /// token and prints the kind of error, or `drawn`.
+    Fence { key: String },
     /// As `hold`, but ends the process in place of releasing.
     Exit { key: String },
     /// As `hold`, but shared, and on SQLite.
@@ -74,6 +78,38 @@ enum Role {
     },
 }
 
+diesel::table! {
+    /// Rows that remember the token of the last write.
+    fenced (id) {
+        /// One of the test's rows.
+        id -> Integer,
+        /// What was written.
+        value -> BigInt,
+        /// The token of the last write.
+        fence -> BigInt,
+    }
+}
+
+/// The recipe of the guide.
+trait Fenced {
+    fn write(&mut self, token: FencingToken, to: i64) -> QueryResult<usize>;
+}
+
+macro_rules! fenced {
+    ($($Conn:ty)*) => {$(
+        impl Fenced for $Conn {
+            fn write(&mut self, token: FencingToken, to: i64) -> QueryResult<usize> {
+                let token = i64::from(token);
+                diesel::update(fenced::table.find(1).filter(fenced::fence.lt(token)))
+                    .set((fenced::value.eq(to), fenced::fence.eq(token)))
+                    .execute(self)
+            }
+        }
+    )*};
+}
+
+fenced! { PgConnection MysqlConnection SqliteConnection }
+
 fn main() {
     let arguments = Arguments::parse();
     if matches!(
@@ -95,7 +131,7 @@ fn main() {
     }
 }
 
-fn play<C: TestConnection + LockConnection>(arguments: &Arguments) {
+fn play<C: TestConnection + LockConnection + Fenced>(arguments: &Arguments) {
     let mut conn = C::open_url(&arguments.url);
     println!("connected {}", conn.backend_id());
     match &arguments.role {
@@ -106,6 +142,15 @@ fn play<C: TestConnection + LockConnection>(arguments: &Arguments) {
             pause();
             guard.release().expect("the lock is held");
             println!("released");
+        }
+        Role::Fence { key } => {
+            let mut guard = conn.advisory_lock(key).acquire().expect("the lock");
+            let token = guard.fencing_token().expect("a token");
+            println!("acquired {token}");
+            pause();
+            let changed = C::open_url(&arguments.url).write(token, 1);
+            println!("changed {}", changed.expect("a statement"));
+            println!("{}", kind(guard.fencing_token()));
         }
         Role::Exit { key } => {
             let _guard = conn.advisory_lock(key).acquire().expect("the lock");
@@ -126,6 +171,15 @@ fn play<C: TestConnection + LockConnection>(arguments: &Arguments) {
         }
         role => panic!("{role:?} is for SQLite"),
     }
+}
+
+fn kind_of(error: &Error) -> String {
+    let kind = format!("{error:?}");
+    kind.split([' ', '(']).next().unwrap_or_default().to_owned()
+}
+
+fn kind(drawn: Result<FencingToken, Error>) -> String {
+    drawn.map_or_else(|error| kind_of(&error), |_| "drawn".into())
 }
 
 fn now() -> u128 {
@@ -164,9 +218,7 @@ fn play_on_sqlite(arguments: &Arguments) {
         }
         Role::Fail { key } => {
             let error = conn.advisory_lock(key).acquire().expect_err("an error");
-            let kind = format!("{error:?}");
-            let kind = kind.split([' ', '(']).next().unwrap_or_default();
-            println!("{kind}: {}", with_causes(&error));
+            println!("{}: {}", kind_of(&error), with_causes(&error));
         }
         Role::Stamp { key } => loop {
             let guard = conn.advisory_lock(key).acquire().expect("the lock");

@@ -4,6 +4,7 @@
 mod both;
 mod cancellation;
 mod dropped_guards;
+mod fencing;
 mod flavor;
 mod guard;
 mod open_transactions;

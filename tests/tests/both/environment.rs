@@ -163,6 +163,10 @@ async fn questions_are_answered(conn: &mut PgConnection, observer: &mut impl Tes
         .await
         .expect("a free lock");
     assert!(lock.is_held().await.expect("an answer"));
+    let token = lock.fencing_token().await.expect("a token");
+    assert!(lock.fencing_token().await.expect("a token") > token);
+    let held = diesel::select(lock.held());
+    assert_eq!(held.get_result(&mut *lock).await, Ok(true));
     assert_eq!(lock.holders().await.expect("holders").len(), 1);
     lock.release().await.expect("a release");
     assert_free(observer, &key);

@@ -15,6 +15,7 @@ pub(crate) mod user;
 mod acquire;
 mod environment;
 mod errors;
+pub(crate) mod fencing;
 mod guard;
 mod holders;
 pub(crate) mod inside_transaction;

@@ -26,6 +26,7 @@ async fn ask<C: LockConnection>(lock: AdvisoryLock<&mut C>, way: Way, taken: boo
             let guard = assert_outcome(lock.acquire().await, taken);
             if let Some(mut guard) = guard {
                 assert!(guard.is_held().await.expect("an answer"));
+                guard.fencing_token().await.expect("a token");
                 guard.release().await.expect("a release");
             }
         }

@@ -4,6 +4,7 @@
 mod both;
 mod dropped_guards;
 mod errors;
+mod fencing;
 mod flavor;
 mod names;
 mod open_transactions;

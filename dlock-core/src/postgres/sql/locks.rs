@@ -4,8 +4,9 @@ use super::parts::{lock_row, unlock_text};
 use crate::proto::{Bind, Columns, Prepared, Statement};
 use crate::{Mode, PostgresKey};
 
+/// Pieces of a text around the binds of [`lock_row`].
 macro_rules! lock_rows {
-    ($before:literal, $after:expr) => {
+    ($before:expr, $after:expr) => {
         [
             concat!($before, "pg_catalog.texteq(l.locktype, 'advisory') AND pg_catalog.int8eq(l.classid::bigint, "),
             ") AND pg_catalog.int8eq(l.objid::bigint, ",
@@ -120,3 +121,5 @@ pub(in crate::postgres) fn reclaim(key: PostgresKey, mode: Mode) -> String {
         unlock_text(key, mode)
     )
 }
+
+pub(super) use lock_rows;

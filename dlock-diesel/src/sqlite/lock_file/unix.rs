@@ -1,5 +1,7 @@
 //! Lock files on Unix.
 
+mod token;
+
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -257,7 +259,7 @@ fn cannot(verb: &str, path: &Path, error: &io::Error) -> FunctionError {
     match error.kind() {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             FunctionError::unsupported(format!(
-                "{message}: locks need this one empty file beside the database; make the folder writable for this \
+                "{message}: locks need this one file beside the database; make the folder writable for this \
                  user, or the file itself if it exists"
             ))
         }

@@ -52,6 +52,13 @@ impl LockFile {
         Err(FunctionError::unsupported_system())
     }
 
+    pub(in crate::sqlite) fn draw_token(
+        &mut self,
+        _least: i64,
+    ) -> Result<Option<i64>, FunctionError> {
+        Err(FunctionError::unsupported_system())
+    }
+
     pub(in crate::sqlite) fn locked_elsewhere(
         &self,
         _key: u64,
