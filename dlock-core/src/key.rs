@@ -125,6 +125,11 @@ impl LockKey {
         }
     }
 
+    /// The error for a list without a key, of which this one stands in the place.
+    pub(crate) fn names_nothing(&self) -> InvalidKey {
+        self.invalid("stands for an empty list of keys: name at least one")
+    }
+
     /// An error for this key. `problem` continues the sentence "lock key .." and ends with what to do.
     fn invalid(&self, problem: impl Into<Cow<'static, str>>) -> InvalidKey {
         InvalidKey {

@@ -3,18 +3,34 @@
 mod acquire;
 mod question;
 mod release;
+mod several;
 mod sql;
 mod tag;
 
+use self::several::{NamedLocks, Names, ReleaseAll};
 use crate::proto::{
-    Abandoned, Ask, Condition, Dialect, Failure, Hold, Machine, NameHolders, Parting, Question,
-    Session,
+    Abandoned, Ask, Condition, Dialect, Either, Failure, Hold, Machine, NameHolders, Parting,
+    Question, Session, Several,
 };
 use crate::{FencingToken, Holder, LockKey};
 
 /// MySQL 8.0 and later, MariaDB 10.6 and later.
 #[derive(Clone, Copy, Debug)]
 pub struct Mysql;
+
+fn acquire_several(
+    names: Names,
+    ask: &Ask,
+    session: Session,
+) -> Result<NameHolders<Several<NamedLocks>>, Failure> {
+    ask.check_session(session)?;
+    let several = NamedLocks::several(names, ask, session.depth);
+    let ask_holders =
+        |several: &Several<NamedLocks>| ask_holders(several.steps().names().name(several.at()));
+    let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
+    Ok(NameHolders::new(several, ask_holders)
+        .of_several(|several| Some(several.steps().names().key(several.at()).clone().into())))
+}
 
 /// An answer that nobody reads puts the connection out of step: the next question is given it.
 fn ask_holders(key: &str) -> Question<Vec<Holder>> {
@@ -31,28 +47,45 @@ impl Dialect for Mysql {
         ask: &Ask,
         session: Session,
     ) -> Result<impl Machine<Output = Option<Hold<String>>>, Failure> {
-        let key = ask.key.to_mysql()?;
+        let key = match ask.is_one() {
+            true => ask.key.to_mysql()?,
+            false => {
+                let mut names = Names::new(ask)?;
+                match names.only() {
+                    Some(name) => name,
+                    None => return acquire_several(names, ask, session).map(Either::several),
+                }
+            }
+        };
         ask.check_session(session)?;
         let acquire = acquire::Acquire::new(key, ask, session.depth);
         let ask_holders = |acquire: &acquire::Acquire| ask_holders(acquire.key());
-        Ok(NameHolders::new(
+        Ok(Either::One(NameHolders::new(
             acquire,
             ask.name_holders.then_some(ask_holders),
-        ))
+        )))
     }
 
     fn release(hold: Hold<String>, _session: Session) -> impl Machine<Output = ()> {
-        release::Release::new(hold)
+        match hold.more.is_empty() {
+            true => Either::One(release::Release::new(hold)),
+            false => Either::several(ReleaseAll::new(hold.into_all())),
+        }
     }
 
     fn part(hold: &Hold<String>, session: Option<Session>) -> Parting {
         Parting {
             // On a broken connection a wait may have been dropped. It ends when the connection is closed, which the
             // server does not notice while there is a message to read.
-            message: session
-                .map(|_| sql::release_unread(&hold.key, hold.open_transaction(session))),
+            message: session.map(|_| {
+                let transaction = hold.open_transaction(session);
+                match hold.more.is_empty() {
+                    true => sql::release_unread(&hold.key, transaction),
+                    false => sql::release_all_unread(&sql::List::of(hold.all()), transaction),
+                }
+            }),
             broken: true,
-            request: None,
+            ..Parting::default()
         }
     }
 

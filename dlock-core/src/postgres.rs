@@ -7,15 +7,17 @@ mod inside;
 mod mark;
 mod release;
 mod session;
+mod several;
 mod sql;
 mod transaction;
 mod turns;
 
 use std::time::Duration;
 
+use self::several::{BeginSeveral, InsideSteps, Keys, SessionSteps, SeveralInTransaction};
 use crate::proto::{
-    Abandoned, Answer, Ask, Cause, Condition, Dialect, DrawToken, Failure, Hold, Machine,
-    NameHolders, Parting, Question, Read, Reason, Rows, Session, Step, TransactionDialect,
+    Abandoned, Answer, Ask, Cause, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine,
+    NameHolders, Parting, Question, Read, Reason, Rows, Session, Several, Step, TransactionDialect,
 };
 use crate::{FencingToken, Holder, LockKey, Mode, PostgresKey};
 
@@ -64,6 +66,66 @@ impl Machine for Acquire {
     }
 }
 
+type AcquireSeveral = Either<NameHolders<Several<SessionSteps>>, NameHolders<Several<InsideSteps>>>;
+
+fn acquire_several(keys: Keys, ask: &Ask, session: Session) -> Result<AcquireSeveral, Failure> {
+    ask.check_session(session)?;
+    let (wait, droppable) = (ask.wait, ask.droppable);
+    Ok(match session.depth {
+        None => {
+            let several = SessionSteps::several(keys, wait, droppable);
+            let ask_holders = |several: &Several<SessionSteps>| {
+                ask_holders(several.steps().keys().get(several.at()))
+            };
+            let taken = |several: &Several<SessionSteps>| {
+                Some(several.steps().keys().name(several.at()).clone().into())
+            };
+            let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
+            Either::One(NameHolders::new(several, ask_holders).of_several(taken))
+        }
+        Some(_) => {
+            let several = InsideSteps::several(keys, wait, session, droppable);
+            let ask_holders = |several: &Several<InsideSteps>| {
+                ask_holders(several.steps().keys().get(several.at()))
+            };
+            let taken = |several: &Several<InsideSteps>| {
+                Some(several.steps().keys().name(several.at()).clone().into())
+            };
+            let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
+            Either::several(NameHolders::new(several, ask_holders).of_several(taken))
+        }
+    })
+}
+
+fn several_in_transaction(
+    keys: Keys,
+    ask: &Ask,
+    session: Session,
+) -> NameHolders<SeveralInTransaction> {
+    let several = SeveralInTransaction::new(keys, ask, session);
+    let ask_holders =
+        |several: &SeveralInTransaction| ask_holders(several.keys().get(several.at()));
+    let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
+    NameHolders::new(several, ask_holders)
+        .of_several(|several| Some(several.keys().name(several.at()).clone().into()))
+}
+
+fn begin_several(keys: Keys, ask: &Ask) -> NameHolders<BeginSeveral> {
+    let begin = BeginSeveral::new(keys, ask);
+    let ask_holders = |begin: &BeginSeveral| ask_holders(begin.keys().get(begin.at()));
+    let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
+    NameHolders::new(begin, ask_holders)
+        .of_several(|begin| Some(begin.keys().name(begin.at()).clone().into()))
+}
+
+fn not_in_transaction<T>() -> Result<T, Failure> {
+    Err(Reason::NotInTransaction.clean(Cause::default()))
+}
+
+fn keys_of(hold: &Hold<PostgresKey>) -> Vec<PostgresKey> {
+    hold.all().map(|hold| hold.key).collect()
+}
+
 fn ask_holders(key: PostgresKey) -> Question<Vec<Holder>> {
     let ask = sql::holders(key);
     let unprepared = ask.clone().never_kept();
@@ -93,7 +155,16 @@ impl Dialect for Postgres {
         ask: &Ask,
         session: Session,
     ) -> Result<impl Machine<Output = Option<Hold<PostgresKey>>>, Failure> {
-        let key = ask.key.to_postgres()?;
+        let key = match ask.is_one() {
+            true => ask.key.to_postgres()?,
+            false => {
+                let keys = Keys::new(ask)?;
+                match keys.only() {
+                    Some(key) => key,
+                    None => return acquire_several(keys, ask, session).map(Either::several),
+                }
+            }
+        };
         ask.check_session(session)?;
         let (mode, wait, droppable) = (ask.mode, ask.wait, ask.droppable);
         let acquire = match session.depth {
@@ -103,14 +174,14 @@ impl Dialect for Postgres {
             )),
         };
         let ask_holders = |acquire: &Acquire| ask_holders(acquire.key());
-        Ok(NameHolders::new(
+        Ok(Either::One(NameHolders::new(
             acquire,
             ask.name_holders.then_some(ask_holders),
-        ))
+        )))
     }
 
     fn release(hold: Hold<PostgresKey>, session: Session) -> impl Machine<Output = ()> {
-        release::Release::new(hold, session)
+        several::release(hold, session)
     }
 
     fn part(hold: &Hold<PostgresKey>, session: Option<Session>) -> Parting {
@@ -120,10 +191,13 @@ impl Dialect for Postgres {
         let in_test =
             hold.depth.is_some() && session.is_some_and(|session| session.test_transaction);
         Parting {
-            message: Some(sql::release_unread(hold.key, hold.mode, transaction)),
+            message: Some(match hold.more.is_empty() {
+                true => sql::release_unread(hold.key, hold.mode, transaction),
+                false => sql::release_all_unread(&keys_of(hold), hold.mode, transaction),
+            }),
             // In an aborted transaction the unlock fails, and nobody would know.
             broken: !outside && !in_test,
-            request: None,
+            ..Parting::default()
         }
     }
 
@@ -132,7 +206,10 @@ impl Dialect for Postgres {
             Rows::Number(number) => Read::Accept(number == Some(1)),
             _ => Read::OutOfStep,
         };
-        let ask = sql::is_held(hold.key, hold.mode);
+        let ask = match hold.more.is_empty() {
+            true => sql::is_held(hold.key, hold.mode),
+            false => sql::all_held(&keys_of(hold), hold.mode),
+        };
         let unprepared = ask.clone().never_kept();
         Question::new(vec![ask, unprepared], read, Abandoned::default())
     }
@@ -155,26 +232,45 @@ impl TransactionDialect for Postgres {
         ask: &Ask,
         session: Session,
     ) -> Result<impl Machine<Output = Option<()>>, Failure> {
-        let key = ask.key.to_postgres()?;
+        let key = match ask.is_one() {
+            true => ask.key.to_postgres()?,
+            false => {
+                let keys = Keys::new(ask)?;
+                match keys.only() {
+                    Some(key) => key,
+                    None if session.depth.is_none() => return not_in_transaction(),
+                    None => return Ok(Either::several(several_in_transaction(keys, ask, session))),
+                }
+            }
+        };
         if session.depth.is_none() {
-            return Err(Reason::NotInTransaction.clean(Cause::default()));
+            return not_in_transaction();
         }
         let acquire = transaction::AcquireInTransaction::new(key, ask.mode, ask.wait, session);
         let ask_holders = |acquire: &transaction::AcquireInTransaction| ask_holders(acquire.key());
-        Ok(NameHolders::new(
+        Ok(Either::One(NameHolders::new(
             acquire,
             ask.name_holders.then_some(ask_holders),
-        ))
+        )))
     }
 
     fn begin(ask: &Ask) -> Result<impl Machine<Output = Option<()>>, Failure> {
-        let key = ask.key.to_postgres()?;
+        let key = match ask.is_one() {
+            true => ask.key.to_postgres()?,
+            false => {
+                let keys = Keys::new(ask)?;
+                match keys.only() {
+                    Some(key) => key,
+                    None => return Ok(Either::several(begin_several(keys, ask))),
+                }
+            }
+        };
         let begin = begin::Begin::new(key, ask.mode, ask.wait, ask.droppable);
         let ask_holders = |begin: &begin::Begin| ask_holders(begin.key());
-        Ok(NameHolders::new(
+        Ok(Either::One(NameHolders::new(
             begin,
             ask.name_holders.then_some(ask_holders),
-        ))
+        )))
     }
 
     fn fencing_token_in_transaction(

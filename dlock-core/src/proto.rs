@@ -14,10 +14,12 @@
 mod ask;
 mod condition;
 mod dialect;
+mod either;
 mod failure;
 mod hold;
 mod machine;
 mod question;
+mod several;
 mod statement;
 mod token;
 mod unique;
@@ -29,11 +31,14 @@ pub use dialect::{Dialect, TransactionDialect};
 pub use failure::{Aftermath, Cause, ErrorFields, Failure, Reason};
 pub use hold::{Hold, Parting, Request};
 pub use machine::{Abandoned, Answer, Machine, Step};
+pub use several::MOST_LOCKS;
 pub use statement::{Bind, Binds, Columns, Prepared, Rows, Statement};
 pub use wait::Wait;
 
+pub(crate) use either::Either;
 pub(crate) use hold::OpenTransaction;
 pub(crate) use question::{NameHolders, Question, Read};
+pub(crate) use several::{AllHeld, NoTry, ReleaseEach, Several, Steps, Tried, TriedEnd, in_order};
 pub(crate) use token::{DrawToken, token};
 pub(crate) use unique::{Savepoint, unique, unique_nonzero};
 pub(crate) use wait::{AfterBusy, Waiting};

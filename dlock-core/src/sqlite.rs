@@ -4,13 +4,14 @@ mod acquire;
 mod holders;
 mod key;
 mod release;
+mod several;
 mod sql;
 
-use key::SqliteKey;
-
+use self::key::SqliteKey;
+use self::several::FileLocks;
 use crate::proto::{
-    Abandoned, Ask, Condition, Dialect, DrawToken, Failure, Hold, Machine, NameHolders,
-    OpenTransaction, Parting, Question, Read, Request, Rows, Session, unique,
+    Abandoned, AllHeld, Ask, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine,
+    NameHolders, OpenTransaction, Parting, Question, Read, Request, Rows, Session, Several, unique,
 };
 use crate::{FencingToken, Holder, LockKey};
 
@@ -41,6 +42,26 @@ impl Sqlite {
     }
 }
 
+fn acquire_several(
+    keys: several::Keys,
+    ask: &Ask,
+    session: Session,
+) -> Result<NameHolders<Several<FileLocks>>, Failure> {
+    ask.check_session(session)?;
+    let several = FileLocks::several(keys, ask, session);
+    let ask_holders = |several: &Several<FileLocks>| {
+        let (key, _) = several.steps().keys().get(several.at());
+        ask_holders(*key)
+    };
+    let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
+    Ok(
+        NameHolders::new(several, ask_holders).of_several(|several| {
+            let (_, name) = several.steps().keys().get(several.at());
+            Some(name.clone().into())
+        }),
+    )
+}
+
 fn ask_holders(key: u64) -> Question<Vec<Holder>> {
     let read = |rows| match rows {
         Rows::Text(text) => Read::Accept(holders::read(&text)),
@@ -59,19 +80,31 @@ impl Dialect for Sqlite {
         ask: &Ask,
         session: Session,
     ) -> Result<impl Machine<Output = Option<Hold<SqliteKey>>>, Failure> {
-        let key = ask.key.to_sqlite()?;
+        let key = match ask.is_one() {
+            true => ask.key.to_sqlite()?,
+            false => {
+                let keys = several::Keys::new(ask)?;
+                match keys.only() {
+                    Some(key) => key,
+                    None => return acquire_several(keys, ask, session).map(Either::several),
+                }
+            }
+        };
         ask.check_session(session)?;
         let request = Request(unique() as i64);
         let acquire = acquire::Acquire::new(SqliteKey { key, request }, ask, session);
         let ask_holders = |acquire: &acquire::Acquire| ask_holders(acquire.key().key);
-        Ok(NameHolders::new(
+        Ok(Either::One(NameHolders::new(
             acquire,
             ask.name_holders.then_some(ask_holders),
-        ))
+        )))
     }
 
-    fn release(hold: Hold<SqliteKey>, _session: Session) -> impl Machine<Output = ()> {
-        release::Release::new(hold.key)
+    fn release(hold: Hold<SqliteKey>, session: Session) -> impl Machine<Output = ()> {
+        match hold.more.is_empty() {
+            true => Either::One(release::Release::new(hold.key)),
+            false => Either::several(several::release_each(hold.into_all(), session)),
+        }
     }
 
     fn part(hold: &Hold<SqliteKey>, session: Option<Session>) -> Parting {
@@ -81,11 +114,13 @@ impl Dialect for Sqlite {
             // Diesel does not know of the rollback.
             broken: roll_back,
             request: Some(hold.key.request),
+            more_requests: hold.more.iter().map(|hold| hold.key.request).collect(),
         }
     }
 
-    fn request(hold: &Hold<SqliteKey>) -> Option<Request> {
-        Some(hold.key.request)
+    fn requests(hold: &Hold<SqliteKey>) -> impl Iterator<Item = Request> + use<> {
+        let more: Vec<_> = hold.more.iter().map(|hold| hold.key.request).collect();
+        std::iter::once(hold.key.request).chain(more)
     }
 
     fn is_held(hold: &Hold<SqliteKey>) -> impl Machine<Output = bool> {
@@ -93,7 +128,13 @@ impl Dialect for Sqlite {
             Rows::Number(number) => Read::Accept(number == Some(1)),
             _ => Read::OutOfStep,
         };
-        Question::new(vec![sql::is_held(hold.key)], read, Abandoned::default())
+        let ask = |hold: &Hold<SqliteKey>| {
+            Question::new(vec![sql::is_held(hold.key)], read, Abandoned::default())
+        };
+        match hold.more.is_empty() {
+            true => Either::One(ask(hold)),
+            false => Either::several(AllHeld::new(hold.all().map(ask).collect())),
+        }
     }
 
     fn fencing_token(hold: &Hold<SqliteKey>) -> impl Machine<Output = FencingToken> {

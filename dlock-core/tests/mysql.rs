@@ -858,6 +858,7 @@ mod releasing {
                 reason: Reason::NotHeld,
                 aftermath: Aftermath::MarkBroken,
                 cause: Cause::default(),
+                key: None,
             });
         }
     }
@@ -969,6 +970,7 @@ const BROKEN: Abandoned = Abandoned {
     messages: Vec::new(),
     broken: true,
     cancel: false,
+    requests: Vec::new(),
 };
 
 /// Nobody waits for the answer any more, which the next question would be given.
@@ -1002,6 +1004,7 @@ mod abandoning {
                     messages: vec![message.clone().into(), message.into()],
                     broken: true,
                     cancel: true,
+                    requests: Vec::new(),
                 }
             );
         }
@@ -1080,6 +1083,7 @@ mod parting {
             message,
             broken,
             request,
+            ..
         } = Mysql::part(hold, session);
         assert!(
             broken,

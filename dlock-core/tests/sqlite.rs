@@ -180,7 +180,7 @@ mod asking {
     #[test]
     fn a_hold_knows_its_request() {
         let (hold, request) = held();
-        assert_eq!(Sqlite::request(&hold), Some(request));
+        assert!(Sqlite::requests(&hold).eq([request]));
         assert_eq!((hold.depth(), hold.mode()), (None, Mode::Exclusive));
     }
 
@@ -500,6 +500,7 @@ mod dropped {
                 message: Some(ROLL_BACK.into()),
                 broken: true,
                 request: Some(request),
+                more_requests: Vec::new(),
             };
             assert_eq!(Sqlite::part(&hold, session), parting);
         }
@@ -765,7 +766,7 @@ trait Outcome: Debug {
 impl Outcome for Option<Held> {
     fn end(&self) -> End {
         match self {
-            Some(hold) => End::Holds(Sqlite::request(hold).expect("no request")),
+            Some(hold) => End::Holds(Sqlite::requests(hold).next().expect("no request")),
             None => End::GaveUp,
         }
     }

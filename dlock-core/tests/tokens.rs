@@ -116,6 +116,7 @@ fn failed(reason: Reason, aftermath: Aftermath, caused: bool) -> Result<FencingT
             true => Cause::new("why"),
             false => Cause::default(),
         },
+        key: None,
     })
 }
 
@@ -293,7 +294,7 @@ fn there_is_one_text_for_all_keys_and_modes() {
         }
         for key in [42, 43] {
             let hold = hold::<Sqlite>(key, mode, false);
-            let Some(Request(request)) = Sqlite::request(&hold) else {
+            let Some(Request(request)) = Sqlite::requests(&hold).next() else {
                 panic!("it has a number");
             };
             for (text, binds) in texts::<Sqlite>(&hold) {

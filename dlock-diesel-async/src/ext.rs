@@ -1,4 +1,5 @@
 use dlock_core::LockKey;
+use dlock_core::proto::Ask;
 use dlock_diesel::TransactionLocks;
 
 use crate::backend::LockConnection;
@@ -36,6 +37,45 @@ pub trait AdvisoryLockExt: LockConnection {
         AdvisoryLock::new(self, key)
     }
 
+    /// Several locks that are taken and released as one: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryLockExt::advisory_locks).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let accounts = conn.advisory_locks(["account/1", "account/2"]);
+    /// accounts.transaction(async |_conn| Ok::<(), Error>(())).await?;
+    /// # Ok(()) }
+    /// ```
+    fn advisory_locks(
+        &mut self,
+        keys: impl IntoIterator<Item: Into<LockKey>>,
+    ) -> AdvisoryLock<&mut Self> {
+        AdvisoryLock::new_all(self, keys)
+    }
+
+    /// Several locks that end with the open transaction, taken as one: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryLockExt::advisory_xact_locks). PostgreSQL only.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// use diesel_async::AsyncConnection;
+    /// conn.transaction(async |conn| conn.advisory_xact_locks([1, 2]).acquire().await).await?;
+    /// # Ok(()) }
+    /// ```
+    fn advisory_xact_locks(
+        &mut self,
+        keys: impl IntoIterator<Item: Into<LockKey>>,
+    ) -> AdvisoryXactLock<'_, Self>
+    where
+        Self::Backend: TransactionLocks,
+    {
+        AdvisoryXactLock::asking(self, Ask::all(keys.into_iter().map(Into::into)))
+    }
+
     /// A lock that ends with the open transaction. PostgreSQL only.
     ///
     /// # Examples
@@ -50,7 +90,7 @@ pub trait AdvisoryLockExt: LockConnection {
     where
         Self::Backend: TransactionLocks,
     {
-        AdvisoryXactLock::new(self, key.into())
+        AdvisoryXactLock::asking(self, Ask::new(key.into()))
     }
 }
 

@@ -2,14 +2,14 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use diesel_async::AsyncConnectionCore;
-use dlock_core::proto::{Dialect, Hold, Parting};
+use dlock_core::proto::{Ask, Dialect, Hold, Parting};
 use dlock_core::{FencingToken, Holder, LockKey};
 use dlock_diesel::{Held, LockBackend, shared};
 use tokio::task::unconstrained;
 
 use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
 use crate::run::{self, ask, run};
-use crate::{Error, session};
+use crate::{Error, session, several};
 
 /// A lock that is held: the async form of [`dlock_diesel::AdvisoryLockGuard`]. It is itself an
 /// [`AsyncConnection`](diesel_async::AsyncConnection), so the session that holds the lock does the work.
@@ -56,18 +56,21 @@ pub struct AdvisoryLockGuard<M: DerefMut<Target: LockConnection>> {
     /// `None` once the release has begun: from then on the conversation is responsible.
     hold: Option<Hold<KeyOf<M::Target>>>,
     key: LockKey,
+    /// The other locks that were taken together with it.
+    more: Vec<LockKey>,
 }
 
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
-    pub(crate) fn new(conn: M, key: LockKey, hold: Hold<KeyOf<M::Target>>) -> Self {
+    pub(crate) fn new(conn: M, ask: Ask, hold: Hold<KeyOf<M::Target>>) -> Self {
         Self {
             conn: Some(conn),
             hold: Some(hold),
-            key,
+            key: ask.key,
+            more: ask.more,
         }
     }
 
-    /// The key of the lock.
+    /// The key of the lock. Of several, the one that was named first.
     ///
     /// # Examples
     ///
@@ -78,6 +81,20 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// ```
     pub fn key(&self) -> &LockKey {
         &self.key
+    }
+
+    /// The keys of all locks that were taken together, as they were named.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let lock = conn.advisory_locks(["account/1", "account/2"]).acquire().await?;
+    /// assert_eq!(lock.keys().count(), 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn keys(&self) -> impl Iterator<Item = &LockKey> {
+        std::iter::once(&self.key).chain(&self.more)
     }
 
     /// Asks the server whether the session still holds the lock: see
@@ -162,7 +179,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        run::holders(conn, &self.key).await
+        several::holders(conn, &self.key, &self.more).await
     }
 
     /// Releases the lock and returns the connection: see [`dlock_diesel`](dlock_diesel::AdvisoryLockGuard::release).
@@ -230,13 +247,15 @@ fn part<C: LockConnection>(conn: &mut C, hold: &Hold<KeyOf<C>>) {
         message,
         broken,
         request,
+        more_requests,
     } = DialectOf::<C>::part(hold, session);
     let failed = message.is_some_and(|message| !C::Backend::send_unread(conn, &message));
     if broken {
         session::mark_broken(conn);
     }
-    if let (Some(request), false) = (request, failed) {
-        <C::Backend as LockBackend>::give_up(request);
+    if !failed {
+        let requests = request.into_iter().chain(more_requests);
+        requests.for_each(<C::Backend as LockBackend>::give_up);
     }
 }
 

@@ -118,6 +118,7 @@ mod lock;
 mod migrations;
 mod run;
 mod session;
+mod several;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod transaction;

@@ -12,7 +12,7 @@ use crate::backend::{
     AsyncFunc, AsyncLockBackend, BoxFuture, Cancel, DialectOf, KeyOf, LockConnection,
 };
 use crate::run::{self, refused, run};
-use crate::{AdvisoryLockGuard, Error};
+use crate::{AdvisoryLockGuard, Error, several};
 
 /// A lock that is not held yet, and how to ask for it: the async form of [`dlock_diesel::AdvisoryLock`].
 ///
@@ -152,7 +152,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         self
     }
 
-    /// The key of the lock.
+    /// The key of the lock. Of several, the one that was named first.
     ///
     /// # Examples
     ///
@@ -190,7 +190,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     pub async fn acquire(mut self) -> Result<AdvisoryLockGuard<M>, Error> {
         let hold = acquire(&mut *self.conn, &self.ask, self.cancel).await?;
         let hold = hold.expect("BUG: a limit that passes is an error");
-        Ok(AdvisoryLockGuard::new(self.conn, self.ask.key, hold))
+        Ok(AdvisoryLockGuard::new(self.conn, self.ask, hold))
     }
 
     /// Acquires the lock if it is free, otherwise returns `None` (1 round trip, once prepared): see
@@ -221,7 +221,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         self.ask = self.ask.as_try();
         let hold = acquire(&mut *self.conn, &self.ask, self.cancel).await?;
         Ok(match hold {
-            Some(hold) => Ok(AdvisoryLockGuard::new(self.conn, self.ask.key, hold)),
+            Some(hold) => Ok(AdvisoryLockGuard::new(self.conn, self.ask, hold)),
             None => Err(self.conn),
         })
     }
@@ -301,7 +301,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// # Ok(()) }
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        run::holders(&mut *self.conn, &self.ask.key).await
+        several::holders(&mut *self.conn, &self.ask.key, &self.ask.more).await
     }
 }
 

@@ -1,11 +1,11 @@
 //! The pump: sends what a machine of the core asks for, and hands it the answers.
 
-use dlock_core::proto::{Aftermath, Answer, Dialect, Failure, Machine, Session, Step};
-use dlock_core::{Holder, LockKey};
+use dlock_core::LockKey;
+use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
 use dlock_diesel::shared::{self, Pump};
 use tokio::runtime::Handle;
 
-use crate::backend::{AsyncLockBackend, Cancel, DialectOf, LockConnection};
+use crate::backend::{AsyncLockBackend, Cancel, LockConnection};
 use crate::{Error, session};
 
 pub(crate) fn cancel(cancel: impl Future + Send + 'static) -> Cancel {
@@ -62,6 +62,9 @@ impl<C: LockConnection, M: Machine> Drop for Conversation<'_, C, M> {
         let abandoned = self.pump.abandon();
         for message in abandoned.messages {
             C::Backend::send_unread(self.conn, &message);
+        }
+        for request in abandoned.requests {
+            <C::Backend as dlock_diesel::LockBackend>::give_up(request);
         }
         if abandoned.broken {
             session::mark_broken(self.conn);
@@ -129,13 +132,4 @@ pub(crate) fn refused(failure: Failure, key: &LockKey) -> Error {
 /// How many transactions are open, or an error if the connection is broken.
 pub(crate) fn session<C: LockConnection>(conn: &mut C, key: &LockKey) -> Result<Session, Error> {
     session::session(conn).map_err(|error| shared::connection_error(error, key))
-}
-
-/// Who holds the lock or waits for it.
-pub(crate) async fn holders<C: LockConnection>(
-    conn: &mut C,
-    key: &LockKey,
-) -> Result<Vec<Holder>, Error> {
-    let machine = DialectOf::<C>::holders(key).map_err(|failure| refused(failure, key))?;
-    ask(conn, machine, key).await
 }

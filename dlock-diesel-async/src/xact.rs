@@ -7,7 +7,7 @@ use dlock_diesel::{SharedLocks, TransactionLocks};
 
 use crate::backend::{Cancel, DialectOf, LockConnection};
 use crate::transaction::lock_transaction;
-use crate::{Error, run};
+use crate::{Error, run, several};
 
 /// A lock that is not held yet, and that will end with the open transaction: the async form of
 /// [`dlock_diesel::AdvisoryXactLock`].
@@ -45,12 +45,12 @@ impl<C> fmt::Debug for AdvisoryXactLock<'_, C> {
 }
 
 impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
-    pub(crate) fn new(conn: &'c mut C, key: LockKey) -> Self {
+    pub(crate) fn asking(conn: &'c mut C, ask: Ask) -> Self {
         Self {
             conn,
             ask: Ask {
                 droppable: true,
-                ..Ask::new(key)
+                ..ask
             },
             cancel: None,
         }
@@ -131,7 +131,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
         self
     }
 
-    /// The key of the lock.
+    /// The key of the lock. Of several, the one that was named first.
     ///
     /// # Examples
     ///
@@ -143,6 +143,20 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// ```
     pub fn key(&self) -> &LockKey {
         &self.ask.key
+    }
+
+    /// The keys of all locks that are taken together, as they were named.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// assert_eq!(conn.advisory_xact_locks([1, 2]).keys().count(), 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn keys(&self) -> impl Iterator<Item = &LockKey> {
+        self.ask.keys()
     }
 
     /// Acquires the lock for the rest of the transaction. Waits until it is free: see
@@ -233,6 +247,6 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # Ok(()) }
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        run::holders(self.conn, &self.ask.key).await
+        several::holders(self.conn, &self.ask.key, &self.ask.more).await
     }
 }

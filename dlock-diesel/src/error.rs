@@ -129,18 +129,19 @@ pub enum Error {
     },
 
     /// The server's table of locks is full. The locks of all sessions fail until some are released.
-    #[error(
-        "lock {key} did not fit into the server's table of locks: release some, or raise `max_locks_per_transaction`"
-    )]
+    ///
+    /// Or [`advisory_locks`](crate::AdvisoryLockExt::advisory_locks) was given more than 250 different keys. That is
+    /// refused before anything is sent, so that the table does not get full. `key` is the first one too many.
+    #[error("{}", too_many(.key, .source))]
     #[non_exhaustive]
     TooManyLocks {
         /// The lock.
         key: LockKey,
-        /// The server's error.
+        /// The server's error, or the limit.
         source: DieselError,
     },
 
-    /// The server cannot take this key, for example because it is empty. Nothing was sent.
+    /// The server cannot take this key, for example because it is empty, or the list of keys is. Nothing was sent.
     #[error(transparent)]
     InvalidKey(#[from] InvalidKey),
 
@@ -209,6 +210,19 @@ impl Error {
             next = error.source();
         }
         None
+    }
+}
+
+fn too_many(key: &LockKey, source: &DieselError) -> String {
+    match source {
+        DieselError::QueryBuilderError(_) => format!(
+            "lock {key} is one too many to be taken together with the others: take one lock that stands for all of \
+             them, or split the work"
+        ),
+        _ => format!(
+            "lock {key} did not fit into the server's table of locks: release some, or raise \
+             `max_locks_per_transaction`"
+        ),
     }
 }
 

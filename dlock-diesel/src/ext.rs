@@ -1,5 +1,6 @@
 use diesel::connection::Connection;
 use dlock_core::LockKey;
+use dlock_core::proto::Ask;
 
 use crate::backend::{LockConnection, TransactionLocks};
 use crate::{AdvisoryLock, AdvisoryXactLock};
@@ -39,6 +40,57 @@ pub trait AdvisoryLockExt: Connection + Sized {
         AdvisoryLock::new(self, key)
     }
 
+    /// Several locks that are taken and released as one: all of them or none, under one deadline.
+    ///
+    /// They are taken in one order, whatever order they are named in, so two callers cannot deadlock on them. A key
+    /// that is named twice counts once. See [`AdvisoryLock::new_all`] for errors and round trips.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use diesel::prelude::*;
+    /// # use dlock_diesel::AdvisoryLockExt;
+    /// # fn transfer(conn: &mut PgConnection) -> QueryResult<()> { todo!() }
+    /// # let mut conn = PgConnection::establish("")?;
+    /// conn.advisory_locks(["account/1", "account/2"]).transaction(|conn| transfer(conn))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn advisory_locks(
+        &mut self,
+        keys: impl IntoIterator<Item: Into<LockKey>>,
+    ) -> AdvisoryLock<&mut Self>
+    where
+        Self: LockConnection,
+    {
+        AdvisoryLock::new_all(self, keys)
+    }
+
+    /// Several locks that end with the open transaction, taken as one. PostgreSQL only.
+    ///
+    /// If they cannot all be had, none is held and the transaction goes on. It takes 1 round trip, unless the wait
+    /// outlasts its first turn (0.9 seconds): then 4 more, and for each that is taken those of
+    /// [`advisory_xact_lock`](Self::advisory_xact_lock). One more while a savepoint of dlock may be left in an aborted
+    /// transaction.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use diesel::prelude::*;
+    /// # use dlock_diesel::AdvisoryLockExt;
+    /// # let mut conn = PgConnection::establish("")?;
+    /// conn.transaction(|conn| conn.advisory_xact_locks(["account/1", "account/2"]).acquire())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn advisory_xact_locks(
+        &mut self,
+        keys: impl IntoIterator<Item: Into<LockKey>>,
+    ) -> AdvisoryXactLock<'_, Self>
+    where
+        Self: LockConnection<Backend: TransactionLocks>,
+    {
+        AdvisoryXactLock::asking(self, Ask::all(keys.into_iter().map(Into::into)))
+    }
+
     /// A lock that ends with the open transaction. PostgreSQL only.
     ///
     /// # Examples
@@ -54,7 +106,7 @@ pub trait AdvisoryLockExt: Connection + Sized {
     where
         Self: LockConnection<Backend: TransactionLocks>,
     {
-        AdvisoryXactLock::new(self, key.into())
+        AdvisoryXactLock::asking(self, Ask::new(key.into()))
     }
 }
 

@@ -2,12 +2,12 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use diesel::connection::Connection;
-use dlock_core::proto::{Dialect, Hold};
+use dlock_core::proto::{Ask, Dialect, Hold};
 use dlock_core::{FencingToken, Holder, LockKey};
 
 use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection};
 use crate::run::{self, run};
-use crate::{Error, Held, session, shared};
+use crate::{Error, Held, session, several, shared};
 
 /// A lock that is held. It derefs to the connection, so the session that holds the lock does the work.
 ///
@@ -46,18 +46,21 @@ pub struct AdvisoryLockGuard<M: DerefMut<Target: LockConnection>> {
     conn: Option<M>,
     hold: Option<Hold<KeyOf<M::Target>>>,
     key: LockKey,
+    /// The other locks that were taken together with it.
+    more: Vec<LockKey>,
 }
 
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
-    pub(crate) fn new(conn: M, key: LockKey, hold: Hold<KeyOf<M::Target>>) -> Self {
+    pub(crate) fn new(conn: M, ask: Ask, hold: Hold<KeyOf<M::Target>>) -> Self {
         Self {
             conn: Some(conn),
             hold: Some(hold),
-            key,
+            key: ask.key,
+            more: ask.more,
         }
     }
 
-    /// The key of the lock.
+    /// The key of the lock. Of several, the one that was named first.
     ///
     /// # Examples
     ///
@@ -73,7 +76,23 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
         &self.key
     }
 
-    /// Asks the server whether the session still holds the lock.
+    /// The keys of all locks that were taken together, as they were named.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use diesel::prelude::*;
+    /// # use dlock_diesel::AdvisoryLockExt;
+    /// # let mut conn = PgConnection::establish("")?;
+    /// let lock = conn.advisory_locks(["account/1", "account/2"]).acquire()?;
+    /// assert_eq!(lock.keys().count(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn keys(&self) -> impl Iterator<Item = &LockKey> {
+        std::iter::once(&self.key).chain(&self.more)
+    }
+
+    /// Asks the server whether the session still holds the lock: all of them, if there are several.
     ///
     /// # Examples
     ///
@@ -195,7 +214,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// 1 on PostgreSQL, once prepared. 2 or 4 on MySQL and MariaDB.
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        run::holders(conn, &self.key)
+        several::holders(conn, &self.key, &self.more)
     }
 
     /// Releases the lock and returns the connection. Other holds of the same lock on this connection stay.
@@ -244,7 +263,7 @@ fn release<C: LockConnection>(
     key: &LockKey,
     hold: Hold<KeyOf<C>>,
 ) -> Result<(), Error> {
-    let (base, request) = (hold.depth(), DialectOf::<C>::request(&hold));
+    let (base, requests) = (hold.depth(), DialectOf::<C>::requests(&hold));
     let rolled_back = session::session(conn).and_then(|session| {
         session::roll_back_to(conn, base)?;
         Ok(session.depth > base)
@@ -254,8 +273,8 @@ fn release<C: LockConnection>(
         Ok(session) => session,
         Err(error) => {
             // The session could not be ended (SQLite). Free this hold only: outer guards keep theirs.
-            if let (true, Some(request)) = (session::end(conn), request) {
-                C::Backend::give_up(request);
+            if session::end(conn) {
+                requests.for_each(C::Backend::give_up);
             }
             return Err(shared::connection_error(error, key));
         }

@@ -32,6 +32,7 @@
 //!
 //! - [`AdvisoryLockExt`] adds [`advisory_lock`](AdvisoryLockExt::advisory_lock) to every connection and, on PostgreSQL,
 //!   [`advisory_xact_lock`](AdvisoryLockExt::advisory_xact_lock).
+//! - [`advisory_locks`](AdvisoryLockExt::advisory_locks) takes several locks as one: all or none, without deadlocks.
 //! - [`AdvisoryLock`] is a lock that is not held yet. [`AdvisoryLockGuard`] is one that is held. [`AdvisoryXactLock`]
 //!   is one that ends with the open transaction.
 //! - [`LockKey`] is the name of a lock: text, bytes, a number or a pair of numbers.
@@ -93,6 +94,7 @@ mod migrations;
 mod query;
 mod run;
 mod session;
+mod several;
 #[doc(hidden)]
 pub mod shared;
 #[cfg(feature = "sqlite")]

@@ -9,7 +9,7 @@ use dlock_core::{Holder, LockKey, Mode};
 
 use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection, SharedLocks};
 use crate::run::{self, refused, run};
-use crate::{AdvisoryLockGuard, Error};
+use crate::{AdvisoryLockGuard, Error, several};
 
 /// A lock that is not held yet, and how to ask for it.
 ///
@@ -137,7 +137,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
         self
     }
 
-    /// The key of the lock.
+    /// The key of the lock. Of several, the one that was named first.
     ///
     /// # Examples
     ///
@@ -192,7 +192,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     pub fn acquire(mut self) -> Result<AdvisoryLockGuard<M>, Error> {
         let hold = acquire(&mut *self.conn, &self.ask)?;
         let hold = hold.expect("BUG: a limit that passes is an error");
-        Ok(AdvisoryLockGuard::new(self.conn, self.ask.key, hold))
+        Ok(AdvisoryLockGuard::new(self.conn, self.ask, hold))
     }
 
     /// Acquires the lock if it is free. `None`: another connection holds it or, on PostgreSQL and SQLite, waits for it.
@@ -237,7 +237,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
         self.ask = self.ask.as_try();
         let hold = acquire(&mut *self.conn, &self.ask)?;
         Ok(match hold {
-            Some(hold) => Ok(AdvisoryLockGuard::new(self.conn, self.ask.key, hold)),
+            Some(hold) => Ok(AdvisoryLockGuard::new(self.conn, self.ask, hold)),
             None => Err(self.conn),
         })
     }
@@ -330,7 +330,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// # Ok(()) }
     /// ```
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        run::holders(&mut *self.conn, &self.ask.key)
+        several::holders(&mut *self.conn, &self.ask.key, &self.ask.more)
     }
 }
 

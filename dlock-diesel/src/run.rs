@@ -2,10 +2,10 @@
 
 use std::thread;
 
-use dlock_core::proto::{Aftermath, Answer, Dialect, Failure, Machine, Session, Step};
-use dlock_core::{Holder, LockKey};
+use dlock_core::LockKey;
+use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
 
-use crate::backend::{DialectOf, LockBackend, LockConnection};
+use crate::backend::{LockBackend, LockConnection};
 use crate::shared::{self, Pump};
 use crate::{Error, session};
 
@@ -52,13 +52,4 @@ pub(crate) fn refused(failure: Failure, key: &LockKey) -> Error {
 /// How many transactions are open, or an error if the connection is broken.
 pub(crate) fn session<C: LockConnection>(conn: &mut C, key: &LockKey) -> Result<Session, Error> {
     session::session(conn).map_err(|error| shared::connection_error(error, key))
-}
-
-/// Who holds the lock or waits for it.
-pub(crate) fn holders<C: LockConnection>(
-    conn: &mut C,
-    key: &LockKey,
-) -> Result<Vec<Holder>, Error> {
-    let machine = DialectOf::<C>::holders(key).map_err(|failure| refused(failure, key))?;
-    run(conn, machine, key)
 }

@@ -7,8 +7,8 @@ use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use dlock_core::LockKey;
 use dlock_core::proto::{
-    Abandoned, Aftermath, Answer, Cause, Condition, Depth, ErrorFields, Failure, Machine, Reason,
-    Step,
+    Abandoned, Aftermath, Answer, Cause, Condition, Depth, ErrorFields, Failure, MOST_LOCKS,
+    Machine, Reason, Step,
 };
 
 pub use crate::query::{ByText, CoreQuery, HolderColumns, HolderRow, Number, Pair, to_holder};
@@ -89,7 +89,7 @@ fn is_lost(error: &DieselError) -> bool {
 
 /// The error of a failure, and what to do about the connection.
 pub fn failed(failure: Failure, key: &LockKey) -> (Aftermath, Error) {
-    let key = key.clone();
+    let key = failure.key.map_or_else(|| key.clone(), |key| *key);
     let cause = failure.cause.into_error::<DieselError>();
     let source = |cause: Option<DieselError>| {
         cause.unwrap_or_else(|| {
@@ -112,7 +112,7 @@ pub fn failed(failure: Failure, key: &LockKey) -> (Aftermath, Error) {
         Reason::NotInTransaction => Error::NotInTransaction { key },
         Reason::TooManyLocks => Error::TooManyLocks {
             key,
-            source: source(cause),
+            source: cause.unwrap_or_else(|| DieselError::QueryBuilderError(Box::new(TooMany))),
         },
         Reason::Unsupported => Error::Unsupported {
             key,
@@ -151,6 +151,10 @@ pub fn held<DB>(condition: Condition) -> Held<DB> {
 pub fn left_open(key: &LockKey) -> Error {
     Error::TransactionLeftOpen { key: key.clone() }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("at most {MOST_LOCKS} different locks can be taken as one, and nothing was sent")]
+struct TooMany;
 
 #[derive(Debug, thiserror::Error)]
 #[error(

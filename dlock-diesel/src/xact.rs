@@ -6,7 +6,7 @@ use dlock_core::{FencingToken, Holder, LockKey, Mode};
 
 use crate::backend::{DialectOf, LockConnection, SharedLocks, TransactionLocks};
 use crate::transaction::lock_transaction;
-use crate::{Error, run};
+use crate::{Error, run, several};
 
 /// A lock that is not held yet, and that will end with the open transaction: at COMMIT, at ROLLBACK, or at ROLLBACK TO
 /// a savepoint before it. There is nothing to release.
@@ -47,11 +47,8 @@ impl<C> fmt::Debug for AdvisoryXactLock<'_, C> {
 }
 
 impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
-    pub(crate) fn new(conn: &'c mut C, key: LockKey) -> Self {
-        Self {
-            conn,
-            ask: Ask::new(key),
-        }
+    pub(crate) fn asking(conn: &'c mut C, ask: Ask) -> Self {
+        Self { conn, ask }
     }
 
     /// Asks for the lock together with other readers: see [`AdvisoryLock::shared`](crate::AdvisoryLock::shared).
@@ -111,7 +108,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
         self
     }
 
-    /// The key of the lock.
+    /// The key of the lock. Of several, the one that was named first.
     ///
     /// # Examples
     ///
@@ -124,6 +121,21 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// ```
     pub fn key(&self) -> &LockKey {
         &self.ask.key
+    }
+
+    /// The keys of all locks that are taken together, as they were named.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use diesel::prelude::*;
+    /// # use dlock_diesel::AdvisoryLockExt;
+    /// # let mut conn = PgConnection::establish("")?;
+    /// assert_eq!(conn.advisory_xact_locks([1, 2]).keys().count(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn keys(&self) -> impl Iterator<Item = &LockKey> {
+        self.ask.keys()
     }
 
     /// Acquires the lock for the rest of the transaction. Waits until it is free. The wait
@@ -243,6 +255,6 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// 1, once prepared.
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        run::holders(self.conn, &self.ask.key)
+        several::holders(self.conn, &self.ask.key, &self.ask.more)
     }
 }

@@ -1,4 +1,4 @@
-//! Four processes pay into one account, first without a lock, then with one:
+//! Four processes pay into one account, first without a lock, then under the locks of both accounts:
 //! `DATABASE_URL=.. cargo run --example transfer`
 
 use std::process::{Command, ExitCode};
@@ -56,7 +56,9 @@ fn pay<C: Bank>(conn: &mut C, from: i32, lock: bool) -> QueryResult<()> {
         conn.set_balance(0, common + 1)
     };
     if lock {
-        conn.advisory_lock("accounts").transaction(payment)
+        // In whatever order: two payments never wait for each other.
+        let accounts = [("account", from), ("account", 0)];
+        conn.advisory_locks(accounts).transaction(payment)
     } else {
         conn.transaction(payment)
     }

@@ -67,6 +67,8 @@ mod pages {
     mod waiting {}
     #[doc = include_str!("../../docs/guide/transactions.md")]
     mod transactions {}
+    #[doc = include_str!("../../docs/guide/several.md")]
+    mod several {}
     #[doc = include_str!("../../docs/guide/fencing.md")]
     mod fencing {}
     #[doc = include_str!("../../docs/guide/pools.md")]

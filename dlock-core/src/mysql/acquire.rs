@@ -115,13 +115,12 @@ impl Acquire {
     }
 
     fn granted(&self) -> Acquired {
-        Step::Done(Ok(Some(Hold {
-            key: self.key.clone(),
-            mode: Mode::Exclusive,
-            depth: self.depth,
-            savepoint: None,
-            droppable: self.droppable,
-        })))
+        Step::Done(Ok(Some(Hold::new(
+            self.key.clone(),
+            Mode::Exclusive,
+            self.depth,
+            self.droppable,
+        ))))
     }
 
     fn taken(&mut self, request: Request, now: Duration) -> Acquired {
@@ -170,7 +169,7 @@ impl Acquire {
 ///
 /// <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>,
 /// <https://mariadb.com/kb/en/mariadb-error-code-reference/>
-fn reason(errno: Option<i64>, limit: Limit) -> Option<Reason> {
+pub(super) fn reason(errno: Option<i64>, limit: Limit) -> Option<Reason> {
     Some(match errno {
         // ER_QUERY_TIMEOUT; ER_STATEMENT_TIMEOUT is MariaDB's. A try has no limit of its own.
         Some(3024 | 1969) if limit != Limit::Try => return None,
@@ -304,6 +303,7 @@ impl Machine for Acquire {
             },
             broken: true,
             cancel: waits,
+            ..Abandoned::default()
         }
     }
 }

@@ -39,7 +39,10 @@ impl Question<bool> {
             droppable: hold.droppable,
             // An answer that nobody has read is given to the next query: nobody knows whose the error was.
             breaks: hold.droppable,
-            statement: sql::is_held(tag, &hold.key, hold.droppable),
+            statement: match hold.more.is_empty() {
+                true => sql::is_held(tag, &hold.key, hold.droppable),
+                false => sql::all_held(tag, &sql::List::of(hold.all()), hold.droppable),
+            },
             read: |rows, tag, droppable| match rows {
                 Rows::Number(number) => sql::read(number, tag, droppable).map(|held| held == 1),
                 _ => Err(Reason::Database.clean(Cause::default())),

@@ -31,6 +31,10 @@ macro_rules! explained {
     };
 }
 
+mod several;
+
+pub(super) use several::*;
+
 /// The beginning of a statement that may wait. No setting of the user cuts the wait short: on MariaDB none does, and
 /// MySQL's `max_execution_time` is overridden by a limit in the text (no limit would not do: MySQL 9.7).
 macro_rules! select {

@@ -31,9 +31,14 @@ impl Tag {
 
     /// The answer without this tag, if it is from 0 to 9.
     pub(super) fn remove(self, answer: Option<i64>) -> Result<i64, Failure> {
+        self.remove_place(answer, 9)
+    }
+
+    /// The answer without this tag, if it is from 0 to `last`.
+    pub(super) fn remove_place(self, answer: Option<i64>, last: usize) -> Result<i64, Failure> {
         answer
             .map(|answer| answer.wrapping_sub(Self::BASE).wrapping_sub(self.number()))
-            .filter(|answer| (0..10).contains(answer))
+            .filter(|answer| usize::try_from(*answer).is_ok_and(|answer| answer <= last))
             .ok_or_else(Failure::out_of_step)
     }
 }

@@ -329,6 +329,7 @@ impl Machine for Begin {
             messages,
             broken,
             cancel,
+            ..Abandoned::default()
         }
     }
 }

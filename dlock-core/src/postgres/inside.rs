@@ -215,11 +215,8 @@ impl AcquireInside {
 
     fn granted(&mut self) -> Acquired {
         Step::Done(Ok(Some(Hold {
-            key: self.key,
-            mode: self.mode,
-            depth: self.depth,
             savepoint: self.savepoint.take(),
-            droppable: self.droppable,
+            ..Hold::new(self.key, self.mode, self.depth, self.droppable)
         })))
     }
 

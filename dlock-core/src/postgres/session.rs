@@ -143,13 +143,12 @@ impl AcquireSession {
     }
 
     fn granted(&mut self) -> Acquired {
-        Step::Done(Ok(Some(Hold {
-            key: self.key,
-            mode: self.mode,
-            depth: None,
-            savepoint: None,
-            droppable: self.mark.is_some(),
-        })))
+        Step::Done(Ok(Some(Hold::new(
+            self.key,
+            self.mode,
+            None,
+            self.mark.is_some(),
+        ))))
     }
 
     /// A turn ended without a grant.
@@ -287,17 +286,20 @@ impl Machine for AcquireSession {
                 messages: release(mark.with(*millis)),
                 broken: true,
                 cancel: *millis > 0,
+                ..Abandoned::default()
             },
             State::Wait { .. } => Abandoned {
                 messages: release(mark),
                 broken: true,
                 cancel: true,
+                ..Abandoned::default()
             },
             // Another session had the lock before.
             State::Turn(turn) if turn.may_be_granted() => Abandoned {
                 messages: Abandoned::twice(sql::unread(&sql::reclaim(self.key, self.mode))),
                 broken: true,
                 cancel: turn.waits(),
+                ..Abandoned::default()
             },
             State::Turn(_) | State::Verify(_) | State::GiveBack(_) | State::Probe(_) => {
                 Abandoned::broken()

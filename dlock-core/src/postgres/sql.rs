@@ -9,6 +9,7 @@ mod locks;
 mod message;
 mod parts;
 mod prepared;
+mod several;
 mod token;
 mod turn;
 
@@ -16,5 +17,6 @@ pub(super) use locks::*;
 pub(super) use message::*;
 pub(super) use parts::Scope;
 pub(super) use prepared::*;
+pub(super) use several::*;
 pub(super) use token::*;
 pub(super) use turn::*;

@@ -6,8 +6,12 @@ use crate::{LockKey, Mode};
 /// What is asked for: a lock, and how.
 #[derive(Clone, Debug)]
 pub struct Ask {
-    /// The lock.
+    /// The lock. If there are several, the first that was named.
     pub key: LockKey,
+    /// The other locks that are taken together with it, in whatever order.
+    pub more: Vec<LockKey>,
+    /// Nothing was named: [`key`](Self::key) stands for nothing and is refused.
+    pub nothing: bool,
     /// Alone or together with other readers.
     pub mode: Mode,
     /// How long to wait, and where.
@@ -27,6 +31,8 @@ impl Ask {
     pub fn new(key: LockKey) -> Self {
         Self {
             key,
+            more: Vec::new(),
+            nothing: false,
             mode: Mode::Exclusive,
             wait: Wait::default(),
             inside_transaction: false,
@@ -34,6 +40,28 @@ impl Ask {
             cancellable: false,
             name_holders: true,
         }
+    }
+
+    /// Asks for all of these locks as one.
+    pub fn all(keys: impl IntoIterator<Item = LockKey>) -> Self {
+        let mut keys = keys.into_iter();
+        let first = keys.next();
+        Self {
+            nothing: first.is_none(),
+            more: keys.collect(),
+            ..Self::new(first.unwrap_or_else(|| "".into()))
+        }
+    }
+
+    /// The keys, as they were named.
+    pub fn keys(&self) -> impl Iterator<Item = &LockKey> {
+        let first = (!self.nothing).then_some(&self.key);
+        first.into_iter().chain(&self.more)
+    }
+
+    /// Whether one key was named.
+    pub(crate) fn is_one(&self) -> bool {
+        self.more.is_empty() && !self.nothing
     }
 
     /// The same, but a lock that is taken is no failure. Without a limit it does not wait.

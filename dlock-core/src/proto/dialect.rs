@@ -30,9 +30,9 @@ pub trait Dialect: 'static {
     /// if the connection is broken.
     fn part(hold: &Hold<Self::Key>, session: Option<Session>) -> Parting;
 
-    /// SQLite: the request of a hold.
-    fn request(_hold: &Hold<Self::Key>) -> Option<Request> {
-        None
+    /// SQLite: the requests of a hold.
+    fn requests(_hold: &Hold<Self::Key>) -> impl Iterator<Item = Request> + use<Self> {
+        std::iter::empty()
     }
 
     /// Asks whether the session holds the lock.

@@ -3,7 +3,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Holder, InvalidKey};
+use crate::{Holder, InvalidKey, LockKey};
 
 /// Why a conversation failed.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +14,8 @@ pub struct Failure {
     pub aftermath: Aftermath,
     /// The driver's error, where there was one.
     pub cause: Cause,
+    /// Of several locks, the one that it is about.
+    pub key: Option<Box<LockKey>>,
 }
 
 /// What went wrong, as far as the server told.
@@ -62,6 +64,23 @@ pub enum Aftermath {
     EndSession,
     /// The same, without waiting for an answer, because the connection gives those to earlier questions.
     EndSessionUnread,
+}
+
+impl Aftermath {
+    /// The one of the two that does more.
+    pub(crate) fn worse(self, other: Self) -> Self {
+        let rank = |aftermath| match aftermath {
+            Aftermath::Clean => 0,
+            Aftermath::MarkBroken => 1,
+            Aftermath::EndSession => 2,
+            Aftermath::EndSessionUnread => 3,
+        };
+        if rank(self) < rank(other) {
+            other
+        } else {
+            self
+        }
+    }
 }
 
 /// The error of a driver, which travels through a machine unread.
@@ -124,6 +143,7 @@ impl Reason {
             reason: self,
             aftermath: Aftermath::Clean,
             cause,
+            key: None,
         }
     }
 
@@ -133,17 +153,25 @@ impl Reason {
             reason: self,
             aftermath: Aftermath::EndSession,
             cause,
+            key: None,
         }
     }
 }
 
 impl Failure {
+    /// The same, about one of several locks.
+    pub(crate) fn about(mut self, key: &LockKey) -> Self {
+        self.key.get_or_insert_with(|| Box::new(key.clone()));
+        self
+    }
+
     /// The answer was to an earlier question.
     pub(crate) fn out_of_step() -> Self {
         Failure {
             reason: Reason::OutOfStep,
             aftermath: Aftermath::EndSessionUnread,
             cause: Cause::default(),
+            key: None,
         }
     }
 
@@ -153,6 +181,7 @@ impl Failure {
             reason: Reason::Lost,
             aftermath: Aftermath::MarkBroken,
             cause,
+            key: None,
         }
     }
 
@@ -162,6 +191,7 @@ impl Failure {
             reason: Reason::NotHeld,
             aftermath: Aftermath::MarkBroken,
             cause,
+            key: None,
         }
     }
 }

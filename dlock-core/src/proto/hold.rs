@@ -1,5 +1,5 @@
 use super::{Depth, Savepoint, Session};
-use crate::Mode;
+use crate::{LockKey, Mode};
 
 /// What a session holds, and all that is needed to give it back.
 #[derive(Debug)]
@@ -12,6 +12,10 @@ pub struct Hold<K> {
     pub(crate) savepoint: Option<Savepoint>,
     /// Whether the release may be abandoned.
     pub(crate) droppable: bool,
+    /// The other locks that were taken together with it, behind it in the order of the server.
+    pub(crate) more: Vec<Hold<K>>,
+    /// Of several locks: the key, as it was named.
+    pub(crate) name: Option<Box<LockKey>>,
 }
 
 impl<K> Hold<K> {
@@ -19,6 +23,39 @@ impl<K> Hold<K> {
     /// the lock is released: to commit them without the lock would break exclusion.
     pub fn depth(&self) -> Depth {
         self.depth
+    }
+
+    /// A hold of one lock.
+    pub(crate) fn new(key: K, mode: Mode, depth: Depth, droppable: bool) -> Self {
+        Self {
+            key,
+            mode,
+            depth,
+            savepoint: None,
+            droppable,
+            more: Vec::new(),
+            name: None,
+        }
+    }
+
+    /// This one and all that were taken together with it.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.more)
+    }
+
+    /// The same, apart.
+    pub(crate) fn into_all(mut self) -> Vec<Self> {
+        let mut all = std::mem::take(&mut self.more);
+        all.insert(0, self);
+        all
+    }
+
+    /// One hold of all of them, which are in the order of the server.
+    pub(crate) fn together(holds: Vec<Self>) -> Option<Self> {
+        let mut holds = holds.into_iter();
+        let mut first = holds.next()?;
+        first.more = holds.collect();
+        Some(first)
     }
 
     /// How the lock is held.
@@ -46,6 +83,8 @@ pub struct Parting {
     pub broken: bool,
     /// SQLite: the request to give up, unless the message certainly failed.
     pub request: Option<Request>,
+    /// The requests of the other locks that were taken together with it.
+    pub more_requests: Vec<Request>,
 }
 
 /// The number of a request for a SQLite lock: no other one in this process has the same. Its hold, or its place in the

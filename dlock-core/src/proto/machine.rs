@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use super::{ErrorFields, Failure, Rows, Statement};
+use super::{ErrorFields, Failure, Request, Rows, Statement};
 
 /// One conversation with a server, without I/O: it says what to send next and gets the answer, until [`Step::Done`].
 ///
@@ -74,6 +74,8 @@ pub struct Abandoned {
     pub broken: bool,
     /// Whether to cancel the statement from another connection, where the caller has a way to do so.
     pub cancel: bool,
+    /// SQLite: the requests to give up, besides that of the last step.
+    pub requests: Vec<Request>,
 }
 
 impl Abandoned {

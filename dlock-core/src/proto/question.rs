@@ -4,7 +4,7 @@ use super::{
     Abandoned, Aftermath, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Statement,
     Step,
 };
-use crate::Holder;
+use crate::{Holder, LockKey};
 
 /// Asks one thing, of a statement or of several: each tells less than the one before and needs fewer privileges. The
 /// first answer that [`read`](Self::new) accepts counts.
@@ -124,6 +124,8 @@ pub(crate) struct NameHolders<A> {
     /// `None` where the caller does not want to know.
     ask: Option<AskHolders<A>>,
     since: Duration,
+    /// Of several locks: the one that was taken.
+    taken: fn(&A) -> Option<Box<LockKey>>,
 }
 
 #[derive(Debug)]
@@ -132,6 +134,7 @@ enum State<A> {
     Ask {
         holders: Box<Question<Vec<Holder>>>,
         waited: Duration,
+        key: Option<Box<LockKey>>,
     },
 }
 
@@ -141,7 +144,13 @@ impl<A> NameHolders<A> {
             state: State::Acquire(acquire),
             ask,
             since: Duration::ZERO,
+            taken: |_| None,
         }
+    }
+
+    /// The timeout names the lock that was taken.
+    pub(crate) fn of_several(self, taken: fn(&A) -> Option<Box<LockKey>>) -> Self {
+        Self { taken, ..self }
     }
 
     fn acquiring<T>(&mut self, step: Step<Option<T>>, now: Duration) -> Step<Option<T>> {
@@ -153,13 +162,22 @@ impl<A> NameHolders<A> {
         };
         let waited = now.saturating_sub(self.since);
         let mut holders = Box::new(ask(acquire));
+        let key = (self.taken)(acquire);
         let step = holders.start(now);
-        self.state = State::Ask { holders, waited };
-        named(step, waited)
+        self.state = State::Ask {
+            holders,
+            waited,
+            key: key.clone(),
+        };
+        named(step, waited, key)
     }
 }
 
-fn named<T>(step: Step<Vec<Holder>>, waited: Duration) -> Step<Option<T>> {
+fn named<T>(
+    step: Step<Vec<Holder>>,
+    waited: Duration,
+    key: Option<Box<LockKey>>,
+) -> Step<Option<T>> {
     step.map(|holders| {
         let (holders, aftermath) = match holders {
             Ok(holders) => (holders, Aftermath::Clean),
@@ -168,6 +186,7 @@ fn named<T>(step: Step<Vec<Holder>>, waited: Duration) -> Step<Option<T>> {
         let timeout = Reason::Timeout { waited, holders };
         Step::failed(Failure {
             aftermath,
+            key,
             ..timeout.clean(Cause::default())
         })
     })
@@ -191,7 +210,11 @@ impl<A: Machine<Output = Option<T>>, T> Machine for NameHolders<A> {
                 let step = acquire.next(answer, now);
                 self.acquiring(step, now)
             }
-            State::Ask { holders, waited } => named(holders.next(answer, now), *waited),
+            State::Ask {
+                holders,
+                waited,
+                key,
+            } => named(holders.next(answer, now), *waited, key.clone()),
         }
     }
 

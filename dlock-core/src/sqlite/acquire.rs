@@ -66,13 +66,12 @@ impl Acquire {
     }
 
     fn granted(&self) -> Acquired {
-        Step::Done(Ok(Some(Hold {
-            key: self.key,
-            mode: self.mode,
-            depth: self.depth,
-            savepoint: None,
-            droppable: self.droppable,
-        })))
+        Step::Done(Ok(Some(Hold::new(
+            self.key,
+            self.mode,
+            self.depth,
+            self.droppable,
+        ))))
     }
 
     fn busy(&mut self, now: Duration) -> Acquired {

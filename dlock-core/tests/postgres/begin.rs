@@ -329,6 +329,7 @@ mod abandoned {
             messages: vec!["ROLLBACK".into(), "ROLLBACK".into()],
             broken,
             cancel,
+            ..Abandoned::default()
         }
     }
 

@@ -222,6 +222,7 @@ mod abandoned {
             messages: vec![],
             broken: true,
             cancel,
+            ..Abandoned::default()
         };
         assert_eq!(waiting.abandoned(), broken(true));
         let undoing = waiting.times_out(900);

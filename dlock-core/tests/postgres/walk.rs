@@ -451,6 +451,7 @@ impl<T: Outcome> Walk<'_, T> {
             messages,
             broken,
             cancel,
+            ..
         } = &abandoned;
         assert!(
             *broken || !cancel,

@@ -107,6 +107,7 @@ pub(crate) fn clean(reason: Reason) -> Failure {
         reason,
         aftermath: Aftermath::Clean,
         cause: Cause::default(),
+        key: None,
     }
 }
 

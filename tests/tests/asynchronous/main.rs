@@ -14,5 +14,6 @@ mod pools;
 mod round_trips;
 mod runtimes;
 mod settings;
+mod several;
 mod support;
 mod sync_crate;

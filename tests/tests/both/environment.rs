@@ -53,18 +53,37 @@ async fn lock(
     way: Way,
     limit: Option<Duration>,
 ) -> Result<(), Error> {
+    lock_all(conn, std::slice::from_ref(key), way, limit).await
+}
+
+/// One lock or several.
+fn named<'c>(conn: &'c mut PgConnection, keys: &[LockKey]) -> AdvisoryLock<&'c mut PgConnection> {
+    match keys {
+        [key] => conn.advisory_lock(key),
+        keys => conn.advisory_locks(keys),
+    }
+}
+
+/// Takes one lock or several and gives them back.
+#[both]
+async fn lock_all(
+    conn: &mut PgConnection,
+    keys: &[LockKey],
+    way: Way,
+    limit: Option<Duration>,
+) -> Result<(), Error> {
     match way {
         Way::Session => {
-            let lock = within!(conn.advisory_lock(key), limit);
+            let lock = within!(named(conn, keys), limit);
             lock.acquire().await?.release().await?;
         }
         Way::Shared => {
-            let lock = within!(conn.advisory_lock(key), limit);
+            let lock = within!(named(conn, keys), limit);
             lock.shared().acquire().await?.release().await?;
         }
         Way::InsideTransaction => {
             begin(conn).await;
-            let lock = within!(conn.advisory_lock(key).inside_transaction(), limit);
+            let lock = within!(named(conn, keys).inside_transaction(), limit);
             let result = match lock.acquire().await {
                 Ok(lock) => lock.release().await.map(drop),
                 Err(error) => Err(error),
@@ -75,13 +94,17 @@ async fn lock(
         }
         Way::Xact => {
             begin(conn).await;
-            let result = within!(conn.advisory_xact_lock(key), limit).acquire().await;
+            let locks = match keys {
+                [key] => conn.advisory_xact_lock(key),
+                keys => conn.advisory_xact_locks(keys),
+            };
+            let result = within!(locks, limit).acquire().await;
             conn.execute_sql("SELECT 1").await;
             commit(conn).await;
             result?;
         }
         Way::Transaction | Way::TransactionAtRepeatableRead => {
-            let lock = within!(conn.advisory_lock(key), limit);
+            let lock = within!(named(conn, keys), limit);
             lock.transaction(async |_| Ok::<_, Error>(())).await?;
         }
     }
@@ -114,17 +137,22 @@ enum End {
 #[both]
 async fn everything_works(server: &Server, url: &str, setup: &'static str) {
     let mut observer = PgConnection::observer(server);
-    for way in WAYS {
-        let key = LockKey::from(unique_key("everything"));
+    for (way, count) in WAYS.into_iter().flat_map(|way| [(way, 1), (way, 3)]) {
+        let keys: Vec<_> = (0..count)
+            .map(|_| LockKey::from(unique_key("everything")))
+            .collect();
+        let key = keys[count / 2].clone();
         let mut conn = open(url, way).await;
         conn.execute_sql(setup).await;
-        lock(&mut conn, &key, way, None).await.expect("a free lock");
-        lock(&mut conn, &key, way, Some(Duration::ZERO))
+        lock_all(&mut conn, &keys, way, None)
             .await
-            .expect("a free lock");
+            .expect("free locks");
+        lock_all(&mut conn, &keys, way, Some(Duration::ZERO))
+            .await
+            .expect("free locks");
         assert!(try_lock(&mut observer, &key));
         for limit in [Duration::ZERO, SHORT] {
-            match lock(&mut conn, &key, way, Some(limit)).await {
+            match lock_all(&mut conn, &keys, way, Some(limit)).await {
                 Err(Error::Timeout { holders, .. }) => {
                     let ids: Vec<i64> = holders.iter().map(|holder| holder.backend_id).collect();
                     assert_eq!(ids, [observer.backend_id()], "{way:?}");
@@ -134,9 +162,9 @@ async fn everything_works(server: &Server, url: &str, setup: &'static str) {
         }
         unlock(&mut observer, &key);
         assert_free(&mut observer, &key);
-        lock(&mut conn, &key, way, Some(LONG))
+        lock_all(&mut conn, &keys, way, Some(LONG))
             .await
-            .expect("a free lock");
+            .expect("free locks");
         conn.execute_sql("RESET search_path").await;
         assert_clean(&mut conn, &mut observer).await;
     }

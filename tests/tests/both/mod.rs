@@ -19,5 +19,6 @@ pub(crate) mod fencing;
 mod guard;
 mod holders;
 pub(crate) mod inside_transaction;
+mod several;
 pub(crate) mod transaction;
 mod waiting;

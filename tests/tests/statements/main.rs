@@ -14,4 +14,5 @@ mod mysql;
 mod other;
 mod plan;
 mod postgres;
+mod several;
 mod sync;

@@ -32,6 +32,7 @@ impl AcquireInside {
                     messages,
                     broken: true,
                     cancel: true,
+                    ..Abandoned::default()
                 };
             }
             State::Turn(turn) if !turn.may_be_granted() => return Abandoned::broken(),
@@ -44,6 +45,7 @@ impl AcquireInside {
             messages: Abandoned::twice(message),
             broken: true,
             cancel,
+            ..Abandoned::default()
         }
     }
 }

@@ -40,6 +40,14 @@ pub(super) fn unlock_text(key: PostgresKey, mode: Mode) -> String {
     )
 }
 
+/// How pg_locks names the mode.
+pub(super) fn hold_mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Exclusive => "ExclusiveLock",
+        Mode::Shared => "ShareLock",
+    }
+}
+
 pub(super) fn shared(mode: Mode) -> &'static str {
     match mode {
         Mode::Exclusive => "",

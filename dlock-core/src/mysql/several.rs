@@ -1,0 +1,126 @@
+//! Several named locks as one.
+
+mod release;
+mod try_all;
+
+use std::ops::Range;
+
+pub(super) use release::ReleaseAll;
+use try_all::TryAll;
+
+use super::acquire::Acquire;
+use super::sql::{self, List};
+use super::tag::Tag;
+use crate::proto::{Abandoned, Ask, Depth, Failure, Hold, Several, Steps, Wait, in_order};
+use crate::{LockKey, Mode};
+
+/// Names of locks that are taken together, in the order in which everybody takes them: that of their bytes.
+#[derive(Debug)]
+pub(super) struct Names {
+    names: Vec<String>,
+    keys: Vec<LockKey>,
+}
+
+impl Names {
+    pub(super) fn new(ask: &Ask) -> Result<Self, Failure> {
+        let names = in_order(ask, LockKey::to_mysql, String::clone)?;
+        let (names, keys) = names.into_iter().unzip();
+        Ok(Self { names, keys })
+    }
+
+    /// The only one, if they are no more.
+    pub(super) fn only(&mut self) -> Option<String> {
+        match self.names.len() {
+            1 => self.names.pop(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn name(&self, index: usize) -> &str {
+        &self.names[index]
+    }
+
+    pub(super) fn key(&self, index: usize) -> &LockKey {
+        &self.keys[index]
+    }
+}
+
+/// Takes several named locks.
+#[derive(Debug)]
+pub(super) struct NamedLocks {
+    names: Names,
+    ask: Ask,
+    depth: Depth,
+    /// The release of what an abandoned conversation has taken.
+    release: Tag,
+}
+
+impl NamedLocks {
+    pub(super) fn several(names: Names, ask: &Ask, depth: Depth) -> Several<Self> {
+        let steps = Self {
+            names,
+            ask: Ask {
+                more: Vec::new(),
+                ..ask.clone()
+            },
+            depth,
+            release: Tag::new(),
+        };
+        Several::new(steps, ask.wait)
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+}
+
+impl Steps for NamedLocks {
+    type Key = String;
+    type Try = TryAll;
+    type Wait = Acquire;
+    type Back = ReleaseAll;
+
+    fn names(&self) -> impl ExactSizeIterator<Item = &LockKey> {
+        self.names.keys.iter()
+    }
+
+    fn try_all(&self, range: Range<usize>) -> Option<TryAll> {
+        let names = &self.names.names[range];
+        let list = List::new(names.iter());
+        Some(TryAll::new(list, names.len(), self.ask.droppable))
+    }
+
+    fn wait(&self, index: usize, wait: Wait) -> Acquire {
+        let ask = Ask {
+            wait,
+            ..self.ask.clone()
+        };
+        Acquire::new(self.names.names[index].clone(), &ask, self.depth)
+    }
+
+    fn hold(&self, index: usize) -> Hold<String> {
+        let name = self.names.names[index].clone();
+        Hold {
+            name: Some(Box::new(self.names.keys[index].clone())),
+            ..Hold::new(name, Mode::Exclusive, self.depth, self.ask.droppable)
+        }
+    }
+
+    fn give_back(&self, holds: Vec<Hold<String>>) -> ReleaseAll {
+        ReleaseAll::new(holds)
+    }
+
+    fn abandoned(&self, mut at_work: Abandoned, held: &[Hold<String>]) -> Abandoned {
+        // A wait that nobody cancels ends when the connection is closed. The server does not notice that while there is
+        // a message to read.
+        let ends_when_closed = at_work.cancel && at_work.messages.is_empty();
+        if !ends_when_closed {
+            let release = sql::release_all_once(self.release, &List::of(held.iter()));
+            at_work.messages.extend(Abandoned::twice(release));
+        }
+        Abandoned {
+            broken: true,
+            ..at_work
+        }
+    }
+}

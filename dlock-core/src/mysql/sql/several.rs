@@ -1,0 +1,208 @@
+//! Statements about several locks. The names are one bind, an array in JSON, so that there is one text for any number
+//! of them. MySQL 8.0 and MariaDB 10.6 have JSON_TABLE, which needs no privilege.
+
+use super::super::tag::Tag;
+use super::Text;
+use crate::proto::{Bind, Columns, Hold, OpenTransaction, Prepared, Statement};
+
+/// Several names as one value.
+#[derive(Debug)]
+pub(in crate::mysql) struct List(String);
+
+impl List {
+    pub(in crate::mysql) fn new<'n>(names: impl Iterator<Item = &'n String>) -> Self {
+        let mut json = String::from("[");
+        for name in names {
+            if json.len() > 1 {
+                json.push(',');
+            }
+            json.push('"');
+            for letter in name.chars() {
+                match letter {
+                    '"' | '\\' => json.extend(['\\', letter]),
+                    control if control < ' ' => json += &format!("\\u{:04x}", u32::from(control)),
+                    letter => json.push(letter),
+                }
+            }
+            json.push('"');
+        }
+        json.push(']');
+        Self(json)
+    }
+
+    pub(in crate::mysql) fn of<'h>(holds: impl Iterator<Item = &'h Hold<String>>) -> Self {
+        Self::new(holds.map(|hold| &hold.key))
+    }
+
+    fn bind(&self) -> Bind {
+        Bind::Binary(self.0.as_bytes().to_vec())
+    }
+
+    /// The rows of the names in their order, as [`names!`].
+    fn rows(&self) -> String {
+        let hex: String = self.0.bytes().map(|byte| format!("{byte:02x}")).collect();
+        format!("JSON_TABLE(CONVERT(x'{hex}' USING utf8mb4){}", columns!())
+    }
+}
+
+macro_rules! columns {
+    () => {
+        ", '$[*]' COLUMNS (n FOR ORDINALITY, name VARCHAR(192) CHARACTER SET utf8mb4 PATH '$')) k"
+    };
+}
+use columns;
+
+/// What follows the bind of the names.
+macro_rules! names {
+    ($($text:expr),*) => {
+        concat!(" USING utf8mb4)", columns!(), $($text),*)
+    };
+}
+
+/// Takes the next lock, unless one before it was taken by others. After each step the session remembers how many it has
+/// got, and for which request, so that after a failure nobody has to guess.
+///
+/// What is assigned is compared with a number that it never is. MariaDB (10.11) does not evaluate `(@a := 0) IS NULL`.
+macro_rules! take_next {
+    ($taken:literal) => {
+        concat!(
+            $taken,
+            "(NOT (GET_LOCK(k.name, 0) <=> 1) OR (@dlock_got := k.n) = 0)"
+        )
+    };
+}
+
+const TAKE_DROPPABLE: Text = &[
+    explained!("SELECT 4611686018427387904 + CAST("),
+    " AS SIGNED) + IFNULL((SELECT MIN(k.n) FROM JSON_TABLE(CONVERT(",
+    names!(" WHERE IF("),
+    ", NOT (RELEASE_LOCK(k.name) <=> 1), IF(k.n = 1, (@dlock_request := CAST(",
+    concat!(
+        " AS SIGNED)) = 0 OR (@dlock_got := 0) = 1, FALSE) OR ",
+        take_next!("@dlock_got = k.n - 1 AND "),
+        ")), 0) AS answer"
+    ),
+];
+
+fn take_droppable(tag: Tag, list: &List, release: bool) -> Statement {
+    let binds = [
+        tag.bind(),
+        list.bind(),
+        Bind::Integer(release.into()),
+        tag.bind(),
+    ];
+    Statement::number(Prepared::ByText, TAKE_DROPPABLE, binds)
+}
+
+/// Takes locks in their order, up to the first that is taken by others, and does not wait. Those before it are held
+/// then. [`read_place`] reads the answer.
+pub(in crate::mysql) fn take_all(tag: Tag, list: &List, droppable: bool) -> Statement {
+    const TAKE: Text = &[
+        explained!("SELECT k.n FROM JSON_TABLE(CONVERT("),
+        names!(" WHERE IF(k.n = 1, (@dlock_request := CAST("),
+        concat!(
+            " AS SIGNED)) = 0 OR (@dlock_got := 0) = 1, FALSE) OR ",
+            take_next!(""),
+            " LIMIT 1 INTO @dlock_answer"
+        ),
+    ];
+    if droppable {
+        return take_droppable(tag, list, false);
+    }
+    Statement::number(Prepared::ByText, TAKE, [list.bind(), tag.bind()]).columns(Columns::Affected)
+}
+
+/// Releases all of them.
+pub(in crate::mysql) fn release_all(tag: Tag, list: &List, droppable: bool) -> Statement {
+    const RELEASE: Text = &[
+        explained!("SELECT 1 FROM (SELECT MIN(k.n) AS n FROM JSON_TABLE(CONVERT("),
+        names!(
+            " WHERE NOT (RELEASE_LOCK(k.name) <=> 1)) r WHERE (@dlock_lost := r.n) IS NOT NULL LIMIT 1 \
+             INTO @dlock_answer"
+        ),
+    ];
+    if droppable {
+        return take_droppable(tag, list, true);
+    }
+    Statement::number(Prepared::ByText, RELEASE, [list.bind()]).columns(Columns::Affected)
+}
+
+/// How many locks [`take_all`] has got without rows.
+pub(in crate::mysql) fn got(tag: Tag) -> Statement {
+    const GOT: Text = &[
+        explained!("SELECT 4611686018427387904 + CAST("),
+        " AS SIGNED) + CAST(@dlock_got AS SIGNED) AS answer",
+    ];
+    Statement::number(Prepared::Never, GOT, [tag.bind()])
+}
+
+/// The place of the first lock that [`release_all`] has not released, without rows.
+pub(in crate::mysql) fn lost(tag: Tag) -> Statement {
+    const LOST: Text = &[
+        explained!("SELECT 4611686018427387904 + CAST("),
+        " AS SIGNED) + CAST(@dlock_lost AS SIGNED) AS answer",
+    ];
+    Statement::number(Prepared::Never, LOST, [tag.bind()])
+}
+
+/// The number of the error, and how many locks the request has got. See [`examine`](super::examine).
+pub(in crate::mysql) fn examine_all(tag: Tag, request: Tag) -> Statement {
+    const EXAMINE: Text = &[
+        explained!("SELECT CAST(@dlock_errno AS SIGNED) AS errno, 4611686018427387904 + CAST("),
+        " AS SIGNED) + IF(@dlock_request <=> CAST(",
+        " AS SIGNED), CAST(@dlock_got AS SIGNED), 0) AS answer",
+    ];
+    Statement::number(Prepared::ByText, EXAMINE, [tag.bind(), request.bind()])
+        .columns(Columns::Pair)
+}
+
+/// Whether this session holds all of them: 1 or 0.
+pub(in crate::mysql) fn all_held(tag: Tag, list: &List, droppable: bool) -> Statement {
+    const DROPPABLE: Text = &[
+        explained!("SELECT 4611686018427387904 + CAST("),
+        " AS SIGNED) + ((SELECT COUNT(*) FROM JSON_TABLE(CONVERT(",
+        names!(" WHERE NOT (IS_USED_LOCK(k.name) <=> CONNECTION_ID())) = 0) AS answer"),
+    ];
+    const TEXT: Text = &[
+        explained!("SELECT 1 FROM (SELECT COUNT(*) AS n FROM JSON_TABLE(CONVERT("),
+        names!(
+            " WHERE NOT (IS_USED_LOCK(k.name) <=> CONNECTION_ID())) r WHERE r.n = 0 LIMIT 1 INTO @dlock_answer"
+        ),
+    ];
+    if droppable {
+        return Statement::number(Prepared::ByText, DROPPABLE, [tag.bind(), list.bind()]);
+    }
+    Statement::number(Prepared::ByText, TEXT, [list.bind()]).columns(Columns::Affected)
+}
+
+/// [`release_unread`](super::release_unread) for several locks.
+pub(in crate::mysql) fn release_all_unread(list: &List, transaction: OpenTransaction) -> String {
+    let release = format!(
+        "DO (SELECT COUNT(*) FROM {} WHERE RELEASE_LOCK(k.name))",
+        list.rows()
+    );
+    match transaction {
+        OpenTransaction::RollBack => format!("ROLLBACK; {release}"),
+        OpenTransaction::None | OpenTransaction::Keep => release,
+    }
+}
+
+/// Releases, where nobody reads the answer, what [`take_all`] may have got. The second time it does nothing.
+pub(in crate::mysql) fn reclaim_all_unread(request: Tag, list: &List) -> String {
+    let request = request.number();
+    format!(
+        "SET @dlock_request = IF(@dlock_request <=> {request}, 0 * (SELECT COUNT(*) FROM {} \
+         WHERE k.n <= @dlock_got AND RELEASE_LOCK(k.name)), @dlock_request)",
+        list.rows()
+    )
+}
+
+/// Releases, where nobody reads the answer, locks that are certainly held. The second time it does nothing.
+pub(in crate::mysql) fn release_all_once(release: Tag, list: &List) -> String {
+    let release = release.number();
+    format!(
+        "SET @dlock_released = IF(@dlock_released <=> {release}, {release}, {release} + 0 * (SELECT COUNT(*) FROM {} \
+         WHERE RELEASE_LOCK(k.name)))",
+        list.rows()
+    )
+}
