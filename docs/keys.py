@@ -7,8 +7,8 @@ take dlock's locks from Python.
     python3 keys.py         checks every row of key-vectors.json
     python3 keys.py KEY     prints what KEY locks on each server
 
-KEY is JSON: "user/001", 42, [1, -2], {"namespace": "billing", "key": 42}, {"sqlx": "user/001"}, or an object as in
-key-vectors.json, which keys.md describes under "Test vectors". Anything else is text, so user/001 needs no quotes.
+KEY is JSON: "user/001", 42, [1, -2], {"namespace": "billing", "key": 42}, {"sqlx": "user/001"},
+{"semaphore": "gpu", "slot": 0} (null for the gate), or an object as in key-vectors.json, which keys.md describes under "Test vectors". Anything else is text, so user/001 needs no quotes.
 """
 
 import hashlib
@@ -143,6 +143,10 @@ def check_key(namespaces, leaf):
 def hash_key_and_message(namespaces, leaf):
     if not namespaces and "bytes" in leaf:
         return TEXT, bytes.fromhex(leaf["bytes"])
+    return STRUCTURED, structured(namespaces, leaf)
+
+
+def structured(namespaces, leaf):
     message = b""
     for namespace in namespaces:
         message += b"n" + struct.pack("<I", len(namespace)) + namespace
@@ -152,11 +156,33 @@ def hash_key_and_message(namespaces, leaf):
         message += b"i" + struct.pack("<q", int(leaf["i64"]))
     else:
         message += b"p" + struct.pack("<ii", *leaf["pair"])
-    return STRUCTURED, message
+    return message
+
+
+def semaphore_message(key):
+    """What is hashed for the locks of a semaphore."""
+    namespaces, leaf = flatten(key["semaphore"])
+    check_key(namespaces, leaf)
+    if preset_of(leaf)[0]:
+        raise InvalidKey("the semaphore of a preset")
+    return b"s" + structured(namespaces, leaf)
+
+
+def semaphore_block(key):
+    """The number of the gate, which is the first of 1024 neighbours."""
+    digest = siphash(STRUCTURED, semaphore_message(key), 8)
+    return int.from_bytes(digest, "little") // 1024 * 1024
+
+
+def place(key):
+    """0 for the gate, 1 for the first slot."""
+    return 0 if key["slot"] is None else 1 + key["slot"]
 
 
 def postgres(key):
     """The arguments of pg_advisory_lock, in the form of key-vectors.json."""
+    if "semaphore" in key:
+        return bigint((semaphore_block(key) + place(key)).to_bytes(8, "little"))
     namespaces, leaf = flatten(key)
     preset, inner = preset_of(leaf)
     if preset and not namespaces:
@@ -171,28 +197,39 @@ def postgres(key):
 
 def mysql(key):
     """The argument of GET_LOCK, in the form of key-vectors.json."""
+    if "semaphore" in key:
+        namespaces, leaf = flatten(key["semaphore"])
+        digest = siphash(STRUCTURED, semaphore_message(key), 16).hex()[:24]
+        name = "gate" if key["slot"] is None else key["slot"]
+        return {"name": f"dlock:{readable(namespaces, leaf)}:{digest}:{name}"}
     namespaces, leaf = flatten(key)
     preset, inner = preset_of(leaf)
     if preset and not namespaces:
         return PRESETS[preset][1](inner)
     check_key(namespaces, leaf)
+    if not namespaces and "bytes" in leaf:
+        if re.fullmatch(rb"(?!dlock:)[ -@\[-~]{1,64}", bytes.fromhex(leaf["bytes"])):
+            return {"name": bytes.fromhex(leaf["bytes"]).decode("ascii")}
+    digest = siphash(*hash_key_and_message(namespaces, leaf), 16).hex()
+    return {"name": f"dlock:{readable(namespaces, leaf)}:{digest}"}
+
+
+def readable(namespaces, leaf):
+    """The part of a name that people read."""
     if "bytes" in leaf:
         sources = [bytes.fromhex(leaf["bytes"])]
     elif "i64" in leaf:
         sources = [leaf["i64"].encode()]
     else:
         sources = [str(half).encode() for half in leaf["pair"]]
-    if not namespaces and "bytes" in leaf:
-        if re.fullmatch(rb"(?!dlock:)[ -@\[-~]{1,64}", sources[0]):
-            return {"name": sources[0].decode("ascii")}
-    readable = b"/".join(namespaces + sources).lower()  # of bytes, so it changes ASCII only
-    readable = re.sub(rb"[^a-z0-9._/-]", b"_", readable)[:25].decode("ascii")
-    digest = siphash(*hash_key_and_message(namespaces, leaf), 16).hex()
-    return {"name": f"dlock:{readable}:{digest}"}
+    text = b"/".join(namespaces + sources).lower()  # of bytes, so it changes ASCII only
+    return re.sub(rb"[^a-z0-9._/-]", b"_", text)[:25].decode("ascii")
 
 
 def sqlite(key):
     """The number that dlock locks for SQLite, in the form of key-vectors.json."""
+    if "semaphore" in key:
+        return {"number": str((1 << 60) + semaphore_block(key) % (1 << 60) + place(key))}
     namespaces, leaf = flatten(key)
     if preset_of(leaf)[0]:
         raise InvalidKey("no preset has locks for SQLite")
@@ -374,6 +411,8 @@ def to_key(value):
             return to_key(int(number))
         case {"bytes": str(digits)}:
             return {"bytes": bytes.fromhex(digits).hex()}
+        case {"semaphore": inner, "slot": None | int() as slot} if slot is None or 0 <= slot < 1000:
+            return {"semaphore": to_key(inner), "slot": slot}
         case {"namespace": str(namespace), "key": inner}:
             return {"namespace": namespace, "key": to_key(inner)}
         case dict() if len(value) == 1 and value.keys() <= PRESETS.keys():
@@ -388,6 +427,9 @@ def is_i32(value):
 
 def shown(key):
     """The key as Rust prints it."""
+    if "semaphore" in key:
+        lock = "gate" if key["slot"] is None else f"slot {key['slot']}"
+        return f"{lock} of semaphore {shown(key['semaphore'])}"
     namespaces, leaf = flatten(key)
     name, inner = preset_of(leaf)
     if name:

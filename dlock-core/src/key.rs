@@ -11,6 +11,9 @@ use preset::Preset;
 mod mapping;
 mod preset;
 mod presets;
+mod semaphore;
+
+pub(crate) use semaphore::SemaphoreLock;
 
 /// The name of a lock.
 ///
@@ -88,6 +91,8 @@ enum Leaf {
     Pair(i32, i32),
     /// The lock that another library takes for this key.
     Preset(&'static Preset, Box<LockKey>),
+    /// One of the locks of the semaphore with this key.
+    Semaphore(Box<LockKey>, SemaphoreLock),
 }
 
 impl LockKey {
@@ -250,6 +255,10 @@ impl fmt::Display for LockKey {
             Leaf::Integer(number) => write!(f, "{number}"),
             Leaf::Pair(first, second) => write!(f, "({first}, {second})"),
             Leaf::Preset(preset, key) => write!(f, "{} {key}", preset.name),
+            Leaf::Semaphore(key, SemaphoreLock::Gate) => write!(f, "gate of semaphore {key}"),
+            Leaf::Semaphore(key, SemaphoreLock::Slot(slot)) => {
+                write!(f, "slot {slot} of semaphore {key}")
+            }
         }
     }
 }

@@ -3,7 +3,9 @@
 mod acquire;
 mod question;
 mod release;
+mod semaphore;
 mod several;
+mod slot_sql;
 mod sql;
 mod tag;
 
@@ -12,7 +14,7 @@ use crate::proto::{
     Abandoned, Ask, Condition, Dialect, Either, Failure, Hold, Machine, NameHolders, Parting,
     Question, Session, Several,
 };
-use crate::{FencingToken, Holder, LockKey};
+use crate::{FencingToken, Holder, InvalidKey, LockKey};
 
 /// MySQL 8.0 and later, MariaDB 10.6 and later.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,16 @@ fn acquire_several(
 /// An answer that nobody reads puts the connection out of step: the next question is given it.
 fn ask_holders(key: &str) -> Question<Vec<Holder>> {
     Question::holders(sql::holders(key), Abandoned::broken())
+}
+
+fn ask_slot_holders(base: &str, permits: u32) -> Question<Vec<Holder>> {
+    Question::holders(slot_sql::slot_holders(base, permits), Abandoned::broken())
+}
+
+/// What the names of a semaphore's locks begin with.
+fn base(key: &LockKey, permits: u32) -> Result<String, InvalidKey> {
+    key.check_permits(permits)?;
+    key.semaphore_base_for_mysql()
 }
 
 impl Dialect for Mysql {
@@ -64,6 +76,24 @@ impl Dialect for Mysql {
             acquire,
             ask.name_holders.then_some(ask_holders),
         )))
+    }
+
+    fn acquire_slot(
+        ask: &Ask,
+        permits: u32,
+        session: Session,
+    ) -> Result<impl Machine<Output = Option<Hold<String>>>, Failure> {
+        let base = base(&ask.key, permits)?;
+        ask.check_session(session)?;
+        let acquire = semaphore::AcquireSlot::new(base, permits, ask, session.depth);
+        let ask_holders = |acquire: &semaphore::AcquireSlot| {
+            let (base, permits) = acquire.semaphore();
+            ask_slot_holders(base, permits)
+        };
+        Ok(NameHolders::new(
+            acquire,
+            ask.name_holders.then_some(ask_holders),
+        ))
     }
 
     fn release(hold: Hold<String>, _session: Session) -> impl Machine<Output = ()> {
@@ -103,5 +133,12 @@ impl Dialect for Mysql {
 
     fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
         Ok(ask_holders(&key.to_mysql()?))
+    }
+
+    fn slot_holders(
+        key: &LockKey,
+        permits: u32,
+    ) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
+        Ok(ask_slot_holders(&base(key, permits)?, permits))
     }
 }

@@ -6,6 +6,7 @@ mod fault;
 mod inside;
 mod mark;
 mod release;
+mod semaphore;
 mod session;
 mod several;
 mod sql;
@@ -15,11 +16,13 @@ mod turns;
 use std::time::Duration;
 
 use self::several::{BeginSeveral, InsideSteps, Keys, SessionSteps, SeveralInTransaction};
+use crate::key::SemaphoreLock;
 use crate::proto::{
     Abandoned, Answer, Ask, Cause, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine,
-    NameHolders, Parting, Question, Read, Reason, Rows, Session, Several, Step, TransactionDialect,
+    NameHolders, Parting, Question, Read, Reason, Rows, Session, Several, Statement, Step,
+    TransactionDialect,
 };
-use crate::{FencingToken, Holder, LockKey, Mode, PostgresKey};
+use crate::{FencingToken, Holder, InvalidKey, LockKey, Mode, PostgresKey};
 
 /// PostgreSQL 14 and later.
 #[derive(Clone, Copy, Debug)]
@@ -127,7 +130,14 @@ fn keys_of(hold: &Hold<PostgresKey>) -> Vec<PostgresKey> {
 }
 
 fn ask_holders(key: PostgresKey) -> Question<Vec<Holder>> {
-    let ask = sql::holders(key);
+    ask_for_holders(sql::holders(key))
+}
+
+fn ask_slot_holders(gate: i64, permits: u32) -> Question<Vec<Holder>> {
+    ask_for_holders(sql::slot_holders(gate, permits))
+}
+
+fn ask_for_holders(ask: Statement) -> Question<Vec<Holder>> {
     let unprepared = ask.clone().never_kept();
     let read = |rows| match rows {
         Rows::Holders(holders) => Read::Accept(holders),
@@ -140,6 +150,12 @@ fn draw_token(key: PostgresKey, mode: Mode, not_held: fn(Cause) -> Failure) -> D
     let draw = sql::draw_token(key, mode);
     let unprepared = draw.clone().never_kept();
     DrawToken::new(vec![draw, unprepared], not_held)
+}
+
+/// The gate of a semaphore. Its slots are the numbers behind it.
+fn gate(key: &LockKey, permits: u32) -> Result<i64, InvalidKey> {
+    key.check_permits(permits)?;
+    key.semaphore_to_postgres(SemaphoreLock::Gate)
 }
 
 impl Dialect for Postgres {
@@ -178,6 +194,24 @@ impl Dialect for Postgres {
             acquire,
             ask.name_holders.then_some(ask_holders),
         )))
+    }
+
+    fn acquire_slot(
+        ask: &Ask,
+        permits: u32,
+        session: Session,
+    ) -> Result<impl Machine<Output = Option<Hold<PostgresKey>>>, Failure> {
+        let gate = gate(&ask.key, permits)?;
+        ask.check_session(session)?;
+        let acquire = semaphore::AcquireSlot::new(gate, permits, ask.wait, session, ask.droppable);
+        let ask_holders = |acquire: &semaphore::AcquireSlot| {
+            let (gate, permits) = acquire.semaphore();
+            ask_slot_holders(gate, permits)
+        };
+        Ok(NameHolders::new(
+            acquire,
+            ask.name_holders.then_some(ask_holders),
+        ))
     }
 
     fn release(hold: Hold<PostgresKey>, session: Session) -> impl Machine<Output = ()> {
@@ -224,6 +258,13 @@ impl Dialect for Postgres {
 
     fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
         Ok(ask_holders(key.to_postgres()?))
+    }
+
+    fn slot_holders(
+        key: &LockKey,
+        permits: u32,
+    ) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
+        Ok(ask_slot_holders(gate(key, permits)?, permits))
     }
 }
 

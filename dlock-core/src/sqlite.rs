@@ -4,16 +4,19 @@ mod acquire;
 mod holders;
 mod key;
 mod release;
+mod semaphore;
 mod several;
 mod sql;
 
 use self::key::SqliteKey;
 use self::several::FileLocks;
+use crate::key::SemaphoreLock;
 use crate::proto::{
     Abandoned, AllHeld, Ask, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine,
-    NameHolders, OpenTransaction, Parting, Question, Read, Request, Rows, Session, Several, unique,
+    NameHolders, OpenTransaction, Parting, Question, Read, Request, Rows, Session, Several,
+    Statement, unique,
 };
-use crate::{FencingToken, Holder, LockKey};
+use crate::{FencingToken, Holder, InvalidKey, LockKey};
 
 /// SQLite, on a connection to which dlock's SQL functions were added.
 ///
@@ -28,6 +31,8 @@ impl Sqlite {
     pub const BUSY: i64 = sql::BUSY;
     /// The answer to a request: it was given up by its number.
     pub const GIVEN_UP: i64 = sql::GIVEN_UP;
+    /// The answer to a request for a slot of a semaphore: none is free, or others wait for one.
+    pub const NO_SLOT: i64 = sql::NO_SLOT;
 
     /// The constraint of an error which says that this connection, or this database, can have no locks.
     pub const UNSUPPORTED: &'static str = sql::UNSUPPORTED;
@@ -63,11 +68,25 @@ fn acquire_several(
 }
 
 fn ask_holders(key: u64) -> Question<Vec<Holder>> {
+    ask_for_holders(sql::holders(key))
+}
+
+fn ask_slot_holders(gate: u64, permits: u32) -> Question<Vec<Holder>> {
+    ask_for_holders(sql::slot_holders(gate, permits))
+}
+
+/// The gate of a semaphore. Its slots are the numbers behind it.
+fn gate(key: &LockKey, permits: u32) -> Result<u64, InvalidKey> {
+    key.check_permits(permits)?;
+    key.semaphore_to_sqlite(SemaphoreLock::Gate)
+}
+
+fn ask_for_holders(ask: Statement) -> Question<Vec<Holder>> {
     let read = |rows| match rows {
         Rows::Text(text) => Read::Accept(holders::read(&text)),
         _ => Read::OutOfStep,
     };
-    Question::new(vec![sql::holders(key)], read, Abandoned::default())
+    Question::new(vec![ask], read, Abandoned::default())
 }
 
 impl Dialect for Sqlite {
@@ -98,6 +117,25 @@ impl Dialect for Sqlite {
             acquire,
             ask.name_holders.then_some(ask_holders),
         )))
+    }
+
+    fn acquire_slot(
+        ask: &Ask,
+        permits: u32,
+        session: Session,
+    ) -> Result<impl Machine<Output = Option<Hold<SqliteKey>>>, Failure> {
+        let gate = gate(&ask.key, permits)?;
+        ask.check_session(session)?;
+        let request = Request(unique() as i64);
+        let acquire = semaphore::AcquireSlot::new(gate, permits, request, ask, session);
+        let ask_holders = |acquire: &semaphore::AcquireSlot| {
+            let (gate, permits) = acquire.semaphore();
+            ask_slot_holders(gate, permits)
+        };
+        Ok(NameHolders::new(
+            acquire,
+            ask.name_holders.then_some(ask_holders),
+        ))
     }
 
     fn release(hold: Hold<SqliteKey>, session: Session) -> impl Machine<Output = ()> {
@@ -147,5 +185,12 @@ impl Dialect for Sqlite {
 
     fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
         Ok(ask_holders(key.to_sqlite()?))
+    }
+
+    fn slot_holders(
+        key: &LockKey,
+        permits: u32,
+    ) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
+        Ok(ask_slot_holders(gate(key, permits)?, permits))
     }
 }

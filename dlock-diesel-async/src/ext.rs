@@ -3,7 +3,7 @@ use dlock_core::proto::Ask;
 use dlock_diesel::TransactionLocks;
 
 use crate::backend::LockConnection;
-use crate::{AdvisoryLock, AdvisoryXactLock};
+use crate::{AdvisoryLock, AdvisorySemaphore, AdvisoryXactLock};
 
 /// Adds locks to async Diesel connections.
 ///
@@ -35,6 +35,26 @@ pub trait AdvisoryLockExt: LockConnection {
     /// ```
     fn advisory_lock(&mut self, key: impl Into<LockKey>) -> AdvisoryLock<&mut Self> {
         AdvisoryLock::new(self, key)
+    }
+
+    /// A semaphore: at most `permits` sessions hold it at once, over all processes and hosts. `permits` is from 1 to
+    /// 1,000. Nothing is sent before you [acquire](AdvisorySemaphore::acquire) it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// println!("working on GPU {}", inside.slot()); // 0, 1, 2 or 3
+    /// inside.release().await?;
+    /// # Ok(()) }
+    /// ```
+    fn advisory_semaphore(
+        &mut self,
+        key: impl Into<LockKey>,
+        permits: u32,
+    ) -> AdvisorySemaphore<&mut Self> {
+        AdvisorySemaphore::new(self, key, permits)
     }
 
     /// Several locks that are taken and released as one: see

@@ -37,6 +37,7 @@
 //!   [`advisory_xact_lock`](AdvisoryLockExt::advisory_xact_lock).
 //! - [`AdvisoryLock`] is a lock that is not held yet. [`AdvisoryLockGuard`] is one that is held. [`AdvisoryXactLock`]
 //!   is one that ends with the open transaction.
+//! - [`AdvisorySemaphore`] lets a number of sessions in at once. [`AdvisorySemaphoreGuard`] is one of its permits.
 //! - [`LockKey`] is the name of a lock: text, bytes, a number or a pair of numbers.
 //! - [`Error`] has one variant for each thing that a caller can act on.
 //!
@@ -117,6 +118,8 @@ mod lock;
 #[cfg(feature = "migrations")]
 mod migrations;
 mod run;
+mod semaphore;
+mod semaphore_guard;
 mod session;
 mod several;
 #[cfg(feature = "sqlite")]
@@ -134,6 +137,8 @@ pub use dlock_diesel::{
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
 pub use lock::AdvisoryLock;
+pub use semaphore::AdvisorySemaphore;
+pub use semaphore_guard::AdvisorySemaphoreGuard;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteLocksExt;
 pub use xact::AdvisoryXactLock;

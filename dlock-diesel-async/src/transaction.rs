@@ -162,15 +162,33 @@ where
     let lock = AdvisoryLock::asking(conn, ask, cancel);
     let mut guard = lock.acquire().await.map_err(DieselError::from)?;
     let key = guard.key().clone();
-    let conn = &mut *guard;
-    let outside = session::session(conn)?.depth;
-    begin_writing(conn, immediate).await?;
-    let result = OpenTransaction { conn, outside }.finish(&key, f).await;
+    let result = under_lock(&mut *guard, &key, immediate, f).await;
     // An error of the release does not hide one of the transaction.
     match (result, guard.undo().await) {
         (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
         (result, _) => result,
     }
+}
+
+/// Runs `f` in a transaction of a session that holds the lock.
+pub(crate) async fn under_lock<'a, C, F, T, E>(
+    conn: &mut C,
+    key: &LockKey,
+    immediate: bool,
+    f: F,
+) -> Result<T, E>
+where
+    C: LockConnection,
+    for<'r> F: AsyncFnOnce(&'r mut C) -> Result<T, E>
+        + AsyncFunc<&'r mut C, Result<T, E>, Fut: Send>
+        + Send
+        + 'a,
+    T: Send + 'a,
+    E: From<DieselError> + Send + 'a,
+{
+    let outside = session::session(conn)?.depth;
+    begin_writing(conn, immediate).await?;
+    OpenTransaction { conn, outside }.finish(key, f).await
 }
 
 async fn begin_writing<C: LockConnection>(conn: &mut C, immediate: bool) -> QueryResult<()> {

@@ -3,7 +3,7 @@ use dlock_core::LockKey;
 use dlock_core::proto::Ask;
 
 use crate::backend::{LockConnection, TransactionLocks};
-use crate::{AdvisoryLock, AdvisoryXactLock};
+use crate::{AdvisoryLock, AdvisorySemaphore, AdvisoryXactLock};
 
 /// Adds locks to Diesel connections.
 ///
@@ -38,6 +38,30 @@ pub trait AdvisoryLockExt: Connection + Sized {
         Self: LockConnection,
     {
         AdvisoryLock::new(self, key)
+    }
+
+    /// A semaphore: at most `permits` sessions hold it at once, over all processes and hosts. `permits` is from 1 to
+    /// 1,000. Nothing is sent before you [acquire](AdvisorySemaphore::acquire) it.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use diesel::prelude::*;
+    /// # use dlock_diesel::AdvisoryLockExt;
+    /// # let mut conn = PgConnection::establish("")?;
+    /// let inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// println!("working on GPU {}", inside.slot()); // 0, 1, 2 or 3
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn advisory_semaphore(
+        &mut self,
+        key: impl Into<LockKey>,
+        permits: u32,
+    ) -> AdvisorySemaphore<&mut Self>
+    where
+        Self: LockConnection,
+    {
+        AdvisorySemaphore::new(self, key, permits)
     }
 
     /// Several locks that are taken and released as one: all of them or none, under one deadline.

@@ -35,6 +35,7 @@
 //! - [`advisory_locks`](AdvisoryLockExt::advisory_locks) takes several locks as one: all or none, without deadlocks.
 //! - [`AdvisoryLock`] is a lock that is not held yet. [`AdvisoryLockGuard`] is one that is held. [`AdvisoryXactLock`]
 //!   is one that ends with the open transaction.
+//! - [`AdvisorySemaphore`] lets a number of sessions in at once. [`AdvisorySemaphoreGuard`] is one of its permits.
 //! - [`LockKey`] is the name of a lock: text, bytes, a number or a pair of numbers.
 //! - [`Error`] has one variant for each thing that a caller can act on.
 //!
@@ -93,6 +94,8 @@ mod lock;
 mod migrations;
 mod query;
 mod run;
+mod semaphore;
+mod semaphore_guard;
 mod session;
 mod several;
 #[doc(hidden)]
@@ -111,6 +114,8 @@ pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
 pub use held::Held;
 pub use lock::AdvisoryLock;
+pub use semaphore::AdvisorySemaphore;
+pub use semaphore_guard::AdvisorySemaphoreGuard;
 #[cfg(all(feature = "sqlite", feature = "r2d2"))]
 pub use sqlite::EnableAdvisoryLocks;
 #[cfg(feature = "sqlite")]

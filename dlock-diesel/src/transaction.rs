@@ -106,11 +106,23 @@ where
     // `inside_transaction` does not count here: the lock would be free before the outer COMMIT.
     ask.inside_transaction = false;
     let key = ask.key.clone();
-    AdvisoryLock::asking(conn, ask).run(|conn| {
-        let outside = session::session(conn)?.depth;
-        begin(conn)?;
-        finish(conn, outside, &key, f)
-    })
+    AdvisoryLock::asking(conn, ask).run(|conn| under_lock(conn, &key, begin, f))
+}
+
+/// Runs `f` in a transaction of a session that holds the lock.
+pub(crate) fn under_lock<C, T, E>(
+    conn: &mut C,
+    key: &LockKey,
+    begin: impl FnOnce(&mut C) -> QueryResult<()>,
+    f: impl FnOnce(&mut C) -> Result<T, E>,
+) -> Result<T, E>
+where
+    C: LockConnection,
+    E: From<DieselError>,
+{
+    let outside = session::session(conn)?.depth;
+    begin(conn)?;
+    finish(conn, outside, key, f)
 }
 
 /// Runs `f` in the transaction that has begun, then commits or rolls back.

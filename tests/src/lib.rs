@@ -71,6 +71,8 @@ mod pages {
     mod several {}
     #[doc = include_str!("../../docs/guide/fencing.md")]
     mod fencing {}
+    #[doc = include_str!("../../docs/guide/semaphores.md")]
+    mod semaphores {}
     #[doc = include_str!("../../docs/guide/pools.md")]
     mod pools {}
     #[doc = include_str!("../../docs/guide/async.md")]

@@ -196,6 +196,7 @@ fn no_example_needs_a_database_library() {
         "migrate_once",
         "transfer",
         "fencing",
+        "few_at_once",
         "quickstart_async",
         "leader",
         "axum_export",
@@ -270,6 +271,29 @@ fn only_one_needs_no_server_but_a_file() {
     );
 }
 
+/// What `few_at_once` prints, on whatever database.
+#[track_caller]
+fn assert_few_are_inside(output: &str) {
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines.len(), 7, "{output}");
+    for (number, line) in (1..=6).zip(&lines) {
+        let start = format!("Process {number} has slot ");
+        assert!(line.starts_with(&start), "{output}");
+        assert!(
+            line.ends_with("1 inside.") || line.ends_with("2 inside."),
+            "{output}"
+        );
+    }
+    assert!(lines[6].ends_with("both are free again."), "{output}");
+}
+
+#[test]
+fn few_at_once_works_on_sqlite() {
+    let folder = TempDir::new().expect("a folder");
+    let url = format!("sqlite:{}", folder.path().join("app.db").display());
+    assert_few_are_inside(&run("few_at_once", &url));
+}
+
 #[test]
 fn migrate_once_works_on_sqlite() {
     let folder = TempDir::new().expect("a folder");
@@ -284,6 +308,10 @@ fn migrate_once_works_on_sqlite() {
 on_every_network_server! {
     fn quickstart_tells_what_happens_in_order<C: Lockable>(server: &Server) {
         assert_tells_what_happens_in_order(&run("quickstart", &server.url));
+    }
+
+    fn few_at_once_lets_two_of_six_processes_in_at_a_time<C: Lockable>(server: &Server) {
+        assert_few_are_inside(&run("few_at_once", &server.url));
     }
 
     fn quickstart_async_tells_what_happens_in_order<C: Lockable>(server: &Server) {

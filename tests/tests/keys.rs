@@ -21,10 +21,24 @@ struct Row {
 #[derive(Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 enum Key {
-    Bytes { bytes: String },
-    Integer { i64: String },
-    Pair { pair: (i32, i32) },
-    Namespaced { namespace: String, key: Box<Key> },
+    Bytes {
+        bytes: String,
+    },
+    Integer {
+        i64: String,
+    },
+    Pair {
+        pair: (i32, i32),
+    },
+    Namespaced {
+        namespace: String,
+        key: Box<Key>,
+    },
+    /// A slot of a semaphore, or without a number its gate.
+    Semaphore {
+        semaphore: Box<Key>,
+        slot: Option<u32>,
+    },
     Preset(Preset),
 }
 
@@ -69,6 +83,7 @@ impl Key {
             Key::Integer { i64 } => i64.parse::<i64>().unwrap().into(),
             Key::Pair { pair } => (*pair).into(),
             Key::Namespaced { namespace, key } => LockKey::namespaced(namespace, key.lock_key()),
+            Key::Semaphore { semaphore, slot } => semaphore.lock_key().semaphore_lock(*slot),
             Key::Preset(preset) => preset.lock_key(),
         }
     }
@@ -320,6 +335,36 @@ fn the_page_can_be_followed_to_the_same_locks() {
     }
 }
 
+#[test]
+fn the_page_can_be_followed_to_the_same_semaphore() {
+    let page = std::fs::read_to_string(docs().join("keys.md")).unwrap();
+    let examples = table(&page, "lock of the semaphore `\"gpu\"` | message");
+    assert_eq!(examples.len(), 2);
+    for (cells, slot) in examples.iter().zip([None, Some(0)]) {
+        let [_, message, postgres, mysql, sqlite] = cells[..] else {
+            panic!("{cells:?}");
+        };
+        let key = LockKey::from("gpu").semaphore_lock(slot);
+        let message = unhex(message);
+        let hash = sip::SipHasher24::new_with_key(b"dlock structured").hash(&message);
+        let number = hash / 1024 * 1024 + slot.map_or(0, |slot| 1 + u64::from(slot));
+        assert_eq!(postgres, (number as i64).to_string());
+        assert_eq!(
+            Postgres::from(key.to_postgres()),
+            Postgres::Bigint(postgres.into())
+        );
+        assert_eq!(sqlite, ((1 << 60) + number % (1 << 60)).to_string());
+        assert_eq!(Sqlite::from(key.to_sqlite()), Sqlite::Number(sqlite.into()));
+        assert_eq!(Mysql::from(key.to_mysql()), Mysql::Name(mysql.into()));
+        let hash = sip128::SipHasher24::new_with_key(b"dlock structured").hash(&message);
+        let digits: String = hash.as_bytes()[..12]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(mysql.split(':').nth(2), Some(&*digits));
+    }
+}
+
 /// What `keys.py` prints.
 fn keys_py(arguments: &[&str]) -> String {
     let output = Command::new("python3")
@@ -355,6 +400,14 @@ fn the_python_implementation_explains_a_key() {
         (
             r#"{"distributed_lock": "ABC"}"#,
             LockKey::distributed_lock("ABC"),
+        ),
+        (
+            r#"{"semaphore": "gpu", "slot": 3}"#,
+            LockKey::from("gpu").semaphore_lock(Some(3)),
+        ),
+        (
+            r#"{"semaphore": 42, "slot": null}"#,
+            LockKey::from(42).semaphore_lock(None),
         ),
         (
             r#"{"with_advisory_lock": 7}"#,

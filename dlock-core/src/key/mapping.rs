@@ -10,17 +10,17 @@ use super::{InvalidKey, Leaf, LockKey, PostgresKey};
 const TEXT: &[u8; 16] = b"dlock text/bytes";
 
 /// SipHash's key for all other keys, whose message has a structure.
-const STRUCTURED: &[u8; 16] = b"dlock structured";
+pub(super) const STRUCTURED: &[u8; 16] = b"dlock structured";
 
 /// What is wrong with an empty key.
 pub(super) const EMPTY: &str = "is empty, which nearly always is a missing setting: \
                                 name what is locked in at least one character";
 
 /// The first of the numbers that hashed keys get for SQLite, and the number of hashes.
-const SQLITE_HASHED: u64 = 1 << 60;
+pub(super) const SQLITE_HASHED: u64 = 1 << 60;
 
 /// The start of hashed lock names. Verbatim names never start with it.
-const RESERVED: &str = "dlock:";
+pub(super) const RESERVED: &str = "dlock:";
 
 /// In characters. [`RESERVED`], the readable part, a colon and the hash together fill the 64 that MySQL allows.
 const LONGEST_READABLE: usize = 25;
@@ -67,6 +67,9 @@ impl LockKey {
                         .postgres
                         .ok_or_else(|| self.has_no_lock_on("PostgreSQL"))?;
                     return map(key).map_err(|problem| self.invalid(problem));
+                }
+                Leaf::Semaphore(key, lock) => {
+                    return Ok(PostgresKey::BigInt(key.semaphore_to_postgres(*lock)?));
                 }
                 Leaf::Bytes(_) => {}
             }
@@ -116,6 +119,7 @@ impl LockKey {
                         .ok_or_else(|| self.has_no_lock_on("MySQL and MariaDB"))?;
                     return map(key).map_err(|problem| self.invalid(problem));
                 }
+                Leaf::Semaphore(key, lock) => return key.semaphore_to_mysql(*lock),
                 Leaf::Bytes(_) | Leaf::Integer(_) | Leaf::Pair(..) => {}
             }
         }
@@ -162,6 +166,7 @@ impl LockKey {
                     return Ok(number.unsigned_abs());
                 }
                 Leaf::Preset(..) => return Err(self.has_no_lock_on("SQLite")),
+                Leaf::Semaphore(key, lock) => return key.semaphore_to_sqlite(*lock),
                 Leaf::Bytes(_) | Leaf::Integer(_) | Leaf::Pair(..) => {}
             }
         }
@@ -177,21 +182,22 @@ impl LockKey {
     ///
     /// A reader who knows SipHash's key can take the message apart in one way only, so no two keys share a message.
     fn message(&self) -> Result<(&'static [u8; 16], Cow<'_, [u8]>), InvalidKey> {
+        match &self.leaf {
+            Leaf::Bytes(bytes) if self.namespaces.is_empty() && !bytes.is_empty() => {
+                Ok((TEXT, Cow::Borrowed(bytes)))
+            }
+            _ => Ok((STRUCTURED, Cow::Owned(self.structured()?))),
+        }
+    }
+
+    /// The message of a key that is hashed under [`STRUCTURED`].
+    pub(super) fn structured(&self) -> Result<Vec<u8>, InvalidKey> {
         if self.namespaces.iter().any(String::is_empty) {
             return Err(self.invalid(
                 "has an empty namespace, which nearly always is a missing setting: \
                  give the namespace at least one character or leave it out",
             ));
         }
-        if let Leaf::Bytes(bytes) = &self.leaf {
-            if bytes.is_empty() {
-                return Err(self.invalid(EMPTY));
-            }
-            if self.namespaces.is_empty() {
-                return Ok((TEXT, Cow::Borrowed(bytes)));
-            }
-        }
-
         let mut message = Vec::new();
         for namespace in &self.namespaces {
             let length = u32::try_from(namespace.len())
@@ -201,6 +207,7 @@ impl LockKey {
             message.extend_from_slice(namespace.as_bytes());
         }
         match &self.leaf {
+            Leaf::Bytes(bytes) if bytes.is_empty() => return Err(self.invalid(EMPTY)),
             Leaf::Bytes(bytes) => {
                 message.push(b'b');
                 message.extend_from_slice(bytes);
@@ -220,12 +227,17 @@ impl LockKey {
                     preset.name
                 )));
             }
+            Leaf::Semaphore(..) => {
+                return Err(self.invalid(
+                    "has a namespace, in which it no longer is a lock of that semaphore: remove the namespace",
+                ));
+            }
         }
-        Ok((STRUCTURED, Cow::Owned(message)))
+        Ok(message)
     }
 
     /// The part of a hashed lock name that tells people which lock it is.
-    fn readable(&self) -> String {
+    pub(super) fn readable(&self) -> String {
         let mut source = Vec::new();
         for namespace in &self.namespaces {
             source.extend_from_slice(namespace.as_bytes());
@@ -235,7 +247,7 @@ impl LockKey {
             Leaf::Bytes(bytes) => source.extend_from_slice(bytes),
             Leaf::Integer(number) => source.extend(number.to_string().bytes()),
             Leaf::Pair(first, second) => source.extend(format!("{first}/{second}").bytes()),
-            Leaf::Preset(..) => {}
+            Leaf::Preset(..) | Leaf::Semaphore(..) => {}
         }
         source
             .iter()

@@ -49,7 +49,7 @@ pub(super) fn leaf(key: &LockKey) -> Result<&Leaf, &'static str> {
 pub(super) fn text(leaf: &Leaf) -> Result<&str, &'static str> {
     let text = match leaf {
         Leaf::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
-        Leaf::Integer(_) | Leaf::Pair(..) | Leaf::Preset(..) => None,
+        Leaf::Integer(_) | Leaf::Pair(..) | Leaf::Preset(..) | Leaf::Semaphore(..) => None,
     };
     text.ok_or(refusal(leaf))
 }
@@ -67,6 +67,7 @@ pub(super) fn refusal(leaf: &Leaf) -> &'static str {
             "is a pair, which that library does not have here: use text, in every program"
         }
         Leaf::Preset(..) => "is a preset inside a preset: apply one preset only",
+        Leaf::Semaphore(..) => "is a lock of a semaphore inside a preset: apply no preset",
     }
 }
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use super::sql;
 use super::tag::Tag;
+use super::{slot_sql, sql};
 use crate::proto::{
     Abandoned, Answer, Cause, ErrorFields, Failure, Hold, Machine, Reason, Rows, Step,
 };
@@ -40,7 +40,10 @@ impl Machine for Release {
     const TIMED: bool = false;
 
     fn start(&mut self, _now: Duration) -> Step<()> {
-        Step::Query(sql::release(self.tag, &self.hold.key, self.hold.droppable))
+        Step::Query(match self.hold.slot {
+            Some(_) => slot_sql::release_slot(self.tag, &self.hold.key),
+            None => sql::release(self.tag, &self.hold.key, self.hold.droppable),
+        })
     }
 
     fn next(&mut self, answer: Answer, _now: Duration) -> Step<()> {
@@ -51,9 +54,10 @@ impl Machine for Release {
                 _ => Reason::Database.broken(cause),
             });
         }
+        let has_tag = self.hold.droppable || self.hold.slot.is_some();
         Step::Done(match answer {
-            Answer::Rows(Rows::Number(number)) => {
-                match sql::read(number, self.tag, self.hold.droppable) {
+            Answer::Rows(Rows::Number(number) | Rows::Pair(_, number)) => {
+                match sql::read(number, self.tag, has_tag) {
                     Ok(1) => Ok(()),
                     Ok(0) => Err(Failure::not_held(Cause::default())),
                     Ok(_) => Err(Reason::Database.broken(Cause::default())),

@@ -17,7 +17,7 @@ pub(super) const KILLED: i64 = 2;
 
 /// The longest wait that both servers take, in milliseconds. MySQL waits for ever if the timeout is negative, but
 /// MariaDB not at all.
-const FOREVER: i64 = 1_000_000_000_000;
+pub(super) const FOREVER: i64 = 1_000_000_000_000;
 
 /// Explains the statement to anyone reading the process list. It is long and comes first, so that the text need not
 /// grow much when Diesel puts it together. (A colon with a name behind it would be a bind to mysql_async.)
@@ -33,6 +33,7 @@ macro_rules! explained {
 
 mod several;
 
+pub(super) use explained;
 pub(super) use several::*;
 
 /// The beginning of a statement that may wait. No setting of the user cuts the wait short: on MariaDB none does, and
@@ -333,7 +334,7 @@ pub(super) fn holders(key: &str) -> Vec<Statement> {
 }
 
 /// The lock's name as a bind.
-fn name(key: &str) -> Bind {
+pub(super) fn name(key: &str) -> Bind {
     Bind::Binary(key.as_bytes().to_vec())
 }
 

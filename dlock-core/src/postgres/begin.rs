@@ -219,7 +219,7 @@ impl Begin {
     fn follow_turn(&mut self, turn: Turn, now: Duration) -> Begun {
         match turn.step() {
             Ok(step) => step,
-            Err(Turn::Granted) => Step::Done(Ok(Some(()))),
+            Err(Turn::Granted(_)) => Step::Done(Ok(Some(()))),
             Err(Turn::Unavailable { millis }) => self.wait(millis, now),
             // The block catches the end of its turn, so the error is another one.
             Err(Turn::Failed { error, .. }) => {

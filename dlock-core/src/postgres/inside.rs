@@ -121,7 +121,7 @@ impl AcquireInside {
     fn follow_turn(&mut self, turn: Turn, now: Duration) -> Acquired {
         match turn.step() {
             Ok(step) => step,
-            Err(Turn::Granted) => {
+            Err(Turn::Granted(_)) => {
                 self.state = State::Mark;
                 Step::Batch(format!("SAVEPOINT {}", self.savepoint()).into())
             }

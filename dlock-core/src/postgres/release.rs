@@ -28,6 +28,7 @@ pub(super) struct Release {
     key: PostgresKey,
     mode: Mode,
     droppable: bool,
+    is_slot: bool,
     state: State,
 }
 
@@ -54,17 +55,25 @@ impl Release {
             key: hold.key,
             mode: hold.mode,
             droppable: hold.droppable,
+            is_slot: hold.slot.is_some(),
             state,
         }
     }
 }
 
 impl Release {
+    /// The statement of a slot that may be dropped does. Whether it has released before it failed nobody knows, and
+    /// the session may have the slot twice.
+    fn answers_with_a_row(&self) -> bool {
+        self.is_slot && self.droppable
+    }
+
     /// The statement that the driver has prepared.
     fn unlock(&self) -> Statement {
-        match self.droppable {
-            true => sql::droppable(self.key, self.mode, None),
-            false => sql::unlock(self.key, self.mode),
+        match self.key {
+            PostgresKey::BigInt(slot) if self.answers_with_a_row() => sql::release_slot(slot),
+            _ if self.droppable => sql::droppable(self.key, self.mode, None),
+            _ => sql::unlock(self.key, self.mode),
         }
     }
 }
@@ -99,7 +108,7 @@ impl Machine for Release {
                 not_held(Cause::default())
             }
             (State::UnlockAgain(cause), Answer::Rows(Rows::Number(Some(0)))) => not_held(cause),
-            (State::Unlock, Answer::Error(error)) if !error.lost => {
+            (State::Unlock, Answer::Error(error)) if !error.lost && !self.answers_with_a_row() => {
                 self.state = State::UnlockAgain(error.cause);
                 Step::Query(sql::unlock(self.key, self.mode).never_kept())
             }

@@ -133,7 +133,7 @@ impl AcquireSession {
     fn follow(&mut self, turn: Turn, now: Duration) -> Acquired {
         match turn.step() {
             Ok(step) => step,
-            Err(Turn::Granted) => self.granted(),
+            Err(Turn::Granted(_)) => self.granted(),
             Err(Turn::Unavailable { millis }) => self.ask(millis, now),
             // The block catches the end of its turn, so the error is another one.
             Err(Turn::Failed { error, .. }) => self.settle(Fault::new(error, Failed::unlimited())),

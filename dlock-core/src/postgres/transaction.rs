@@ -113,7 +113,7 @@ impl AcquireInTransaction {
     fn follow_turn(&mut self, turn: Turn, now: Duration) -> Acquired {
         match turn.step() {
             Ok(step) => step,
-            Err(Turn::Granted) => self.done(Some(())),
+            Err(Turn::Granted(_)) => self.done(Some(())),
             Err(Turn::Unavailable { millis }) => self.wait(millis, now),
             Err(Turn::Failed {
                 error,

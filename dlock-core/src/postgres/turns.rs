@@ -87,14 +87,17 @@ impl Turns {
 /// | `Prepare` | key and limit, as settings | milliseconds | `Wait` |
 /// | | | negative | ends: `Unavailable` |
 /// | `Wait` | a block that waits and catches the end of the turn | done | `Read` |
-/// | `Read` | does the session hold the lock? | 1, 0 | ends: `Granted`, `Over` |
+/// | `Read` | does the session hold the lock? | 0 | ends: `Over` |
+/// | | | a greater number | ends: `Granted` |
 /// | each | | an error | ends: `Failed` |
 #[derive(Debug)]
 pub(super) struct QuietTurn {
-    key: PostgresKey,
-    mode: Mode,
     /// The message of `Wait`.
     message: String,
+    /// The question of `Read`.
+    read: Statement,
+    /// The greatest answer to it.
+    most: u32,
     state: State,
 }
 
@@ -110,7 +113,8 @@ enum State {
 pub(super) enum Turn {
     Query(Box<Statement>),
     Batch(String),
-    Granted,
+    /// 1, or for a semaphore 1 and the number of the slot.
+    Granted(u32),
     Over,
     /// This role may not use PL/pgSQL. So long would the turn have been.
     Unavailable {
@@ -144,17 +148,23 @@ impl QuietTurn {
         (rest, long): (u32, u32),
         message: String,
     ) -> (Self, Turn) {
-        let prepare = Turn::Query(Box::new(sql::prepare_turn(key, rest, long).never_kept()));
-        let state = State::Prepare;
-        (
-            Self {
-                key,
-                mode,
-                message,
-                state,
-            },
-            prepare,
-        )
+        let prepare = sql::prepare_turn(key, rest, long).never_kept();
+        Self::asking(prepare, message, (sql::is_held(key, mode).never_kept(), 1))
+    }
+
+    /// Another `message` that waits, and what tells whether it was granted, by a number up to `most`.
+    pub(super) fn asking(
+        prepare: Statement,
+        message: String,
+        (read, most): (Statement, u32),
+    ) -> (Self, Turn) {
+        let turn = Self {
+            message,
+            read,
+            most,
+            state: State::Prepare,
+        };
+        (turn, Turn::Query(Box::new(prepare)))
     }
 
     /// Whether its message waits in the queue now.
@@ -179,10 +189,14 @@ impl QuietTurn {
             }
             (State::Wait, Answer::Done) => {
                 self.state = State::Read;
-                Turn::Query(Box::new(sql::is_held(self.key, self.mode).never_kept()))
+                Turn::Query(Box::new(self.read.clone()))
             }
-            (State::Read, Answer::Rows(Rows::Number(Some(1)))) => Turn::Granted,
             (State::Read, Answer::Rows(Rows::Number(Some(0)))) => Turn::Over,
+            (State::Read, Answer::Rows(Rows::Number(Some(granted))))
+                if (1..=i64::from(self.most)).contains(&granted) =>
+            {
+                Turn::Granted(granted as u32)
+            }
             (state, Answer::Error(error)) => Turn::Failed {
                 error,
                 waited: matches!(state, State::Wait),

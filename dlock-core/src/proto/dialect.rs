@@ -23,6 +23,18 @@ pub trait Dialect: 'static {
         session: Session,
     ) -> Result<impl Machine<Output = Option<Hold<Self::Key>>>, Failure>;
 
+    /// Acquires a slot of a semaphore. `None` if the limit passed and [`Ask::name_holders`] is off.
+    ///
+    /// # Errors
+    ///
+    /// Refuses without sending anything: an invalid key, a number of permits that no semaphore has, an open
+    /// transaction.
+    fn acquire_slot(
+        ask: &Ask,
+        permits: u32,
+        session: Session,
+    ) -> Result<impl Machine<Output = Option<Hold<Self::Key>>>, Failure>;
+
     /// Releases one hold.
     fn release(hold: Hold<Self::Key>, session: Session) -> impl Machine<Output = ()>;
 
@@ -50,6 +62,16 @@ pub trait Dialect: 'static {
     ///
     /// An invalid key.
     fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure>;
+
+    /// Asks who has a slot of a semaphore or waits for one.
+    ///
+    /// # Errors
+    ///
+    /// An invalid key, a number of permits that no semaphore has.
+    fn slot_holders(
+        key: &LockKey,
+        permits: u32,
+    ) -> Result<impl Machine<Output = Vec<Holder>>, Failure>;
 }
 
 /// A [`Dialect`] whose transactions can hold locks that end with them.

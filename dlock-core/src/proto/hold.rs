@@ -16,6 +16,8 @@ pub struct Hold<K> {
     pub(crate) more: Vec<Hold<K>>,
     /// Of several locks: the key, as it was named.
     pub(crate) name: Option<Box<LockKey>>,
+    /// The slot, if this is one of a semaphore. The key is the slot's.
+    pub(crate) slot: Option<u32>,
 }
 
 impl<K> Hold<K> {
@@ -35,6 +37,7 @@ impl<K> Hold<K> {
             droppable,
             more: Vec::new(),
             name: None,
+            slot: None,
         }
     }
 
@@ -61,6 +64,11 @@ impl<K> Hold<K> {
     /// How the lock is held.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// The slot of a semaphore.
+    pub fn slot(&self) -> Option<u32> {
+        self.slot
     }
 
     /// What happens to the open transaction when the guard of this hold is dropped. `session` is `None` if the driver

@@ -104,6 +104,7 @@ macro_rules! for_each_prepared {
                 PostgresDroppable PostgresDroppableShared PostgresDroppablePair PostgresDroppablePairShared
                 PostgresUnlock PostgresUnlockShared PostgresUnlockPair PostgresUnlockPairShared
                 MysqlAcquire MysqlDroppable MysqlRelease
+                PostgresSlot MysqlSlot
             ]
             $($arguments)*
         }

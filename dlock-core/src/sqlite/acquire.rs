@@ -86,7 +86,7 @@ impl Acquire {
     }
 }
 
-fn failed(error: ErrorFields) -> Failure {
+pub(super) fn failed(error: ErrorFields) -> Failure {
     let reason = match error.constraint.as_deref() {
         Some(sql::UNSUPPORTED) => Reason::Unsupported,
         Some(sql::DEADLOCK) => Reason::Deadlock,

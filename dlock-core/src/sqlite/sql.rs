@@ -13,6 +13,8 @@ pub(super) const GRANTED: i64 = 1;
 pub(super) const BUSY: i64 = 0;
 /// The request was given up by its number.
 pub(super) const GIVEN_UP: i64 = -1;
+/// No slot of a semaphore is free, or others wait for one.
+pub(super) const NO_SLOT: i64 = -2;
 
 /// The constraint of an error which says that this connection, or this database, can have no locks.
 pub(super) const UNSUPPORTED: &str = "dlock_unsupported";
@@ -22,16 +24,33 @@ pub(super) const DEADLOCK: &str = "dlock_deadlock";
 /// Rolls back the transaction that is open, if one is: ROLLBACK alone fails where there is none.
 pub(super) const ROLL_BACK: &str = "SAVEPOINT dlock; ROLLBACK";
 
+const NO_LIMIT: i64 = -1;
+
 /// Asks for the lock and waits at most so many milliseconds, or without a limit:
 /// [`GRANTED`], [`BUSY`] or [`GIVEN_UP`].
 pub(super) fn acquire(key: SqliteKey, mode: Mode, millis: Option<u32>) -> Statement {
-    const NO_LIMIT: i64 = -1;
     let sql: &'static [&'static str] = match mode {
         Mode::Exclusive => &["SELECT dlock_acquire(", ", 1, ", ", ", ")"],
         Mode::Shared => &["SELECT dlock_acquire(", ", 0, ", ", ", ")"],
     };
     let millis = Bind::BigInt(millis.map_or(NO_LIMIT, i64::from));
     of_request(key, sql, [number(key.key), millis, request(key)])
+}
+
+/// Asks for a slot of a semaphore and waits at most so many milliseconds, or without a limit: the number of the slot,
+/// [`NO_SLOT`] or [`GIVEN_UP`].
+pub(super) fn acquire_slot(gate: SqliteKey, permits: u32, millis: Option<u32>) -> Statement {
+    let millis = Bind::BigInt(millis.map_or(NO_LIMIT, i64::from));
+    of_request(
+        gate,
+        &["SELECT dlock_acquire_slot(", ", ", ", ", ", ", ")"],
+        [
+            number(gate.key),
+            Bind::BigInt(permits.into()),
+            millis,
+            request(gate),
+        ],
+    )
 }
 
 /// 1; 0 where this session has no hold under this number.
@@ -68,6 +87,16 @@ pub(super) fn holders(key: u64) -> Statement {
         Prepared::ByText,
         &["SELECT dlock_holders(", ")"],
         [number(key)],
+    )
+    .columns(Columns::Text)
+}
+
+/// Who has a slot of the semaphore with this gate and who waits for one, as one text.
+pub(super) fn slot_holders(gate: u64, permits: u32) -> Statement {
+    Statement::number(
+        Prepared::ByText,
+        &["SELECT dlock_slot_holders(", ", ", ")"],
+        [number(gate), Bind::BigInt(permits.into())],
     )
     .columns(Columns::Text)
 }

@@ -197,6 +197,26 @@ impl Database {
         }
     }
 
+    /// Whether anybody holds the lock or waits for it, in whatever process.
+    pub(super) fn is_wanted(&mut self, key: u64) -> Result<bool, FunctionError> {
+        let here =
+            self.queue.holders(&key).next().is_some() || self.queue.waiters(&key).next().is_some();
+        Ok(here
+            || match &mut self.file {
+                Some(file) => file.is_wanted(key)?,
+                None => false,
+            })
+    }
+
+    pub(super) fn is_held_by(&self, key: u64, session: i64) -> bool {
+        self.queue.is_held_by(&key, session)
+    }
+
+    pub(super) fn is_held_by_other(&self, key: u64, session: i64) -> bool {
+        let mut holders = self.queue.holders(&key);
+        holders.any(|holder| holder.owner != session)
+    }
+
     /// The requests by which the session holds anything.
     pub(super) fn held_by(&self, session: i64) -> Vec<i64> {
         let held = self.queue.held_by(session);

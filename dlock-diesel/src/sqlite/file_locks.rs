@@ -266,6 +266,11 @@ impl FileLocks {
         self.file.locked_elsewhere(key, Byte::Waiting).is_some()
     }
 
+    /// Whether another process holds the lock or waits for it.
+    pub(super) fn is_wanted(&mut self, key: u64) -> Result<bool, FunctionError> {
+        Ok(self.file.open_and_check(key, Byte::Held)?.is_some() || self.is_awaited(key))
+    }
+
     /// The processes that hold the lock, other than this one, and in which mode.
     pub(super) fn foreign_holders(
         &mut self,

@@ -13,7 +13,7 @@ use dlock_core::proto::Sqlite;
 
 use super::function_error::{self, FunctionError, Reply};
 use super::session::{Acquired, Session};
-use super::table;
+use super::table::{self, Searched, Slots};
 
 #[allow(missing_docs, unreachable_pub, reason = "made by Diesel")]
 mod sql {
@@ -23,6 +23,13 @@ mod sql {
     extern "SQL" {
         fn dlock_acquire(key: BigInt, exclusive: BigInt, millis: BigInt, request: BigInt)
         -> BigInt;
+        fn dlock_acquire_slot(
+            gate: BigInt,
+            permits: BigInt,
+            millis: BigInt,
+            request: BigInt,
+        ) -> BigInt;
+        fn dlock_slot_holders(gate: BigInt, permits: BigInt) -> Text;
         fn dlock_release(key: BigInt, request: BigInt) -> BigInt;
         fn dlock_is_held(key: BigInt, request: BigInt) -> BigInt;
         fn dlock_fencing_token(key: BigInt, request: BigInt) -> BigInt;
@@ -114,6 +121,26 @@ fn add(conn: &mut SqliteConnection, session: &Arc<Session>) -> QueryResult<()> {
     sql::dlock_acquire_utils::register_nondeterministic_impl(conn, acquire)?;
 
     let session = of();
+    let acquire_slot = move |gate: i64, permits: i64, millis: i64, request: i64| {
+        let limit = u64::try_from(millis).ok().map(Duration::from_millis);
+        let searched =
+            slots(gate, permits).and_then(|slots| session.acquire_slot(slots, limit, request));
+        Reply(searched.map(|searched| match searched {
+            Searched::Found(slot) => slot.into(),
+            Searched::NotFound => Sqlite::NO_SLOT,
+            Searched::GivenUp => Sqlite::GIVEN_UP,
+        }))
+    };
+    sql::dlock_acquire_slot_utils::register_nondeterministic_impl(conn, acquire_slot)?;
+
+    let session = of();
+    let slot_holders = move |gate: i64, permits: i64| {
+        let holders = slots(gate, permits).and_then(|slots| session.slot_holders(slots));
+        Reply(holders.map(|holders| Sqlite::write_holders(&holders)))
+    };
+    sql::dlock_slot_holders_utils::register_nondeterministic_impl(conn, slot_holders)?;
+
+    let session = of();
     let release = move |key: i64, request: i64| {
         truth(number(key).and_then(|key| session.release(key, request)))
     };
@@ -166,4 +193,18 @@ fn number(key: i64) -> Result<u64, FunctionError> {
             "{key} is not the number of a lock: these are at least 0 and less than 2^61"
         ))
     })
+}
+
+/// Checks a semaphore, for the same reason.
+fn slots(gate: i64, permits: i64) -> Result<Slots, FunctionError> {
+    let gate = number(gate)?;
+    let permits = u32::try_from(permits)
+        .ok()
+        .filter(|permits| (1..=1000).contains(permits));
+    match permits {
+        Some(permits) if gate % 1024 == 0 => Ok(Slots { gate, permits }),
+        _ => Err(FunctionError::other(
+            "this is no semaphore: its gate is a multiple of 1024, and it has 1 to 1000 permits",
+        )),
+    }
 }

@@ -13,7 +13,7 @@ use super::database::{Attempt, DatabaseId};
 use super::function_error::FunctionError;
 use super::lock_file::{self, LockFile};
 use super::queue::{Request, Requested};
-use super::table::{Draw, table};
+use super::table::{Draw, Searched, Slots, table};
 
 /// The bounds of the pause between two tries while another process is in the way. In between, a waiter pauses for a
 /// fiftieth of the time that it has waited.
@@ -125,6 +125,69 @@ impl Session {
         result
     }
 
+    /// Acquires a slot of a semaphore. While others wait it queues for the gate, and then looks for a free slot for as
+    /// long as the limit allows.
+    pub(super) fn acquire_slot(
+        &self,
+        slots: Slots,
+        limit: Option<Duration>,
+        request: i64,
+    ) -> Result<Searched, FunctionError> {
+        self.refuse_forked()?;
+        let began = Instant::now();
+        let time_left = || limit.map(|limit| limit.saturating_sub(began.elapsed()));
+        let asked = Request {
+            id: request,
+            owner: self.id,
+            mode: Mode::Exclusive,
+        };
+        let tried = table().try_slots(self.database, slots, asked)?;
+        if tried != Searched::NotFound || limit == Some(Duration::ZERO) {
+            return Ok(tried);
+        }
+
+        // Requests are numbered one after another, so nobody has this number.
+        let at_the_gate = request ^ i64::MIN;
+        if !table().begin_search(request, at_the_gate) {
+            return Ok(Searched::GivenUp);
+        }
+        let _gate = AtTheGate {
+            request,
+            at_the_gate,
+        };
+        match self.acquire(slots.gate, Mode::Exclusive, time_left(), at_the_gate)? {
+            Acquired::Granted => {}
+            Acquired::Busy => return Ok(Searched::NotFound),
+            Acquired::GivenUp => return Ok(Searched::GivenUp),
+        }
+        let looks_since = Instant::now();
+        loop {
+            let found = table().search(self.database, slots, asked)?;
+            let left = time_left();
+            if found != Searched::NotFound || left == Some(Duration::ZERO) {
+                return Ok(found);
+            }
+            let pause = (looks_since.elapsed() / 32).clamp(PAUSES.0, PAUSES.1);
+            thread::sleep(left.map_or(pause, |left| left.min(pause)));
+        }
+    }
+
+    /// Who has a slot of a semaphore and who waits for one, holders first. To hold the gate is to wait.
+    pub(super) fn slot_holders(&self, slots: Slots) -> Result<Vec<(i64, Holder)>, FunctionError> {
+        self.refuse_forked()?;
+        let mut all = Vec::new();
+        for slot in 0..slots.permits {
+            let list = table().holders(self.database, slots.key(slot))?;
+            all.extend(list.complete());
+        }
+        let list = table().holders(self.database, slots.gate)?;
+        for (session, mut holder) in list.complete() {
+            holder.granted = false;
+            all.push((session, holder));
+        }
+        Ok(all)
+    }
+
     /// Releases the hold. Returns `false` if there is none, or if other processes no longer saw it.
     pub(super) fn release(&self, key: u64, request: i64) -> Result<bool, FunctionError> {
         self.refuse_forked()?;
@@ -179,6 +242,18 @@ impl Session {
         Err(FunctionError::other(
             "this connection was opened by another process, before a fork: open one in this process",
         ))
+    }
+}
+
+/// A search for a slot. Dropped, it frees the gate.
+struct AtTheGate {
+    request: i64,
+    at_the_gate: i64,
+}
+
+impl Drop for AtTheGate {
+    fn drop(&mut self) {
+        table().end_search(self.request, self.at_the_gate);
     }
 }
 

@@ -20,6 +20,12 @@ pub(super) fn table() -> MutexGuard<'static, Table> {
 /// refused when it comes.
 pub fn give_up(dlock_core::proto::Request(request): dlock_core::proto::Request) -> bool {
     let mut table = table();
+    if let Some(at_the_gate) = table.searches.remove(&request) {
+        if !table.end(at_the_gate) {
+            table.given_up.insert(at_the_gate);
+        }
+        return true;
+    }
     let was_there = table.end(request);
     if !was_there {
         table.given_up.insert(request);
@@ -51,6 +57,26 @@ pub(super) enum Draw {
     BusyElsewhere,
 }
 
+/// The locks of a semaphore.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slots {
+    pub(super) gate: u64,
+    pub(super) permits: u32,
+}
+
+impl Slots {
+    pub(super) fn key(self, slot: u32) -> u64 {
+        self.gate + 1 + u64::from(slot)
+    }
+
+    /// All slots. Which one is the first depends on the session, so that not all begin with the same.
+    fn from(self, session: i64) -> impl Iterator<Item = u32> {
+        let first = (session >> 32).unsigned_abs() + session.unsigned_abs() % 1_000;
+        let permits = u64::from(self.permits);
+        (0..permits).map(move |slot| ((first + slot) % permits) as u32)
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Table {
     databases: HashMap<DatabaseId, Database>,
@@ -58,6 +84,16 @@ pub(super) struct Table {
     requests: HashMap<i64, DatabaseId>,
     /// Requests that were given up before they came.
     given_up: HashSet<i64>,
+    /// Requests that search for a slot of a semaphore, each with the request that it has at the gate meanwhile.
+    searches: HashMap<i64, i64>,
+}
+
+/// What a search for a slot has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Searched {
+    Found(u32),
+    NotFound,
+    GivenUp,
 }
 
 impl Table {
@@ -122,6 +158,89 @@ impl Table {
             Some(database) => database.try_take(request),
             None => Ok(Attempt::GivenUp),
         }
+    }
+
+    /// A request for a slot goes to the gate, by another request. Returns `false` if it was given up before it came.
+    pub(super) fn begin_search(&mut self, request: i64, at_the_gate: i64) -> bool {
+        let is_wanted = !self.given_up.remove(&request);
+        if is_wanted {
+            self.searches.insert(request, at_the_gate);
+        }
+        is_wanted
+    }
+
+    /// The search is over, and the gate is free for others.
+    pub(super) fn end_search(&mut self, request: i64, at_the_gate: i64) {
+        self.searches.remove(&request);
+        self.end(at_the_gate);
+        self.given_up.remove(&at_the_gate);
+    }
+
+    /// Takes a free slot of a semaphore, for the session that has its gate.
+    pub(super) fn search(
+        &mut self,
+        database: DatabaseId,
+        slots: Slots,
+        request: Request<i64, i64>,
+    ) -> Result<Searched, FunctionError> {
+        if !self.searches.contains_key(&request.id) {
+            return Ok(Searched::GivenUp);
+        }
+        let found = self.take_slot(database, slots, request, |_, _| true)?;
+        if let Searched::Found(_) = found {
+            // From now on the request is the hold, and is given up as such.
+            self.searches.remove(&request.id);
+        }
+        Ok(found)
+    }
+
+    /// Takes a free slot of a semaphore, unless others wait at its gate. But a session that has a slot already gets
+    /// that one once more, since the others may be waiting for it.
+    pub(super) fn try_slots(
+        &mut self,
+        database: DatabaseId,
+        slots: Slots,
+        request: Request<i64, i64>,
+    ) -> Result<Searched, FunctionError> {
+        if self.given_up.remove(&request.id) {
+            return Ok(Searched::GivenUp);
+        }
+        let gate_is_free = match self.databases.get_mut(&database) {
+            Some(database) => !database.is_wanted(slots.gate)?,
+            None => true,
+        };
+        self.take_slot(database, slots, request, |database, slot| {
+            gate_is_free || database.is_held_by(slot, request.owner)
+        })
+    }
+
+    fn take_slot(
+        &mut self,
+        database: DatabaseId,
+        slots: Slots,
+        request: Request<i64, i64>,
+        may_take: impl Fn(&Database, u64) -> bool,
+    ) -> Result<Searched, FunctionError> {
+        for slot in slots.from(request.owner) {
+            let entry = self.databases.entry(database).or_default();
+            let key = slots.key(slot);
+            if !may_take(entry, key) || entry.is_held_by_other(key, request.owner) {
+                continue;
+            }
+            if entry.request(key, request, Arc::default()) == Requested::Deadlock {
+                continue;
+            }
+            self.requests.insert(request.id, database);
+            match self.try_take(database, request.id) {
+                Ok(Attempt::Granted) => return Ok(Searched::Found(slot)),
+                Ok(_) => self.end(request.id),
+                Err(error) => {
+                    self.end(request.id);
+                    return Err(error);
+                }
+            };
+        }
+        Ok(Searched::NotFound)
     }
 
     /// Shows other processes that this request waits for them.

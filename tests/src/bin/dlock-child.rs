@@ -76,6 +76,21 @@ enum Role {
         #[arg(long)]
         rounds: u32,
     },
+    /// Prints `connected` and the backend's id, and when it is told to go on, works with a permit of a semaphore again and
+    /// again, in threads with a connection each, for some time; then prints `inside`, the worker, the slot and from when
+    /// to when, in nanoseconds since the Unix epoch, for each time, and `done`.
+    Work {
+        key: String,
+        #[arg(long)]
+        permits: u32,
+        #[arg(long)]
+        workers: usize,
+        /// How long a worker is inside.
+        #[arg(long)]
+        work: u64,
+        #[arg(long)]
+        millis: u64,
+    },
 }
 
 diesel::table! {
@@ -169,6 +184,34 @@ fn play<C: TestConnection + LockConnection + Fenced>(arguments: &Arguments) {
             }
             println!("counted");
         }
+        Role::Work {
+            key,
+            permits,
+            workers,
+            work,
+            millis,
+        } => {
+            let more = (1..*workers).map(|_| C::open_url(&arguments.url));
+            let conns: Vec<C> = std::iter::once(conn).chain(more).collect();
+            println!("ready");
+            pause();
+            let (work, millis) = (Duration::from_millis(*work), Duration::from_millis(*millis));
+            let inside = thread::scope(|scope| {
+                let workers = conns.into_iter().map(|mut conn| {
+                    scope.spawn(move || work_inside(&mut conn, key, *permits, work, millis))
+                });
+                let workers: Vec<_> = workers.collect();
+                let join =
+                    |worker: thread::ScopedJoinHandle<'_, _>| worker.join().expect("no panic");
+                workers.into_iter().map(join).collect::<Vec<_>>()
+            });
+            for (worker, times) in inside.iter().enumerate() {
+                for (slot, from, to) in times {
+                    println!("inside {worker} {slot} {from} {to}");
+                }
+            }
+            println!("done");
+        }
         role => panic!("{role:?} is for SQLite"),
     }
 }
@@ -180,6 +223,30 @@ fn kind_of(error: &Error) -> String {
 
 fn kind(drawn: Result<FencingToken, Error>) -> String {
     drawn.map_or_else(|error| kind_of(&error), |_| "drawn".into())
+}
+
+/// The slots that it had, and from when to when.
+fn work_inside<C: TestConnection + LockConnection>(
+    conn: &mut C,
+    key: &str,
+    permits: u32,
+    work: Duration,
+    millis: Duration,
+) -> Vec<(u32, u128, u128)> {
+    let (begin, mut inside) = (Instant::now(), Vec::new());
+    loop {
+        let guard = conn
+            .advisory_semaphore(key, permits)
+            .acquire()
+            .expect("a slot");
+        let from = now();
+        thread::sleep(work);
+        inside.push((guard.slot(), from, now()));
+        guard.release().expect("the slot is held");
+        if begin.elapsed() >= millis {
+            return inside;
+        }
+    }
 }
 
 fn now() -> u128 {

@@ -5,7 +5,9 @@ pub(crate) use diesel_async::{
     AsyncPgConnection as PgConnection, RunQueryDsl, SimpleAsyncConnection as SimpleConnection,
     TransactionManager,
 };
-pub(crate) use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error, Held};
+pub(crate) use dlock_diesel_async::{
+    AdvisoryLock, AdvisoryLockExt, AdvisorySemaphore, Error, Held,
+};
 pub(crate) use dlock_sync_or_async::with_await as both;
 pub(crate) use dlock_tests::{
     AsyncTestConnection, TestConnection, on_every_network_server_async as on_every_network_server,

@@ -13,6 +13,7 @@ mod panics;
 mod pools;
 mod round_trips;
 mod runtimes;
+mod semaphores;
 mod settings;
 mod several;
 mod support;

@@ -295,7 +295,7 @@ async fn waits_end(url: &str, setup: &'static str, observer: &mut impl TestConne
 
 /// Functions, operators, types and tables with the names of PostgreSQL's own. The functions fail, nothing has the types,
 /// and the tables are empty.
-const HOSTILE: &str = r"
+pub(crate) const HOSTILE: &str = r"
     CREATE SCHEMA hostile;
     DO $do$
     DECLARE

@@ -13,12 +13,13 @@ pub(crate) mod table;
 pub(crate) mod user;
 
 mod acquire;
-mod environment;
+pub(crate) mod environment;
 mod errors;
 pub(crate) mod fencing;
 mod guard;
 mod holders;
 pub(crate) mod inside_transaction;
+pub(crate) mod semaphore;
 mod several;
 pub(crate) mod transaction;
 mod waiting;

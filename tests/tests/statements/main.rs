@@ -14,5 +14,6 @@ mod mysql;
 mod other;
 mod plan;
 mod postgres;
+mod semaphores;
 mod several;
 mod sync;

@@ -18,7 +18,7 @@ const CALLS: usize = 1_000;
 
 /// Those with a `performance_schema`. The MySQL or MariaDB that the tests start has one. MariaDB has none unless it is
 /// asked for, and then it counts few statements: it has no digests of prepared ones.
-fn counting_servers() -> Vec<&'static Server> {
+pub(crate) fn counting_servers() -> Vec<&'static Server> {
     let counts = |server: &&Server| {
         let counts = MysqlConnection::open(server).number("SELECT @@performance_schema") == Some(1);
         if !counts {
@@ -36,7 +36,7 @@ fn counting_servers() -> Vec<&'static Server> {
 }
 
 /// The digests that were seen in a database.
-fn digests(server: &Server, database: &str) -> Vec<String> {
+pub(crate) fn digests(server: &Server, database: &str) -> Vec<String> {
     let mut conn = MysqlConnection::open(server);
     conn.execute_sql("SET SESSION group_concat_max_len = 1000000");
     // What Diesel and the drivers send when a connection is opened is not counted.

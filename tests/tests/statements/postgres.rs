@@ -29,7 +29,7 @@ const OPTIONS: &str = "-c shared_preload_libraries=pg_stat_statements -c pg_stat
 const CALLS: usize = 1_000;
 
 /// One server for this test, and the PostgreSQL servers of `TEST_URLS` that count all statements.
-fn counting_servers() -> Vec<&'static Server> {
+pub(crate) fn counting_servers() -> Vec<&'static Server> {
     static OWN: OnceLock<Server> = OnceLock::new();
     let own = OWN.get_or_init(|| start_extra_postgres(OPTIONS));
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(".env");
@@ -49,7 +49,7 @@ fn counting_servers() -> Vec<&'static Server> {
 }
 
 /// The texts that were seen in a database.
-fn texts(server: &Server, database: &str) -> Vec<String> {
+pub(crate) fn texts(server: &Server, database: &str) -> Vec<String> {
     let mut conn = PgConnection::open(server);
     conn.execute_sql("CREATE EXTENSION IF NOT EXISTS pg_stat_statements");
     // What the test itself sends is not counted.

@@ -1,0 +1,141 @@
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use dlock_core::proto::{Ask, Hold};
+use dlock_core::{Holder, LockKey};
+
+use crate::backend::{KeyOf, LockConnection};
+use crate::{AdvisoryLockGuard, Error, semaphore};
+
+/// A permit of a semaphore: the async form of [`dlock_diesel::AdvisorySemaphoreGuard`]. It is itself an
+/// [`AsyncConnection`](diesel_async::AsyncConnection), so the session that holds the slot does the work.
+///
+/// Release it, do not drop it: what a drop does, and when the slot is free, is said at [`AdvisoryLockGuard`].
+///
+/// # Examples
+///
+/// ```
+/// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+/// let inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+/// println!("working on GPU {}", inside.slot());
+/// inside.release().await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "if unused, the permit is released immediately"]
+pub struct AdvisorySemaphoreGuard<M: DerefMut<Target: LockConnection>> {
+    guard: AdvisoryLockGuard<M>,
+    permits: u32,
+    slot: u32,
+}
+
+impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
+    pub(crate) fn new(conn: M, ask: Ask, permits: u32, hold: Hold<KeyOf<M::Target>>) -> Self {
+        let slot = hold.slot().expect("BUG: a permit is a slot");
+        Self {
+            guard: AdvisoryLockGuard::new(conn, ask, hold),
+            permits,
+            slot,
+        }
+    }
+
+    /// The number of the slot, from 0 to `permits - 1`: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisorySemaphoreGuard::slot).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// let device = ["a", "b", "c", "d"][inside.slot() as usize];
+    /// # Ok(()) }
+    /// ```
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// The key of the semaphore.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// println!("inside {}", conn.advisory_semaphore("gpu", 4).acquire().await?.key());
+    /// # Ok(()) }
+    /// ```
+    pub fn key(&self) -> &LockKey {
+        self.guard.key()
+    }
+
+    /// Asks the server whether the session still holds the slot: see
+    /// [`AdvisoryLockGuard::is_held`](crate::AdvisoryLockGuard::is_held).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// assert!(inside.is_held().await?);
+    /// # Ok(()) }
+    /// ```
+    pub async fn is_held(&mut self) -> Result<bool, Error> {
+        self.guard.is_held().await
+    }
+
+    /// Lists the sessions that hold a slot or wait for one: see
+    /// [`AdvisorySemaphore::holders`](crate::AdvisorySemaphore::holders).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// let waiting = inside.holders().await?.iter().filter(|holder| !holder.granted).count();
+    /// # Ok(()) }
+    /// ```
+    pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
+        let key = self.guard.key().clone();
+        semaphore::holders(&mut *self.guard, &key, self.permits).await
+    }
+
+    /// Releases the permit and returns the connection. It has the errors and the cancel safety of
+    /// [`AdvisoryLockGuard::release`](crate::AdvisoryLockGuard::release).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// inside.release().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn release(self) -> Result<M, Error> {
+        self.guard.release().await
+    }
+
+    pub(crate) async fn undo(&mut self) -> Result<(), Error> {
+        self.guard.undo().await
+    }
+}
+
+impl<M: DerefMut<Target: LockConnection>> Deref for AdvisorySemaphoreGuard<M> {
+    type Target = M::Target;
+
+    fn deref(&self) -> &M::Target {
+        &self.guard
+    }
+}
+
+impl<M: DerefMut<Target: LockConnection>> DerefMut for AdvisorySemaphoreGuard<M> {
+    fn deref_mut(&mut self) -> &mut M::Target {
+        &mut self.guard
+    }
+}
+
+impl<M: DerefMut<Target: LockConnection>> fmt::Debug for AdvisorySemaphoreGuard<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdvisorySemaphoreGuard")
+            .field("key", self.key())
+            .field("slot", &self.slot)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,139 @@
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use dlock_core::proto::{Ask, Hold};
+use dlock_core::{Holder, LockKey};
+
+use crate::backend::{KeyOf, LockConnection};
+use crate::{AdvisoryLockGuard, Error, semaphore};
+
+/// A permit of a semaphore: a slot that is held. It derefs to the connection, so the session that holds the slot does
+/// the work.
+///
+/// It is released, and can be lost, as an [`AdvisoryLockGuard`] is.
+///
+/// # Examples
+///
+/// ```no_run
+/// use diesel::prelude::*;
+/// use dlock_diesel::AdvisoryLockExt;
+///
+/// let mut conn = MysqlConnection::establish("mysql://localhost/app")?;
+/// let mut inside = conn.advisory_semaphore("import", 3).acquire()?;
+/// diesel::sql_query("INSERT INTO items SELECT * FROM staged").execute(&mut *inside)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "if unused, the permit is released immediately"]
+pub struct AdvisorySemaphoreGuard<M: DerefMut<Target: LockConnection>> {
+    guard: AdvisoryLockGuard<M>,
+    permits: u32,
+    slot: u32,
+}
+
+impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
+    pub(crate) fn new(conn: M, ask: Ask, permits: u32, hold: Hold<KeyOf<M::Target>>) -> Self {
+        let slot = hold.slot().expect("BUG: a permit is a slot");
+        Self {
+            guard: AdvisoryLockGuard::new(conn, ask, hold),
+            permits,
+            slot,
+        }
+    }
+
+    /// The number of the slot, from 0 to `permits - 1`. No other session has it at the same time, so it can stand for
+    /// one of several devices, ports or directories.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+    /// let inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// let device = ["a", "b", "c", "d"][inside.slot() as usize];
+    /// # Ok(()) }
+    /// ```
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// The key of the semaphore.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+    /// println!("inside {}", conn.advisory_semaphore("gpu", 4).acquire()?.key());
+    /// # Ok(()) }
+    /// ```
+    pub fn key(&self) -> &LockKey {
+        self.guard.key()
+    }
+
+    /// Asks the server whether the session still holds the slot: see
+    /// [`AdvisoryLockGuard::is_held`](crate::AdvisoryLockGuard::is_held).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// assert!(inside.is_held()?);
+    /// # Ok(()) }
+    /// ```
+    pub fn is_held(&mut self) -> Result<bool, Error> {
+        self.guard.is_held()
+    }
+
+    /// Lists the sessions that hold a slot or wait for one: see
+    /// [`AdvisorySemaphore::holders`](crate::AdvisorySemaphore::holders).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// let waiting = inside.holders()?.iter().filter(|holder| !holder.granted).count();
+    /// # Ok(()) }
+    /// ```
+    pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
+        let key = self.guard.key().clone();
+        semaphore::holders(&mut *self.guard, &key, self.permits)
+    }
+
+    /// Releases the permit and returns the connection. It has the errors and round trips of
+    /// [`AdvisoryLockGuard::release`](crate::AdvisoryLockGuard::release).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+    /// let inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// inside.release()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn release(self) -> Result<M, Error> {
+        self.guard.release()
+    }
+}
+
+impl<M: DerefMut<Target: LockConnection>> Deref for AdvisorySemaphoreGuard<M> {
+    type Target = M::Target;
+
+    fn deref(&self) -> &M::Target {
+        &self.guard
+    }
+}
+
+impl<M: DerefMut<Target: LockConnection>> DerefMut for AdvisorySemaphoreGuard<M> {
+    fn deref_mut(&mut self) -> &mut M::Target {
+        &mut self.guard
+    }
+}
+
+impl<M: DerefMut<Target: LockConnection>> fmt::Debug for AdvisorySemaphoreGuard<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdvisorySemaphoreGuard")
+            .field("key", self.key())
+            .field("slot", &self.slot)
+            .finish_non_exhaustive()
+    }
+}
