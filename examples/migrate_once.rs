@@ -31,7 +31,7 @@ where
         Ok(versions) => versions
             .iter()
             .for_each(|version| println!("applied {version}")),
-        Err(error) => match error.downcast_ref::<Error>() {
+        Err(error) => match Error::find(&*error) {
             Some(Error::Timeout { .. }) => {
                 return Err(format!("another process is still migrating: {error}").into());
             }

@@ -32,7 +32,7 @@ use crate::Mode;
 /// - SQLite: connections of this process are reported in full. Other processes are reported only on Linux, only if this
 ///   user can read their `/proc` entry, and without times. Their waiting sessions always appear as exclusive. A process
 ///   that cannot be identified is `0 (another process)`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Holder {
     /// PostgreSQL: the process id of the backend. MySQL and MariaDB: the connection id. SQLite: the process id of the
@@ -53,7 +53,28 @@ pub struct Holder {
     ///
     /// The clock is the server's.
     pub since: Option<SystemTime>,
+    pub(crate) server: Option<ServerKind>,
 }
+
+/// What the number of a session is a number of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ServerKind {
+    Postgres,
+    Mysql,
+    Sqlite,
+}
+
+/// All but the server, which is the same for all holders of a lock.
+impl PartialEq for Holder {
+    fn eq(&self, other: &Self) -> bool {
+        let parts = |holder: &Self| (holder.backend_id, holder.mode, holder.granted, holder.since);
+        parts(self) == parts(other)
+            && self.application_name == other.application_name
+            && self.user == other.user
+    }
+}
+
+impl Eq for Holder {}
 
 impl Holder {
     /// Makes a holder from the columns that a server answers with: the backend id, the application's name, the user, 1
@@ -80,17 +101,49 @@ impl Holder {
             since: since
                 .and_then(|micros| u64::try_from(micros).ok())
                 .map(|micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros)),
+            server: None,
+        }
+    }
+
+    /// The same holder, of a lock on such a server.
+    pub(crate) fn on(mut self, server: ServerKind) -> Self {
+        self.server = Some(server);
+        self
+    }
+
+    /// For people: the statement that ends this session, or on SQLite the command that ends its process. That frees the
+    /// lock. `None` if nobody knows the session, or if it is one of this process on SQLite.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// fn print(holder: &dlock_core::Holder) {
+    ///     if let Some(how) = holder.how_to_end() {
+    ///         println!("{holder} has the lock. To end it: {how}"); // SELECT pg_terminate_backend(4711)
+    ///     }
+    /// }
+    /// ```
+    pub fn how_to_end(&self) -> Option<String> {
+        let id = self.backend_id;
+        match self.server? {
+            _ if id == 0 => None,
+            ServerKind::Sqlite if id == i64::from(std::process::id()) => None,
+            ServerKind::Postgres => Some(format!("SELECT pg_terminate_backend({id})")),
+            ServerKind::Mysql => Some(format!("KILL {id}")),
+            ServerKind::Sqlite => Some(format!("kill {id}")),
         }
     }
 }
 
-/// The backend id, and in parentheses the application's name or else the user.
+/// The backend id, and in parentheses the application's name or else the user, as in `4711 (billing)` or
+/// `4711 (user test)`.
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.backend_id)?;
-        match self.application_name.as_ref().or(self.user.as_ref()) {
-            Some(name) => write!(f, " ({name})"),
-            None => Ok(()),
+        match (&self.application_name, &self.user) {
+            (Some(name), _) => write!(f, " ({name})"),
+            (None, Some(user)) => write!(f, " (user {user})"),
+            (None, None) => Ok(()),
         }
     }
 }

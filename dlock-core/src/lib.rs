@@ -6,7 +6,8 @@
 //! - [`LockKey`]: the name of a lock, and its form on each server;
 //! - [`Mode`]: exclusive, or shared by many readers;
 //! - [`Holder`]: a session that holds a lock or waits for it;
-//! - [`FencingToken`]: a number greater than those of earlier holders.
+//! - [`FencingToken`]: a number greater than those of earlier holders;
+//! - [`Report`]: what a check of the locks on a connection has found.
 //!
 //! Everything else is hidden and not part of the API. The three crates depend on each other's exact version.
 //!
@@ -38,6 +39,7 @@ mod mysql;
 mod postgres;
 #[doc(hidden)]
 pub mod proto;
+mod report;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod token;
@@ -45,4 +47,5 @@ mod token;
 pub use holder::Holder;
 pub use key::{InvalidKey, LockKey, PostgresKey};
 pub use mode::Mode;
+pub use report::{Finding, Report, Severity};
 pub use token::FencingToken;

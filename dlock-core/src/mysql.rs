@@ -1,6 +1,7 @@
 //! MySQL's and MariaDB's named locks.
 
 mod acquire;
+mod check;
 mod question;
 mod release;
 mod semaphore;
@@ -14,7 +15,7 @@ use crate::proto::{
     Abandoned, Ask, Condition, Dialect, Either, Failure, Hold, Machine, NameHolders, Parting,
     Question, Session, Several,
 };
-use crate::{FencingToken, Holder, InvalidKey, LockKey};
+use crate::{FencingToken, Holder, InvalidKey, LockKey, Report};
 
 /// MySQL 8.0 and later, MariaDB 10.6 and later.
 #[derive(Clone, Copy, Debug)]
@@ -140,5 +141,9 @@ impl Dialect for Mysql {
         permits: u32,
     ) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
         Ok(ask_slot_holders(&base(key, permits)?, permits))
+    }
+
+    fn check() -> impl Machine<Output = Report> {
+        check::check()
     }
 }

@@ -2,6 +2,7 @@
 
 mod attempt;
 mod begin;
+mod check;
 mod fault;
 mod inside;
 mod mark;
@@ -16,13 +17,14 @@ mod turns;
 use std::time::Duration;
 
 use self::several::{BeginSeveral, InsideSteps, Keys, SessionSteps, SeveralInTransaction};
+use crate::holder::ServerKind;
 use crate::key::SemaphoreLock;
 use crate::proto::{
     Abandoned, Answer, Ask, Cause, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine,
     NameHolders, Parting, Question, Read, Reason, Rows, Session, Several, Statement, Step,
     TransactionDialect,
 };
-use crate::{FencingToken, Holder, InvalidKey, LockKey, Mode, PostgresKey};
+use crate::{FencingToken, Holder, InvalidKey, LockKey, Mode, PostgresKey, Report};
 
 /// PostgreSQL 14 and later.
 #[derive(Clone, Copy, Debug)]
@@ -140,7 +142,10 @@ fn ask_slot_holders(gate: i64, permits: u32) -> Question<Vec<Holder>> {
 fn ask_for_holders(ask: Statement) -> Question<Vec<Holder>> {
     let unprepared = ask.clone().never_kept();
     let read = |rows| match rows {
-        Rows::Holders(holders) => Read::Accept(holders),
+        Rows::Holders(holders) => {
+            let of_server = |holder: Holder| holder.on(ServerKind::Postgres);
+            Read::Accept(holders.into_iter().map(of_server).collect())
+        }
         _ => Read::OutOfStep,
     };
     Question::new(vec![ask, unprepared], read, Abandoned::default())
@@ -265,6 +270,10 @@ impl Dialect for Postgres {
         permits: u32,
     ) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
         Ok(ask_slot_holders(gate(key, permits)?, permits))
+    }
+
+    fn check() -> impl Machine<Output = Report> {
+        check::check()
     }
 }
 

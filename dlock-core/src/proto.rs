@@ -12,6 +12,7 @@
 //! the whole as a table.
 
 mod ask;
+mod check;
 mod condition;
 mod dialect;
 mod either;
@@ -35,6 +36,7 @@ pub use several::MOST_LOCKS;
 pub use statement::{Bind, Binds, Columns, Prepared, Rows, Statement};
 pub use wait::Wait;
 
+pub(crate) use check::{Check, Facts};
 pub(crate) use either::Either;
 pub(crate) use hold::OpenTransaction;
 pub(crate) use question::{NameHolders, Question, Read};

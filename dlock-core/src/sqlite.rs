@@ -1,6 +1,7 @@
 //! Locks for SQLite, which has none. dlock-diesel adds SQL functions to a connection, and they stand in for a server.
 
 mod acquire;
+mod check;
 mod holders;
 mod key;
 mod release;
@@ -10,13 +11,14 @@ mod sql;
 
 use self::key::SqliteKey;
 use self::several::FileLocks;
+use crate::holder::ServerKind;
 use crate::key::SemaphoreLock;
 use crate::proto::{
     Abandoned, AllHeld, Ask, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine,
     NameHolders, OpenTransaction, Parting, Question, Read, Request, Rows, Session, Several,
     Statement, unique,
 };
-use crate::{FencingToken, Holder, InvalidKey, LockKey};
+use crate::{FencingToken, Holder, InvalidKey, LockKey, Report};
 
 /// SQLite, on a connection to which dlock's SQL functions were added.
 ///
@@ -83,7 +85,10 @@ fn gate(key: &LockKey, permits: u32) -> Result<u64, InvalidKey> {
 
 fn ask_for_holders(ask: Statement) -> Question<Vec<Holder>> {
     let read = |rows| match rows {
-        Rows::Text(text) => Read::Accept(holders::read(&text)),
+        Rows::Text(text) => {
+            let of_server = |holder: Holder| holder.on(ServerKind::Sqlite);
+            Read::Accept(holders::read(&text).into_iter().map(of_server).collect())
+        }
         _ => Read::OutOfStep,
     };
     Question::new(vec![ask], read, Abandoned::default())
@@ -192,5 +197,9 @@ impl Dialect for Sqlite {
         permits: u32,
     ) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
         Ok(ask_slot_holders(gate(key, permits)?, permits))
+    }
+
+    fn check() -> impl Machine<Output = Report> {
+        check::check()
     }
 }

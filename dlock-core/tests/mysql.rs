@@ -56,7 +56,8 @@ fn text_of_request(droppable: bool, ends: Option<u32>) -> String {
         Some(ends) => (ends, "DIV 1000 + 1"),
     };
     let get_lock = format!(
-        "IFNULL(GET_LOCK(CONVERT(? USING utf8mb4), ? /*M! / 1000 */ /*!80000 {mysql} */), 2)"
+        "IFNULL(GET_LOCK(/*M! IF(@@wsrep_on AND @dlock_one_node IS NULL, REPEAT('-', 999), */ \
+         CONVERT(? USING utf8mb4) /*M! ) */, ? /*M! / 1000 */ /*!80000 {mysql} */), 2)"
     );
     let asked = match droppable {
         true => format!(
@@ -77,6 +78,9 @@ fn text_of_request(droppable: bool, ends: Option<u32>) -> String {
 
 /// `report`, where there are no binds.
 const REPORT: &str = "CONVERT(x'7265706f7274' USING utf8mb4)";
+
+/// A session that is there obeys it.
+const ARE_YOU_THERE: &str = "SET @dlock_there = 1";
 
 /// What a wait without a limit asks for, in milliseconds.
 const FOREVER: i64 = 1_000_000_000_000;
@@ -447,6 +451,10 @@ fn unclear_answers() -> Vec<Unclear> {
         unclear(&[PLAIN, DONE], Some(1305), Reason::Unsupported),
         unclear(&[PLAIN, DONE], Some(1235), Reason::Unsupported),
         unclear(&[PLAIN, DONE], Some(20105), Reason::Unsupported),
+        // Percona XtraDB Cluster refuses GET_LOCK.
+        unclear(&[PLAIN, DONE], Some(1105), Reason::Unsupported),
+        // The name that a node of a cluster is asked for.
+        unclear(&[PLAIN, DONE], Some(1059), Reason::Cluster),
         unclear(&[PLAIN, DONE], Some(1205), Reason::Database),
         unclear(&[PLAIN, DONE], Some(0), Reason::Database),
         unclear(&[PLAIN, DONE], Some(-1), Reason::Database),
@@ -815,10 +823,17 @@ mod failing {
     fn a_session_that_cannot_be_examined_is_ended() {
         for unclear in unclear_answers() {
             for no_answer in no_answers(unclear.errno) {
+                let no_answer_is_error = matches!(no_answer, Answer::Error(_));
                 let ended = wait(UNLIMITED)
                     .unclear(&unclear)
                     .examines()
                     .answer(no_answer);
+                // The engine may know none of this.
+                let is_silent = unclear.answers.len() == 2 && unclear.answers[1]() != DONE;
+                let ended = match is_silent && no_answer_is_error {
+                    true => ended.batch(ARE_YOU_THERE).answer(plain()),
+                    false => ended,
+                };
                 let Err(failure) = ended.ended() else {
                     panic!("no failure")
                 };
@@ -827,6 +842,26 @@ mod failing {
                 assert!(reasons.contains(&failure.reason));
             }
         }
+    }
+
+    #[test]
+    fn an_engine_that_understands_nothing_has_no_such_locks() {
+        let asked = || {
+            wait(UNLIMITED)
+                .answer(plain())
+                .batch(KEEP_ERRNO)
+                .answer(plain())
+                .examines()
+                .answer(plain())
+                .batch(ARE_YOU_THERE)
+        };
+        asked()
+            .answer(DONE)
+            .failed(broken(Reason::Unsupported).because());
+        asked()
+            .answer(plain())
+            .failed(broken(Reason::Lost).because());
+        asked().answer(lost()).failed(gone());
     }
 
     #[test]
@@ -840,6 +875,58 @@ mod failing {
             asked.answer(lost()).failed(gone());
         }
         release(asks(TRY)).answer(lost()).failed(gone());
+    }
+}
+
+mod clusters {
+    use super::*;
+
+    /// The statement asks whether this is a node of a cluster.
+    const ASKS: &str = "@@wsrep_on";
+
+    #[test]
+    fn a_mariadb_without_galera_is_asked_again_without_that_question_and_never_again() {
+        for ask in [
+            asks(UNLIMITED),
+            droppable(UNLIMITED),
+            asks(TRY),
+            droppable(limit(millis(250))),
+        ] {
+            let first = acquire(ask);
+            let millis_of = |statement: &Statement| statement.binds.iter().last().cloned();
+            let asked = millis_of(first.statement());
+            assert!(first.statement().text().contains(ASKS));
+            let again = first.fails_with(1193, 0);
+            assert!(!again.statement().text().contains(ASKS));
+            assert!(again.statement().text().contains("GET_LOCK"));
+            assert_eq!(again.statement().prepared, Prepared::ByText);
+            assert_eq!(millis_of(again.statement()), asked);
+            again.fails_with(1193, 0).failed(Failure {
+                aftermath: Aftermath::Clean,
+                ..clean(Reason::UnknownVariable).because()
+            });
+        }
+    }
+
+    #[test]
+    fn what_such_a_server_granted_is_released_without_that_question() {
+        let mut machine = machine(droppable(TRY));
+        machine.start(Duration::ZERO);
+        let answers = [plain(), DONE, examined(1193, 0), value(GRANTED)];
+        let mut step = None;
+        for answer in answers {
+            step = Some(machine.next(answer, Duration::ZERO));
+        }
+        let Some(Step::Done(Ok(Some(hold)))) = step else {
+            panic!("not granted")
+        };
+        let release = play(Mysql::release(hold, OUTSIDE));
+        assert_eq!(release.statement().text(), RELEASE);
+    }
+
+    #[test]
+    fn a_lock_that_is_there_is_given_back_all_the_same() {
+        wait(UNLIMITED).fails_with(1193, 1).gives_back();
     }
 }
 
@@ -870,7 +957,7 @@ mod releasing {
             for (there, reason) in [(DONE, Reason::Database), (plain(), Reason::Lost)] {
                 release(ask.clone())
                     .answer(plain())
-                    .batch("DO 0")
+                    .batch("SET @dlock_there = 1")
                     .answer(there)
                     .failed(broken(reason).because());
             }
@@ -922,10 +1009,13 @@ mod asking {
             assert_eq!(is_held().says(0).ended(), Ok(false));
             is_held()
                 .answer(plain())
-                .batch("DO 0")
+                .batch("SET @dlock_there = 1")
                 .answer(DONE)
                 .failed(kind(Reason::Database).because());
-            let lost_unseen = is_held().answer(plain()).batch("DO 0").answer(plain());
+            let lost_unseen = is_held()
+                .answer(plain())
+                .batch("SET @dlock_there = 1")
+                .answer(plain());
             lost_unseen.failed(Failure {
                 reason: Reason::Lost,
                 ..marked_broken(Reason::Database).because()
@@ -1528,6 +1618,9 @@ mod against_a_model {
         }
 
         fn batch(&self, text: &str) -> Outcomes {
+            if text == ARE_YOU_THERE {
+                return vec![(DONE, self.clone()), self.fails(INTERRUPTED), self.ends()];
+            }
             assert_eq!(text, KEEP_ERRNO);
             let done = self.with(|model| model.kept = model.errno);
             vec![(DONE, done.clone()), self.fails(INTERRUPTED), done.ends()]

@@ -192,7 +192,7 @@ fn walk<M: Machine<Output = FencingToken>>(server: Server, machine: impl Fn() ->
                         drawing
                     }
                     Step::Batch(text) => {
-                        assert!(is_mysql && text == "DO 0" && sent == 1);
+                        assert!(is_mysql && text == "SET @dlock_there = 1" && sent == 1);
                         drawing
                     }
                     other => panic!("{other:?}"),

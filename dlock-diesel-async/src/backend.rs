@@ -31,6 +31,10 @@ pub trait AsyncLockBackend: LockBackend {
     #[doc(hidden)]
     const UNREAD_ANSWERS_SHIFT: bool = false;
 
+    /// Whether an answer can fail to come, because the network does not carry it.
+    #[doc(hidden)]
+    const HAS_NETWORK: bool = true;
+
     #[doc(hidden)]
     fn load<C>(conn: &mut C, statement: Statement) -> impl Future<Output = Answer> + Send
     where

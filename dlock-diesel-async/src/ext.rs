@@ -1,9 +1,9 @@
-use dlock_core::LockKey;
 use dlock_core::proto::Ask;
+use dlock_core::{LockKey, Report};
 use dlock_diesel::TransactionLocks;
 
 use crate::backend::LockConnection;
-use crate::{AdvisoryLock, AdvisorySemaphore, AdvisoryXactLock};
+use crate::{AdvisoryLock, AdvisorySemaphore, AdvisoryXactLock, Error, check};
 
 /// Adds locks to async Diesel connections.
 ///
@@ -111,6 +111,24 @@ pub trait AdvisoryLockExt: LockConnection {
         Self::Backend: TransactionLocks,
     {
         AdvisoryXactLock::asking(self, Ask::new(key.into()))
+    }
+
+    /// Looks for what would keep locks on this connection from excluding, or from being kept: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisoryLockExt::check_advisory_locks).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// println!("{}", conn.check_advisory_locks().await?); // one line if all is well
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing stays held. On MySQL and MariaDB the connection is marked broken.
+    fn check_advisory_locks(&mut self) -> impl Future<Output = Result<Report, Error>> + Send {
+        check::check(self)
     }
 }
 

@@ -8,6 +8,7 @@ use dlock_diesel::{Held, LockBackend, shared};
 use tokio::task::unconstrained;
 
 use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
+use crate::body::OnDrop;
 use crate::run::{self, ask, run};
 use crate::{Error, session, several};
 
@@ -45,7 +46,8 @@ use crate::{Error, session, several};
 /// - SQLite: the lock is free at once. An open transaction is rolled back first, which blocks the thread.
 ///
 /// The server reads a message, or notices that a connection is closed, only after it has finished the current
-/// statement. On a single-threaded runtime nothing is sent or closed until the runtime is polled again or dropped.
+/// statement: [`cancel_with`](Self::cancel_with) cancels that. On a single-threaded runtime nothing is sent or closed
+/// until the runtime is polled again or dropped.
 ///
 /// If you leak a guard or a future of this crate ([`std::mem::forget`]), the connection keeps the lock until it is
 /// closed. On MySQL and MariaDB, a leaked future also leaves the connection out of step, and nothing reports that.
@@ -58,6 +60,8 @@ pub struct AdvisoryLockGuard<M: DerefMut<Target: LockConnection>> {
     key: LockKey,
     /// The other locks that were taken together with it.
     more: Vec<LockKey>,
+    /// `None` also once the release has begun.
+    pub(crate) cancel: Option<OnDrop>,
 }
 
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
@@ -67,7 +71,32 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
             hold: Some(hold),
             key: ask.key,
             more: ask.more,
+            cancel: None,
         }
+    }
+
+    /// Sets what cancels the statement that runs on the connection, from another connection, if the guard is dropped:
+    /// usually the driver's cancel token, as in [`AdvisoryLock::cancel_with`](crate::AdvisoryLock::cancel_with). It is
+    /// spawned on the runtime then, and the connection is marked broken.
+    ///
+    /// Without it, a statement that was under way goes on, and the lock stays until it has ended. `run` and
+    /// `transaction` use the future that the lock was given.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let token = conn.cancel_token();
+    /// let lock = conn.advisory_lock("report").acquire().await?;
+    /// let lock = lock.cancel_with(async move { token.cancel_query(tokio_postgres::NoTls).await });
+    /// # Ok(()) }
+    /// ```
+    pub fn cancel_with<F>(mut self, cancel: F) -> Self
+    where
+        F: Future + Send + 'static,
+    {
+        self.cancel = Some(OnDrop::new(run::cancel(cancel)));
+        self
     }
 
     /// The key of the lock. Of several, the one that was named first.
@@ -231,6 +260,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
             return Err(shared::left_open(&self.key));
         }
         // From here on the conversation is responsible, even if it is dropped.
+        self.cancel = None;
         let hold = self.hold.take().expect(RELEASED);
         let machine = DialectOf::<M::Target>::release(hold, session);
         // Without tokio's budget: a task that has used up its budget would not even send the release in this poll.
@@ -277,6 +307,10 @@ impl<M: DerefMut<Target: LockConnection>> Drop for AdvisoryLockGuard<M> {
     fn drop(&mut self) {
         if let (Some(hold), Some(conn)) = (&self.hold, self.conn.as_deref_mut()) {
             part(conn, hold);
+            if let Some(cancel) = &mut self.cancel {
+                session::mark_broken(conn);
+                cancel.cancel();
+            }
         }
     }
 }

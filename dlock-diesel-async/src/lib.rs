@@ -112,6 +112,8 @@
 )]
 
 mod backend;
+mod body;
+mod check;
 mod ext;
 mod guard;
 mod lock;
@@ -131,8 +133,8 @@ pub use backend::{AsyncFunc, AsyncLockBackend, LockConnection};
 #[cfg(feature = "postgres")]
 pub use dlock_diesel::PostgresKey;
 pub use dlock_diesel::{
-    Error, FencingToken, Held, Holder, InvalidKey, LockBackend, LockKey, Mode, SharedLocks,
-    TransactionLocks,
+    Error, FencingToken, Finding, Held, Holder, InvalidKey, LockBackend, LockKey, Mode, Report,
+    Severity, SharedLocks, TransactionLocks,
 };
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;

@@ -11,7 +11,8 @@ use dlock_diesel::SharedLocks;
 use crate::backend::{
     AsyncFunc, AsyncLockBackend, BoxFuture, Cancel, DialectOf, KeyOf, LockConnection,
 };
-use crate::run::{self, refused, run};
+use crate::body::{self, OnDrop};
+use crate::run::{self, refused, run_within};
 use crate::{AdvisoryLockGuard, Error, several};
 
 /// A lock that is not held yet, and how to ask for it: the async form of [`dlock_diesel::AdvisoryLock`].
@@ -80,8 +81,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         self
     }
 
-    /// Limits the wait: see [`dlock_diesel`](dlock_diesel::AdvisoryLock::timeout). Against a network that is down, only
-    /// a timer of your own helps.
+    /// Limits the wait: see [`dlock_diesel`](dlock_diesel::AdvisoryLock::timeout). If the network is silent, the wait
+    /// ends 3 seconds after the limit, with [`Error::Lost`] and a broken connection. So does a try, after 3 seconds.
     ///
     /// # Examples
     ///
@@ -128,6 +129,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
 
     /// Sets what cancels the wait, from another connection, if its future is dropped: usually the driver's cancel token
     /// (on MySQL and MariaDB `token.cancel_query().await`). It is spawned on the runtime then, and only then.
+    /// [`run`](Self::run) and [`transaction`](Self::transaction) also use it to cancel the statement that runs when
+    /// their future is dropped; a guard has [`cancel_with`](AdvisoryLockGuard::cancel_with) of its own.
     ///
     /// Without it, a dropped wait stays in the server's queue until its connection is closed, and on PostgreSQL up to
     /// 0.9 seconds longer (0.2 seconds in later turns). **MySQL and MariaDB may grant it the lock meanwhile, and keep
@@ -188,9 +191,18 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// prepared takes 2, sometimes 3. So on PostgreSQL a timeout takes 4 in all (3 without naming the holders), the end
     /// of the first turn 2, and each further turn 5. On MySQL, a step of the part below a second takes up to 3.
     pub async fn acquire(mut self) -> Result<AdvisoryLockGuard<M>, Error> {
-        let hold = acquire(&mut *self.conn, &self.ask, self.cancel).await?;
+        let hold = acquire(&mut *self.conn, &self.ask, &mut self.cancel).await?;
         let hold = hold.expect("BUG: a limit that passes is an error");
         Ok(AdvisoryLockGuard::new(self.conn, self.ask, hold))
+    }
+
+    /// The same for a body that may be dropped in the middle of a statement.
+    pub(crate) async fn acquire_for_body(mut self) -> Result<AdvisoryLockGuard<M>, Error> {
+        let hold = acquire(&mut *self.conn, &self.ask, &mut self.cancel).await?;
+        let hold = hold.expect("BUG: a limit that passes is an error");
+        let mut guard = AdvisoryLockGuard::new(self.conn, self.ask, hold);
+        guard.cancel = self.cancel.map(OnDrop::new);
+        Ok(guard)
     }
 
     /// Acquires the lock if it is free, otherwise returns `None` (1 round trip, once prepared): see
@@ -219,7 +231,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// ```
     pub async fn try_acquire_or_return(mut self) -> Result<Result<AdvisoryLockGuard<M>, M>, Error> {
         self.ask = self.ask.as_try();
-        let hold = acquire(&mut *self.conn, &self.ask, self.cancel).await?;
+        let hold = acquire(&mut *self.conn, &self.ask, &mut self.cancel).await?;
         Ok(match hold {
             Some(hold) => Ok(AdvisoryLockGuard::new(self.conn, self.ask, hold)),
             None => Err(self.conn),
@@ -248,7 +260,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         E: From<DieselError> + Send + 'a,
     {
         // Boxed: see `AsyncLockBackend::transaction`.
-        let running: BoxFuture<'_, _> = Box::pin(run_on(&mut *self.conn, self.ask, self.cancel, f));
+        let running: BoxFuture<'_, _> =
+            Box::pin(body::run(&mut *self.conn, self.ask, self.cancel, f));
         running.await
     }
 
@@ -305,38 +318,13 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     }
 }
 
-async fn run_on<'a, C, F, T, E>(
-    conn: &mut C,
-    ask: Ask,
-    cancel: Option<Cancel>,
-    f: F,
-) -> Result<T, E>
-where
-    C: LockConnection,
-    for<'r> F: AsyncFnOnce(&'r mut C) -> Result<T, E>
-        + AsyncFunc<&'r mut C, Result<T, E>, Fut: Send>
-        + Send
-        + 'a,
-    T: Send + 'a,
-    E: From<DieselError> + Send + 'a,
-{
-    let lock = AdvisoryLock::asking(conn, ask, cancel);
-    let mut guard = lock.acquire().await.map_err(DieselError::from)?;
-    let result = f(&mut *guard).await;
-    // An error of the release does not hide one of `f`.
-    match (result, guard.undo().await) {
-        (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
-        (result, _) => result,
-    }
-}
-
 async fn acquire<C: LockConnection>(
     conn: &mut C,
     ask: &Ask,
-    cancel: Option<Cancel>,
+    cancel: &mut Option<Cancel>,
 ) -> Result<Option<Hold<KeyOf<C>>>, Error> {
     let session = run::session(conn, &ask.key)?;
     let machine =
         DialectOf::<C>::acquire(ask, session).map_err(|failure| refused(failure, &ask.key))?;
-    run(conn, machine, &ask.key, cancel).await
+    run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
 }

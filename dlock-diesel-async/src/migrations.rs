@@ -38,7 +38,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
     ///
     /// let mut conn = AsyncPgConnection::establish("postgres://localhost/app").await?;
-    /// let migrations = conn.advisory_lock("migrations").timeout(Duration::from_secs(60));
+    /// let migrations = conn.advisory_lock(("billing", "migrations")).timeout(Duration::from_secs(60));
     /// for version in migrations.run_pending_migrations(MIGRATIONS).await? {
     ///     println!("applied {version}");
     /// }
@@ -57,7 +57,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// # const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
     /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     /// # let conn = AsyncPgConnection::establish("").await?;
-    /// let lock = AdvisoryLock::new(Box::new(conn), "migrations").poll_every(Duration::from_millis(100));
+    /// let lock = AdvisoryLock::new(Box::new(conn), ("billing", "migrations")).poll_every(Duration::from_millis(100));
     /// let mut harness = AsyncMigrationHarness::new(lock.acquire().await?);
     /// harness.revert_last_migration(MIGRATIONS)?;
     /// harness.into_inner().release().await?;
@@ -97,7 +97,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         let result = migrate(&mut *guard, source).await;
         // An error of the release does not hide one of a migration.
         match (result, guard.undo().await) {
-            (Ok(_), Err(error)) => Err(error.into()),
+            (Ok(applied), Err(error)) => Err(shared::unprotected(&applied, error)),
             (result, _) => result,
         }
     }

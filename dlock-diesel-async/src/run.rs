@@ -1,5 +1,7 @@
 //! The pump: sends what a machine of the core asks for, and hands it the answers.
 
+use std::time::Duration;
+
 use dlock_core::LockKey;
 use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
 use dlock_diesel::shared::{self, Pump};
@@ -14,11 +16,19 @@ pub(crate) fn cancel(cancel: impl Future + Send + 'static) -> Cancel {
     })
 }
 
+/// Cancels what runs on the connection.
+pub(crate) fn spawn(runtime: Option<&Handle>, cancel: Option<Cancel>) {
+    if let (Some(runtime), Some(cancel)) = (runtime, cancel) {
+        runtime.spawn(cancel);
+    }
+}
+
 /// A conversation with the server. While an answer is due it is armed: if it is dropped then, it is abandoned.
 struct Conversation<'c, C: LockConnection, M: Machine> {
     conn: &'c mut C,
     pump: Pump<M>,
-    cancel: Option<Cancel>,
+    /// Taken only if it is needed.
+    cancel: &'c mut Option<Cancel>,
     /// The runtime of the conversation. The future may be dropped outside of it.
     runtime: Option<Handle>,
     armed: bool,
@@ -69,9 +79,8 @@ impl<C: LockConnection, M: Machine> Drop for Conversation<'_, C, M> {
         if abandoned.broken {
             session::mark_broken(self.conn);
         }
-        let cancel = self.cancel.take().filter(|_| abandoned.cancel);
-        if let (Some(runtime), Some(cancel)) = (&self.runtime, cancel) {
-            runtime.spawn(cancel);
+        if abandoned.cancel {
+            spawn(self.runtime.as_ref(), self.cancel.take());
         }
     }
 }
@@ -81,7 +90,16 @@ pub(crate) async fn run<C: LockConnection, T>(
     conn: &mut C,
     machine: impl Machine<Output = T>,
     key: &LockKey,
-    cancel: Option<Cancel>,
+    mut cancel: Option<Cancel>,
+) -> Result<T, Error> {
+    run_cancellable(conn, machine, key, &mut cancel).await
+}
+
+async fn run_cancellable<C: LockConnection, T>(
+    conn: &mut C,
+    machine: impl Machine<Output = T>,
+    key: &LockKey,
+    cancel: &mut Option<Cancel>,
 ) -> Result<T, Error> {
     let mut talk = Conversation {
         conn,
@@ -98,6 +116,31 @@ pub(crate) async fn run<C: LockConnection, T>(
             Err(Err(failure)) => return Err(fail(talk.conn, failure, key).await),
         }
     }
+}
+
+/// How much longer than its limit a wait may take until the server counts as gone. A server that is there needs a few
+/// round trips to say that the limit has passed.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// As [`run`], for a conversation that waits no longer than `limit`. If the network is silent, it ends [`GRACE`] later.
+/// What is not needed of `cancel` stays there.
+pub(crate) async fn run_within<C: LockConnection, T>(
+    conn: &mut C,
+    machine: impl Machine<Output = T>,
+    key: &LockKey,
+    cancel: &mut Option<Cancel>,
+    limit: Option<Duration>,
+) -> Result<T, Error> {
+    let end = limit.filter(|_| C::Backend::HAS_NETWORK);
+    let Some(end) = end.and_then(|limit| limit.checked_add(GRACE)) else {
+        return run_cancellable(conn, machine, key, cancel).await;
+    };
+    // Dropping the conversation does what can be done without an answer.
+    let talk = tokio::time::timeout(end, run_cancellable(&mut *conn, machine, key, cancel)).await;
+    talk.unwrap_or_else(|_elapsed| {
+        session::mark_broken(conn);
+        Err(shared::silent(key, end))
+    })
 }
 
 /// Asks a question. Where an unread answer would be taken for the answer to it, a broken connection is not asked.

@@ -11,7 +11,8 @@ use dlock_core::proto::{Ask, Depth, TransactionDialect};
 use dlock_diesel::{TransactionLocks, shared};
 
 use crate::backend::{AsyncFunc, AsyncLockBackend, Cancel, DialectOf, LockConnection};
-use crate::run::{self, refused, run};
+use crate::body::OnDrop;
+use crate::run::{self, refused, run_within};
 use crate::{AdvisoryLock, Error, session};
 
 /// The transaction holds the lock. Inside an open transaction, a savepoint takes its place.
@@ -44,17 +45,20 @@ where
 async fn begin<'c, C>(
     conn: &'c mut C,
     ask: &Ask,
-    cancel: Option<Cancel>,
+    mut cancel: Option<Cancel>,
 ) -> Result<OpenTransaction<'c, C>, Error>
 where
     C: LockConnection<Backend: TransactionLocks>,
 {
     let machine = DialectOf::<C>::begin(ask).map_err(|failure| refused(failure, &ask.key))?;
-    run(conn, machine, &ask.key, cancel).await?.expect(NAMED);
+    run_within(conn, machine, &ask.key, &mut cancel, ask.wait.limit)
+        .await?
+        .expect(NAMED);
     session::began_transaction(conn)?;
     Ok(OpenTransaction {
         conn,
         outside: None,
+        cancel: cancel.map(OnDrop::new),
     })
 }
 
@@ -72,10 +76,16 @@ where
     C: LockConnection<Backend: TransactionLocks>,
 {
     C::TransactionManager::begin_transaction(conn).await?;
-    let open = OpenTransaction { conn, outside };
-    match lock_transaction(open.conn, ask, cancel).await {
+    let mut cancel = cancel;
+    let mut open = OpenTransaction {
+        conn,
+        outside,
+        cancel: None,
+    };
+    match lock_transaction_keeping(open.conn, ask, &mut cancel).await {
         Ok(granted) => {
             granted.expect(NAMED);
+            open.cancel = cancel.map(OnDrop::new);
             Ok(open)
         }
         Err(error) => {
@@ -89,7 +99,18 @@ where
 pub(crate) async fn lock_transaction<C>(
     conn: &mut C,
     ask: &Ask,
-    cancel: Option<Cancel>,
+    mut cancel: Option<Cancel>,
+) -> Result<Option<()>, Error>
+where
+    C: LockConnection<Backend: TransactionLocks>,
+{
+    lock_transaction_keeping(conn, ask, &mut cancel).await
+}
+
+async fn lock_transaction_keeping<C>(
+    conn: &mut C,
+    ask: &Ask,
+    cancel: &mut Option<Cancel>,
 ) -> Result<Option<()>, Error>
 where
     C: LockConnection<Backend: TransactionLocks>,
@@ -97,7 +118,7 @@ where
     let session = run::session(conn, &ask.key)?;
     let machine = DialectOf::<C>::acquire_in_transaction(ask, session)
         .map_err(|failure| refused(failure, &ask.key))?;
-    run(conn, machine, &ask.key, cancel).await
+    run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
 }
 
 /// The session holds the lock, from before BEGIN until after COMMIT.
@@ -160,7 +181,7 @@ where
     // `inside_transaction` does not count here: the lock would be free before the outer COMMIT.
     ask.inside_transaction = false;
     let lock = AdvisoryLock::asking(conn, ask, cancel);
-    let mut guard = lock.acquire().await.map_err(DieselError::from)?;
+    let mut guard = lock.acquire_for_body().await.map_err(DieselError::from)?;
     let key = guard.key().clone();
     let result = under_lock(&mut *guard, &key, immediate, f).await;
     // An error of the release does not hide one of the transaction.
@@ -188,7 +209,13 @@ where
 {
     let outside = session::session(conn)?.depth;
     begin_writing(conn, immediate).await?;
-    OpenTransaction { conn, outside }.finish(key, f).await
+    // The guard has what cancels a statement.
+    let open = OpenTransaction {
+        conn,
+        outside,
+        cancel: None,
+    };
+    open.finish(key, f).await
 }
 
 async fn begin_writing<C: LockConnection>(conn: &mut C, immediate: bool) -> QueryResult<()> {
@@ -203,6 +230,7 @@ async fn begin_writing<C: LockConnection>(conn: &mut C, immediate: bool) -> Quer
 struct OpenTransaction<'c, C: LockConnection> {
     conn: &'c mut C,
     outside: Depth,
+    cancel: Option<OnDrop>,
 }
 
 impl<C: LockConnection> OpenTransaction<'_, C> {
@@ -263,7 +291,14 @@ impl<C: LockConnection> Drop for OpenTransaction<'_, C> {
         // with it.
         if self.outside.is_none() {
             C::Backend::send_unread(self.conn, "ROLLBACK");
+            // A late cancel may hit the first.
+            if self.cancel.is_some() {
+                C::Backend::send_unread(self.conn, "ROLLBACK");
+            }
         }
         session::mark_broken(self.conn);
+        if let Some(cancel) = &mut self.cancel {
+            cancel.cancel();
+        }
     }
 }

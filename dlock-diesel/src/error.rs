@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use diesel::result::Error as DieselError;
 use dlock_core::{Holder, InvalidKey, LockKey};
@@ -97,7 +97,8 @@ pub enum Error {
     #[error(
         "lock {key} would be free before the open transaction commits: let the lock open the transaction, with \
          `advisory_lock(key).transaction(..)`, or on PostgreSQL take a lock that ends with it, with \
-         `advisory_xact_lock(key)`; `inside_transaction()` allows the lock inside the transaction"
+         `advisory_xact_lock(key)`; `inside_transaction()` allows the lock inside the transaction; a test may \
+         begin with `begin_test_transaction`, which allows every lock"
     )]
     #[non_exhaustive]
     InTransaction {
@@ -145,8 +146,9 @@ pub enum Error {
     #[error(transparent)]
     InvalidKey(#[from] InvalidKey),
 
-    /// There are no such locks here. `source` says why: the server has none; or on SQLite the connection was not made
-    /// ready, or the folder is not writable.
+    /// A lock would not exclude here. `source` says why: the server has no such locks; it is a standby, or a node of a
+    /// Galera cluster, whose locks are its own; or on SQLite the connection was not made ready, the folder is not
+    /// writable, or others do not see the lock file.
     #[error("lock {key} cannot be taken here")]
     #[non_exhaustive]
     Unsupported {
@@ -226,20 +228,54 @@ fn too_many(key: &LockKey, source: &DieselError) -> String {
     }
 }
 
+/// What an operator needs at night: who has the lock, since when, and how to end that session.
 fn held_by(holders: &[Holder]) -> String {
-    let names = |granted| {
-        let names: Vec<_> = holders
+    let of = |granted| {
+        holders
             .iter()
-            .filter(|holder| holder.granted == granted)
-            .map(Holder::to_string)
-            .collect();
+            .filter(move |holder| holder.granted == granted)
+    };
+    let names = |granted| {
+        let names: Vec<_> = of(granted).map(Holder::to_string).collect();
         names.join(", ")
     };
-    match (names(true), names(false)) {
-        (holders, _) if !holders.is_empty() => format!(": held by {holders}"),
-        (_, waiters) if !waiters.is_empty() => format!(": waited for by {waiters}"),
-        _ => String::new(),
-    }
+    let Some(first) = of(true).next() else {
+        return match names(false) {
+            waiters if waiters.is_empty() => String::new(),
+            waiters => format!(": waited for by {waiters}"),
+        };
+    };
+    let since = first
+        .since
+        .map(|since| format!(", busy or idle since {}", utc(since)));
+    let end = first
+        .how_to_end()
+        .map(|how| format!("; to end that session: {how}"));
+    let (since, end) = (since.unwrap_or_default(), end.unwrap_or_default());
+    format!(": held by {}{since}{end}", names(true))
+}
+
+/// The time as people read it, in UTC.
+fn utc(time: SystemTime) -> String {
+    let seconds = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    // <https://howardhinnant.github.io/date_algorithms.html#civil_from_days>, after 1970.
+    let days = seconds / 86_400 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 /// Takes an [`Error`] that was converted before out of Diesel's error. Any other becomes [`Error::Database`].
@@ -264,5 +300,20 @@ impl From<Error> for DieselError {
             Error::Database(error) => error,
             error => DieselError::QueryBuilderError(Box::new(error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_written_as_people_read_it() {
+        let at = |seconds| utc(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(at(951_782_400), "2000-02-29 00:00:00 UTC");
+        assert_eq!(at(1_709_251_199), "2024-02-29 23:59:59 UTC");
+        assert_eq!(at(4_107_542_399), "2100-02-28 23:59:59 UTC");
+        assert_eq!(at(4_107_542_400), "2100-03-01 00:00:00 UTC");
     }
 }

@@ -1,9 +1,9 @@
 use diesel::connection::Connection;
-use dlock_core::LockKey;
 use dlock_core::proto::Ask;
+use dlock_core::{LockKey, Report};
 
 use crate::backend::{LockConnection, TransactionLocks};
-use crate::{AdvisoryLock, AdvisorySemaphore, AdvisoryXactLock};
+use crate::{AdvisoryLock, AdvisorySemaphore, AdvisoryXactLock, Error, check};
 
 /// Adds locks to Diesel connections.
 ///
@@ -131,6 +131,44 @@ pub trait AdvisoryLockExt: Connection + Sized {
         Self: LockConnection<Backend: TransactionLocks>,
     {
         AdvisoryXactLock::asking(self, Ask::new(key.into()))
+    }
+
+    /// Looks for what would keep locks on this connection from excluding, or from being kept: for the start of a
+    /// program, and for people.
+    ///
+    /// The [`Report`] names the server and what dlock can do there, and each trap that one connection can see: lock
+    /// functions that are stubs, a standby, a cluster whose nodes have their own locks, a pooler in transaction mode,
+    /// idle limits that end a holder, missing limits for a dead network, and what this user is not shown.
+    ///
+    /// It cannot see everything. A pooler shows if it renames prepared statements (PgBouncer 1.21 and later, unless
+    /// `max_prepared_statements` is 0) or happens to answer from two sessions. The client's own limits never show.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use diesel::prelude::*;
+    /// use dlock_diesel::AdvisoryLockExt;
+    ///
+    /// let mut conn = PgConnection::establish("postgres://localhost/app")?;
+    /// let report = conn.check_advisory_locks()?;
+    /// println!("{report}"); // one line if all is well
+    /// assert!(report.excludes(), "two could lead at once");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InTransaction`] in an open transaction. [`Error::Lost`] if the session has ended. What the check finds
+    /// is no error.
+    ///
+    /// # Round trips
+    ///
+    /// PostgreSQL: 10. MySQL and MariaDB: 10. SQLite: none.
+    fn check_advisory_locks(&mut self) -> Result<Report, Error>
+    where
+        Self: LockConnection,
+    {
+        check::check(self)
     }
 }
 

@@ -54,13 +54,28 @@
 //! - Inside an open transaction, breathing helps only VACUUM, and only at READ COMMITTED before the transaction has
 //!   written.
 //!
+//! # When the network is silent
+//!
+//! A host that disappears says nothing. Every call then waits for the limits of the connection, also a
+//! [`timeout`](AdvisoryLock::timeout), because the server counts that. Set these limits, or TCP takes a quarter of an
+//! hour, or for ever:
+//!
+//! - PostgreSQL, in the URL, for libpq:
+//!   `?tcp_user_timeout=10000&keepalives_idle=10&keepalives_interval=5&keepalives_count=3`
+//! - MySQL and MariaDB: the clients have no parameter for it. On Linux, for all connections of the host:
+//!   `sysctl -w net.ipv4.tcp_keepalive_time=10 net.ipv4.tcp_keepalive_intvl=5 net.ipv4.tcp_keepalive_probes=3
+//!   net.ipv4.tcp_retries2=5`
+//!
+//! [`check_advisory_locks`](AdvisoryLockExt::check_advisory_locks) reports the server's own limits, which free the
+//! locks of a client that is gone.
+//!
 //! # What it is not
 //!
 //! - It does not replace a unique constraint, or `SELECT .. FOR UPDATE` where a row is what you protect.
 //! - It excludes only sessions that ask for the same key on the same server (on PostgreSQL: in the same database).
 //!   Behind PgBouncer in transaction mode, use only [`AdvisoryLock::transaction`] at READ COMMITTED and
 //!   [`AdvisoryXactLock`]. Clusters that accept writes on several nodes (Galera, group replication) have separate locks
-//!   on each node.
+//!   on each node, and so does a standby. A standby and a Galera node are refused with [`Error::Unsupported`].
 //! - It does not stop a holder that has lost its connection. That holder may still be running. Where that matters, have
 //!   the system it writes to reject stale writers by a [fencing token](AdvisoryLockGuard::fencing_token).
 //!
@@ -85,6 +100,7 @@
 )]
 
 mod backend;
+mod check;
 mod error;
 mod ext;
 mod guard;
@@ -108,7 +124,7 @@ mod xact;
 pub use backend::{LockBackend, LockConnection, SharedLocks, TransactionLocks};
 #[cfg(feature = "postgres")]
 pub use dlock_core::PostgresKey;
-pub use dlock_core::{FencingToken, Holder, InvalidKey, LockKey, Mode};
+pub use dlock_core::{FencingToken, Finding, Holder, InvalidKey, LockKey, Mode, Report, Severity};
 pub use error::Error;
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;

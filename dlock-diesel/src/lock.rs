@@ -80,15 +80,15 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// Limits the wait: from zero, which tries once, to [`Duration::MAX`], in steps of a millisecond, rounded up.
     /// Without it the wait has no limit, whatever `lock_timeout`, `statement_timeout` and similar settings say. One
     /// exception: on PostgreSQL, a wait inside an open transaction counts for that transaction's `transaction_timeout`.
+    /// The server counts the limit, so it does not end a wait
+    /// [when the network is silent](crate#when-the-network-is-silent).
     ///
     /// # Examples
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
     /// let limit = std::time::Duration::from_millis(250);
-    /// if let Err(Error::Timeout { holders, .. }) = conn.advisory_lock("report").timeout(limit).acquire() {
-    ///     println!("{holders:?} makes the report");
-    /// }
+    /// let lock = conn.advisory_lock("report").timeout(limit).acquire()?; // or Error::Timeout, which names the holder
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {

@@ -31,14 +31,14 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
     ///
     /// let mut conn = PgConnection::establish("postgres://localhost/app")?;
-    /// for version in conn.advisory_lock("migrations").run_pending_migrations(MIGRATIONS)? {
+    /// for version in conn.advisory_lock(("billing", "migrations")).run_pending_migrations(MIGRATIONS)? {
     ///     println!("applied {version}");
     /// }
     ///
     /// // The type of the error tells an error of the lock from an error of a migration.
-    /// let migrations = conn.advisory_lock("migrations").timeout(Duration::from_secs(60));
+    /// let migrations = conn.advisory_lock(("billing", "migrations")).timeout(Duration::from_secs(60));
     /// if let Err(error) = migrations.run_pending_migrations(MIGRATIONS) {
-    ///     match error.downcast_ref::<Error>() {
+    ///     match Error::find(&*error) {
     ///         Some(Error::Timeout { holders, .. }) => println!("{holders:?} is still migrating"),
     ///         Some(other) => println!("the lock: {other}"),
     ///         None => println!("a migration: {error}"),
@@ -56,7 +56,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// # use dlock_diesel::AdvisoryLockExt;
     /// # const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
     /// # let mut conn = PgConnection::establish("")?;
-    /// let lock = conn.advisory_lock("migrations").poll_every(Duration::from_millis(100));
+    /// let lock = conn.advisory_lock(("billing", "migrations")).poll_every(Duration::from_millis(100));
     /// lock.run(|conn| conn.revert_last_migration(MIGRATIONS))?;
     /// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
     /// ```
@@ -66,8 +66,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// - Those of [`acquire`](Self::acquire), as an [`Error`](crate::Error) in the box. No migration has run.
     /// - Those of [`MigrationHarness::run_pending_migrations`], as they are. The lock is released. The migrations
     ///   before the one that failed are applied.
-    /// - If all migrations succeeded, those of [`release`](crate::AdvisoryLockGuard::release), as an
-    ///   [`Error`](crate::Error) in the box.
+    /// - If all migrations succeeded, those of [`release`](crate::AdvisoryLockGuard::release), in an error that names
+    ///   the migrations that are applied. [`Error::find`](crate::Error::find) finds them.
     ///
     /// # Round trips
     ///
@@ -86,11 +86,20 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     {
         self.ask.mode = Mode::Exclusive;
         self.ask.wait.poll.get_or_insert(shared::MIGRATION_INTERVAL);
-        self.run(|conn| {
+        let mut done = None;
+        let ran = self.run(|conn| {
             let applied = conn.run_pending_migrations(source).map_err(Failed)?;
-            Ok(applied.iter().map(MigrationVersion::as_owned).collect())
-        })
-        .map_err(|Failed(error)| error)
+            done = Some(applied.iter().map(MigrationVersion::as_owned).collect());
+            Ok(())
+        });
+        match (ran, done) {
+            (Ok(()), done) => Ok(done.unwrap_or_default()),
+            (Err(Failed(error)), None) => Err(error),
+            (Err(Failed(error)), Some(applied)) => Err(match error.downcast() {
+                Ok(lock) => shared::unprotected(&applied, *lock),
+                Err(error) => error,
+            }),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use dlock_core::LockKey;
 use dlock_core::proto::{
     Abandoned, Aftermath, Answer, Cause, Condition, Depth, ErrorFields, Failure, MOST_LOCKS,
-    Machine, Reason, Step,
+    Machine, Reason, Session, Step,
 };
 
 pub use crate::query::{ByText, CoreQuery, HolderColumns, HolderRow, Number, Pair, to_holder};
@@ -20,6 +20,17 @@ pub use dlock_core::{for_each_prepared, proto};
 /// How often a process tries to get the lock of its migrations, unless the caller sets an interval.
 #[cfg(feature = "migrations")]
 pub const MIGRATION_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What errors of `check_advisory_locks` name in the place of a key.
+pub const CHECKED: &str = "check_advisory_locks";
+
+/// Refuses a check while a transaction is open: a question that fails would abort it.
+pub fn may_check(key: &LockKey, session: Session) -> Result<(), Error> {
+    match session.depth {
+        Some(_) => Err(Error::InTransaction { key: key.clone() }),
+        None => Ok(()),
+    }
+}
 
 /// A machine of the core, with a clock.
 #[derive(Debug)]
@@ -118,6 +129,8 @@ pub fn failed(failure: Failure, key: &LockKey) -> (Aftermath, Error) {
             key,
             source: source(cause),
         },
+        Reason::Standby => unsupported(key, STANDBY),
+        Reason::Cluster => unsupported(key, CLUSTER),
         Reason::InvalidKey(invalid) => Error::InvalidKey(invalid),
         Reason::Lost => Error::Lost {
             key,
@@ -131,6 +144,17 @@ pub fn failed(failure: Failure, key: &LockKey) -> (Aftermath, Error) {
     (failure.aftermath, error)
 }
 
+const STANDBY: &str = "this server is a standby, and its locks are its own: connect to the primary \
+    (`target_session_attrs=read-write` in the URL)";
+
+const CLUSTER: &str = "this server is a node of a Galera cluster, and each node has its own locks: if all programs \
+    that take locks connect to the same node, allow it with `SET @dlock_one_node = 1` on each connection";
+
+fn unsupported(key: LockKey, why: &str) -> Error {
+    let source = DieselError::DatabaseError(DatabaseErrorKind::Unknown, Box::new(why.to_owned()));
+    Error::Unsupported { key, source }
+}
+
 /// The error of a connection that cannot say how many transactions are open.
 pub fn connection_error(error: DieselError, key: &LockKey) -> Error {
     match is_lost(&error) {
@@ -140,6 +164,42 @@ pub fn connection_error(error: DieselError, key: &LockKey) -> Error {
         },
         false => Error::Database(error),
     }
+}
+
+/// The error of migrations that succeeded, of which some may have run without the lock. Its source is an [`Error`].
+#[cfg(feature = "migrations")]
+pub fn unprotected(
+    applied: &[diesel::migration::MigrationVersion<'static>],
+    source: Error,
+) -> Box<dyn std::error::Error + Send + Sync> {
+    match applied {
+        // Nothing has run that a lock protects.
+        [] => Box::new(source),
+        applied => Box::new(Unprotected {
+            applied: applied.iter().map(ToString::to_string).collect(),
+            source,
+        }),
+    }
+}
+
+#[cfg(feature = "migrations")]
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "all migrations are applied ({}), but the lock was lost before their end, so some of them may have run beside those \
+     of another process",
+    .applied.join(", ")
+)]
+struct Unprotected {
+    applied: Vec<String>,
+    source: Error,
+}
+
+/// The error of a server that has not answered for so long.
+pub fn silent(key: &LockKey, waited: Duration) -> Error {
+    let message = format!("no answer from the server within {waited:.1?}: is the network down?");
+    let source = DieselError::DatabaseError(DatabaseErrorKind::ClosedConnection, Box::new(message));
+    let key = key.clone();
+    Error::Lost { key, source }
 }
 
 /// The condition of a hold as an expression of Diesel.

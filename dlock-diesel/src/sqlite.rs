@@ -128,14 +128,18 @@ pub fn settle(request: Option<Request>, mut answer: Answer) -> Answer {
 /// The first lock fails with [`Error::Unsupported`]:
 ///
 /// - in a folder that this user may not write to, unless the file `NAME-dlock` exists and this user may write to it;
-/// - on a network file system, where SQLite itself must not be used;
+/// - on a network file system, or on one that a virtual machine shares with its host, where SQLite itself must not be
+///   used;
+/// - for a database that is mounted without its folder, as in `docker run -v app.db:/data/app.db`: others do not see
+///   the lock file. Mount the folder;
+/// - for a database with two names (hard links), each of which would have its own locks;
 /// - for databases in files, on systems other than 64-bit Linux, 64-bit Android and macOS.
 ///
 /// Deadlocks are found among the connections of one process, and where two processes share a lock and both wait to hold
 /// it alone. A circle of several locks in several processes is not found: set a
 /// [`timeout`](crate::AdvisoryLock::timeout).
 ///
-/// A database with two names (hard links) has two sets of locks. On macOS, the locks of a process end when other code
+/// On macOS, the locks of a process end when other code
 /// in it opens and closes `NAME-dlock`.
 pub trait SqliteLocksExt {
     /// Makes this connection ready for locks. A second call does nothing.

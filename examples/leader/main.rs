@@ -1,5 +1,8 @@
 //! Three tasks compete to lead. The leader is killed twice. Each time the next task takes over:
 //! `DATABASE_URL=.. cargo run --example leader`
+//!
+//! A leader has to notice a dead network. On PostgreSQL, end the URL with
+//! `?tcp_user_timeout=10&keepalives_idle=10&keepalives_interval=5&keepalives_retries=3`.
 
 use std::time::{Duration, Instant};
 use std::{env, process::ExitCode};

@@ -35,7 +35,19 @@ pub(crate) fn tie_to_this_process(lifeline: ChildStdin) {
 }
 
 pub(crate) fn start_postgres() -> Result<Server, String> {
-    start_postgres_with("")
+    start_postgres_with("", "")
+}
+
+/// One more PostgreSQL, which is in recovery, as a standby is, until this process ends.
+///
+/// # Panics
+///
+/// If it cannot be started.
+pub fn start_standby_postgres() -> Server {
+    match start_postgres_with("", "yes") {
+        Ok(server) => server,
+        Err(message) => panic!("{message}"),
+    }
 }
 
 /// One more PostgreSQL, with these options on its command line, until this process ends. It speaks German after
@@ -45,7 +57,7 @@ pub(crate) fn start_postgres() -> Result<Server, String> {
 ///
 /// If it cannot be started.
 pub fn start_extra_postgres(options: &str) -> Server {
-    match start_postgres_with(options) {
+    match start_postgres_with(options, "") {
         Ok(server) => server,
         Err(message) if message.contains("pg_stat_statements") => panic!(
             "{message}\nInstall PostgreSQL's contrib modules: the package `postgresql-contrib`, where they are not in \
@@ -55,7 +67,7 @@ pub fn start_extra_postgres(options: &str) -> Server {
     }
 }
 
-fn start_postgres_with(options: &str) -> Result<Server, String> {
+fn start_postgres_with(options: &str, standby: &str) -> Result<Server, String> {
     let initdb = find("initdb").ok_or("found no PostgreSQL: no program `initdb`")?;
     let postgres = initdb.with_file_name("postgres");
     start(
@@ -65,9 +77,13 @@ fn start_postgres_with(options: &str) -> Result<Server, String> {
             ("INITDB", initdb.as_ref()),
             ("SERVER", postgres.as_ref()),
             ("OPTIONS", options.as_ref()),
+            ("STANDBY", standby.as_ref()),
         ],
         |port| {
             let url = |database| format!("postgres://test:test@127.0.0.1:{port}/{database}");
+            if !standby.is_empty() {
+                return connect(Kind::Postgres, url("test"));
+            }
             // `initdb` has no option for a database of one's own.
             PgConnection::establish(&url("postgres"))
                 .map_err(|error| error.to_string())?
@@ -78,7 +94,42 @@ fn start_postgres_with(options: &str) -> Result<Server, String> {
     )
 }
 
+/// One more MariaDB, which is the only node of a Galera cluster, until this process ends.
+///
+/// # Panics
+///
+/// If it cannot be started.
+pub fn start_galera_node() -> Server {
+    let provider = [
+        "/usr/lib/galera",
+        "/usr/lib64/galera-4",
+        "/usr/lib64/galera",
+        "/usr/lib",
+    ]
+    .map(|folder| format!("{folder}/libgalera_smm.so"))
+    .into_iter()
+    .find(|path| Path::new(path).exists());
+    let Some(provider) = provider else {
+        panic!(
+            "found no libgalera_smm.so: install the package `galera-4`, which MariaDB's server often brings"
+        );
+    };
+    let port = free_port().expect("a free port");
+    let options = format!(
+        "--wsrep-on=ON --wsrep-provider={provider} --wsrep-cluster-address=gcomm:// --binlog-format=ROW \
+         --wsrep-node-address=127.0.0.1 --wsrep-provider-options=base_port={port} --wsrep-sst-method=rsync"
+    );
+    match start_mysql_with(&options) {
+        Ok(server) => server,
+        Err(message) => panic!("{message}"),
+    }
+}
+
 pub(crate) fn start_mysql() -> Result<Server, String> {
+    start_mysql_with("")
+}
+
+fn start_mysql_with(options: &str) -> Result<Server, String> {
     let server = find("mariadbd")
         .or_else(|| find("mysqld"))
         .ok_or("found no MySQL or MariaDB: no program `mysqld` or `mariadbd`")?;
@@ -103,7 +154,11 @@ pub(crate) fn start_mysql() -> Result<Server, String> {
     start(
         "mysql",
         include_str!("start/mysql.sh"),
-        &[("SERVER", server.as_ref()), ("INSTALL", install.as_ref())],
+        &[
+            ("SERVER", server.as_ref()),
+            ("INSTALL", install.as_ref()),
+            ("OPTIONS", options.as_ref()),
+        ],
         |port| {
             connect(
                 Kind::Mysql,

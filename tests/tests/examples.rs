@@ -200,6 +200,7 @@ fn no_example_needs_a_database_library() {
         "quickstart_async",
         "leader",
         "axum_export",
+        "doctor",
     ] {
         let program = example(name).get_program().to_owned();
         let output = Command::new("ldd").arg(program).output().expect("ldd runs");
@@ -295,6 +296,25 @@ fn few_at_once_works_on_sqlite() {
 }
 
 #[test]
+fn doctor_tells_where_locks_do_not_exclude() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let [one, other] = ["app.db", "other.db"].map(|name| folder.path().join(name));
+    let url = format!("sqlite:{}", one.display());
+    assert!(run("doctor", &url).contains(": locks exclude ("));
+    fs::hard_link(&one, &other).expect("a link");
+    let output = example("doctor")
+        .env("DATABASE_URL", &url)
+        .output()
+        .expect("the example");
+    let text = stdout(&output);
+    assert!(
+        text.contains("LOCKS DO NOT EXCLUDE HERE") && text.contains("DANGER: lock file: "),
+        "{text}"
+    );
+    assert_eq!(output.status.code(), Some(2), "{text}");
+}
+
+#[test]
 fn migrate_once_works_on_sqlite() {
     let folder = TempDir::new().expect("a folder");
     let url = format!("sqlite:{}", folder.path().join("app.db").display());
@@ -328,6 +348,13 @@ on_every_network_server! {
         ];
         assert_lines(&output, &expected);
         assert!(output.contains(": held by "), "{output}");
+    }
+
+    fn doctor_says_in_the_first_line_that_all_is_well<C: Lockable>(server: &Server) {
+        let output = run("doctor", &server.url);
+        let first = output.lines().next().expect("a line");
+        assert!(first.contains(": locks exclude ("), "{output}");
+        assert!(output.lines().skip(1).all(|line| line.starts_with("note: ")), "{output}");
     }
 
     fn leader_hands_over_to_one_after_the_other<C: Lockable>(server: &Server) {
@@ -558,6 +585,7 @@ fn assert_bad(url: &str, parts: &[&str]) {
         ("quickstart_async", &[], 1),
         ("leader", &[], 1),
         ("axum_export", &[], 1),
+        ("doctor", &[], 3),
         ("only_one", &["key", "--", "true"], 125),
     ] {
         let (code, stderr) = code(example(name).args(arguments).env("DATABASE_URL", url));

@@ -1905,6 +1905,136 @@ fn readers_in_transactions_run_at_once() {
         .expect("two readers");
 }
 
+// A lock file that others do not see.
+
+#[test]
+fn a_database_with_two_names_has_no_locks_by_either() {
+    let database = Database::new();
+    let mut conn = database.open();
+    assert_free(&mut conn, "a");
+    let other = database.folder.path().join("other.db");
+    fs::hard_link(&database.path, &other).expect("a link");
+    for path in [&database.path, &other] {
+        let mut conn = SqliteConnection::open_url(path.to_str().expect("UTF-8"));
+        conn.enable_advisory_locks().expect("a connection");
+        let error = conn.advisory_lock("a").acquire().map(drop);
+        let Err(Error::Unsupported { source, .. }) = error else {
+            panic!("{}: {error:?}", path.display())
+        };
+        assert!(source.to_string().contains("hard links"), "{source}");
+        let report = conn.check_advisory_locks().expect("a report");
+        assert!(!report.excludes(), "{report}");
+        assert!(report.to_string().contains("hard links"), "{report}");
+    }
+    drop(conn);
+    fs::remove_file(&other).expect("a link");
+    assert_free(&mut database.open(), "a");
+}
+
+/// A process that sees what `mounts` has bound: pairs of a path and of the place where it is seen.
+#[cfg(target_os = "linux")]
+fn in_container(mounts: &[(&Path, &Path)], database: &Path, role: &str, key: &str) -> Process {
+    let child = dlock_child!("--url", database, role, key);
+    let mut command = std::process::Command::new("unshare");
+    let script = r#"
+        while [ "$1" != -- ]; do
+            mount --bind "$1" "$2" || { echo "cannot mount: allow user namespaces"; exit 1; }
+            shift 2
+        done
+        shift
+        exec "$@"
+    "#;
+    command.args(["-rm", "sh", "-c", script, "sh"]);
+    for (path, place) in mounts {
+        command.arg(path).arg(place);
+    }
+    command
+        .arg("--")
+        .arg(child.get_program())
+        .args(child.get_args());
+    let mut process = Process::spawn_without_servers(command);
+    let line = process.line();
+    assert!(line.starts_with("connected "), "{line}");
+    process
+}
+
+/// The place of a container: a folder with empty files to mount on.
+#[cfg(target_os = "linux")]
+fn place() -> (TempDir, PathBuf, PathBuf) {
+    let place = TempDir::new().expect("a temporary folder");
+    let (database, lock_file) = (
+        place.path().join("app.db"),
+        place.path().join("app.db-dlock"),
+    );
+    fs::write(&database, "").expect("a file");
+    (place, database, lock_file)
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_database_that_is_mounted_without_its_folder_has_no_locks() {
+    let database = Database::new();
+    for lock_file_is_there in [false, true] {
+        let (_place, mounted, lock_file) = place();
+        if lock_file_is_there {
+            fs::write(lock_file, "").expect("a file");
+        }
+        let mut process = in_container(&[(&database.path, &mounted)], &mounted, "fail", "a");
+        let line = process.line();
+        assert!(line.contains("mount the folder"), "{line}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_database_that_is_mounted_with_its_folder_or_its_lock_file_has_the_locks_of_the_others() {
+    let database = Database::new();
+    let mut conn = database.open();
+    assert_free(&mut conn, "a"); // makes the lock file
+    let folder = TempDir::new().expect("a temporary folder");
+    let (_place, mounted, lock_file) = place();
+    fs::write(&lock_file, "").expect("a file");
+    let places: [(&[(&Path, &Path)], PathBuf); 2] = [
+        (
+            &[(database.folder.path(), folder.path())],
+            folder.path().join("app.db"),
+        ),
+        (
+            &[
+                (&database.path, &mounted),
+                (&database.lock_file(), &lock_file),
+            ],
+            mounted.clone(),
+        ),
+    ];
+    for (mounts, path) in places {
+        let mut process = in_container(mounts, &path, "hold", "a");
+        assert_eq!(process.line(), "acquired");
+        assert_taken(&mut conn, "a");
+        process.send("");
+        assert_eq!(process.line(), "released");
+        assert_free(&mut conn, "a");
+    }
+}
+
+#[test]
+fn looking_at_the_mount_does_not_free_the_locks_of_sqlite() {
+    let database = Database::new();
+    let (mut writer, mut other) = (database.open(), database.open());
+    writer
+        .batch_execute("BEGIN IMMEDIATE; INSERT INTO t VALUES (1)")
+        .expect("a writer");
+    // The lock file is opened, and before it the mount is looked at.
+    assert_free(&mut other, "a");
+    let path = database.url();
+    let blocked = std::process::Command::new(env!("CARGO_BIN_EXE_dlock-child"))
+        .args(["--url", path, "write"])
+        .output()
+        .expect("a process");
+    let output = String::from_utf8_lossy(&blocked.stdout);
+    assert!(output.contains("database is locked"), "{output}");
+}
+
 // Fencing tokens.
 
 fn draw(conn: &mut SqliteConnection, key: &str) -> i64 {

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::sql::{self, Limit};
+use super::sql::{self, Cluster, Limit};
 use super::tag::Tag;
 use crate::Mode;
 use crate::proto::{
@@ -22,10 +22,14 @@ use crate::proto::{
 /// | | | anything else | fails, nothing is held |
 /// | `KeepErrno` | keeps the error's number | any | `Examine` |
 /// | `Examine` | which error was it, and is there a lock? | no lock, the limit passed | as taken |
+/// | | | no lock, and the server knows nothing of clusters | `Ask`, without that question |
 /// | | | no lock | fails, nothing is held |
 /// | | | a lock, the limit passed | granted: the grant came first, by a hair |
 /// | | | a lock | `GiveBack` |
+/// | | | an error, as to `KeepErrno` | `Silent` |
 /// | | | anything else | fails, the session is ended |
+/// | `Silent` | is the session there? | done | fails: the engine has no such locks; the session is ended |
+/// | | | an error | fails: the session is gone |
 /// | `GiveBack` | releases it | 1 | fails, nothing is held |
 /// | | | anything else | fails, the session is ended |
 /// | `Sleep` | | | `Ask` |
@@ -38,6 +42,7 @@ pub(super) struct Acquire {
     depth: Depth,
     droppable: bool,
     cancellable: bool,
+    cluster: Cluster,
     waiting: Waiting,
     state: State,
 }
@@ -64,6 +69,8 @@ enum State {
     KeepErrno(Request, Cause),
     Examine(Request, Fault, Tag),
     GiveBack(Request, Reason, Cause, Tag),
+    /// Nothing about the request was answered.
+    Silent(Request, Cause),
     Sleep,
 }
 
@@ -74,8 +81,8 @@ enum Fault {
     Kept(Cause),
     /// What went wrong is known without the number.
     Known(Reason, Cause),
-    /// The statement that keeps the number has failed, too. If the next question also fails, the session is gone:
-    /// drivers do not report a lost connection as one.
+    /// The statement that keeps the number has failed, too. If the next question also fails, it is another
+    /// engine, or the session is gone: drivers do not report a lost connection as one.
     Silent(Cause),
 }
 
@@ -89,6 +96,7 @@ impl Acquire {
             depth,
             droppable: ask.droppable,
             cancellable: ask.cancellable,
+            cluster: Cluster::Checked,
             waiting: ask.wait.since(Duration::ZERO),
             state: State::Sleep,
         }
@@ -111,7 +119,13 @@ impl Acquire {
             limit,
             sent: now,
         });
-        Step::Query(sql::acquire(tag, &self.key, limit, self.droppable))
+        Step::Query(sql::acquire(
+            tag,
+            &self.key,
+            limit,
+            self.droppable,
+            self.cluster,
+        ))
     }
 
     fn granted(&self) -> Acquired {
@@ -119,7 +133,8 @@ impl Acquire {
             self.key.clone(),
             Mode::Exclusive,
             self.depth,
-            self.droppable,
+            // The statement that releases what may be dropped asks whether it is a cluster.
+            self.droppable && self.cluster == Cluster::Checked,
         ))))
     }
 
@@ -155,6 +170,10 @@ impl Acquire {
         match fault {
             None if granted => self.granted(),
             None => self.taken(request, now),
+            Some((Reason::UnknownVariable, _)) if !granted && self.cluster == Cluster::Checked => {
+                self.cluster = Cluster::Unchecked;
+                self.ask(now)
+            }
             Some((reason, cause)) if granted => {
                 let tag = Tag::new();
                 self.state = State::GiveBack(request, reason, cause, tag);
@@ -176,7 +195,12 @@ pub(super) fn reason(errno: Option<i64>, limit: Limit) -> Option<Reason> {
         // ER_USER_LOCK_DEADLOCK; ER_LOCK_DEADLOCK is MariaDB's.
         Some(3058 | 1213) => Reason::Deadlock,
         // ER_SP_DOES_NOT_EXIST: no function GET_LOCK. ER_NOT_SUPPORTED_YET, and MatrixOne's number for it.
-        Some(1305 | 1235 | 20105) => Reason::Unsupported,
+        // ER_UNKNOWN_ERROR: Percona XtraDB Cluster, whose strict mode refuses GET_LOCK.
+        Some(1305 | 1235 | 20105 | 1105) => Reason::Unsupported,
+        // ER_TOO_LONG_IDENT: no key is that long, so it is a node of a cluster.
+        Some(1059) => Reason::Cluster,
+        // ER_UNKNOWN_SYSTEM_VARIABLE
+        Some(1193) => Reason::UnknownVariable,
         // ER_QUERY_INTERRUPTED
         Some(1317) => Reason::Interrupted,
         _ => Reason::Database,
@@ -260,10 +284,13 @@ impl Machine for Acquire {
                 }
             }
             (State::Examine(_, Fault::Known(reason, cause), _), _) => unknown(reason, cause),
-            (State::Examine(_, Fault::Silent(cause), _), Error(_)) => {
-                // Ended for the case that it is there and was killed each time.
-                Step::failed(Reason::Lost.broken(cause))
+            (State::Examine(request, Fault::Silent(cause), _), Error(_)) => {
+                self.state = State::Silent(request, cause);
+                Step::Batch(sql::ARE_YOU_THERE.into())
             }
+            (State::Silent(_, cause), Done) => unknown(Reason::Unsupported, cause),
+            // Ended for the case that it is there and was killed each time.
+            (State::Silent(_, cause), _) => unknown(Reason::Lost, cause),
             (State::Examine(_, Fault::Kept(cause) | Fault::Silent(cause), _), _) => {
                 unknown(Reason::Database, cause)
             }
@@ -289,6 +316,7 @@ impl Machine for Acquire {
             | State::Early(request, _)
             | State::KeepErrno(request, _)
             | State::Examine(request, ..)
+            | State::Silent(request, _)
             | State::GiveBack(request, ..) => request,
         };
         let waits = matches!(self.state, State::Ask(_)) && request.limit != Limit::Try;

@@ -4,10 +4,16 @@
 //! that the client's character set does not change them. All answers have the name `answer`: otherwise the whole text
 //! would be the column's name, which comes with each answer.
 
+#[macro_use]
+mod text;
+mod check;
+
 use std::time::Duration;
 
 use super::tag::Tag;
 use crate::proto::{Bind, Columns, Condition, Failure, OpenTransaction, Prepared, Statement};
+
+pub(super) use check::check;
 
 /// What comes of [`acquire`].
 pub(super) const GRANTED: i64 = 1;
@@ -19,98 +25,11 @@ pub(super) const KILLED: i64 = 2;
 /// MariaDB not at all.
 pub(super) const FOREVER: i64 = 1_000_000_000_000;
 
-/// Explains the statement to anyone reading the process list. It is long and comes first, so that the text need not
-/// grow much when Diesel puts it together. (A colon with a name behind it would be a bind to mysql_async.)
-macro_rules! explained {
-    ($($text:expr),*) => {
-        concat!(
-            "/* dlock: acquires or releases a named lock; a large number marks the request, so that no answer \
-             is taken for another's */ ",
-            $($text),*
-        )
-    };
-}
-
 mod several;
 
-pub(super) use explained;
 pub(super) use several::*;
-
-/// The beginning of a statement that may wait. No setting of the user cuts the wait short: on MariaDB none does, and
-/// MySQL's `max_execution_time` is overridden by a limit in the text (no limit would not do: MySQL 9.7).
-macro_rules! select {
-    ($limit:literal, $columns:literal) => {
-        explained!(
-            "/*M! SET STATEMENT max_statement_time = 0 FOR */ SELECT /*+ MAX_EXECUTION_TIME(",
-            $limit,
-            ") */ ",
-            $columns,
-            "(@dlock_request := CAST("
-        )
-    };
-}
-
-/// The end of a call of GET_LOCK, from the milliseconds on. MySQL takes whole seconds, MariaDB fractions.
-macro_rules! seconds {
-    ($mysql:literal) => {
-        concat!(" /*M! / 1000 */ /*!80000 ", $mysql, " */), 2)")
-    };
-}
-
-/// The text of [`acquire`] for libmariadb. The binds: the tag, the name, the milliseconds.
-///
-/// It has no rows. MySQL begins to answer with rows and then reports that the wait was killed, and libmariadb (3.3)
-/// hangs when it executes a kept statement again that has failed like that.
-macro_rules! acquire {
-    ($limit:literal, $mysql:literal) => {
-        &[
-            select!($limit, "1 FROM DUAL WHERE IF("),
-            " AS SIGNED)) IS NULL, 2, @dlock_answer := IFNULL(GET_LOCK(CONVERT(",
-            " USING utf8mb4), ",
-            concat!(seconds!($mysql), ") = 1 LIMIT 1 INTO @dlock_answer"),
-        ]
-    };
-}
-
-/// The text of [`acquire`] and [`release`] for mysql_async. The binds: the tag, 1 to release, the name, the name again,
-/// the milliseconds.
-///
-/// The answer has a tag, because callers may drop it. One text does both, so that the driver has prepared it when a
-/// release is to be sent. Then the release is one message, and the server obeys it even if the future that sent it is
-/// dropped.
-macro_rules! droppable {
-    ($limit:literal, $mysql:literal) => {
-        &[
-            select!($limit, "4611686018427387904 + "),
-            " AS SIGNED)) + IF(",
-            ", IFNULL(RELEASE_LOCK(CONVERT(",
-            " USING utf8mb4)), 0), IFNULL(GET_LOCK(CONVERT(",
-            " USING utf8mb4), ",
-            concat!(seconds!($mysql), ") AS answer"),
-        ]
-    };
-}
-
+pub(super) use text::explained;
 type Text = &'static [&'static str];
-
-/// Texts for waits under a second, by the binary logarithm of the milliseconds after which MySQL ends them. Its
-/// GET_LOCK takes whole seconds only. The statement's own limit is exact, but stands in the text.
-macro_rules! under_a_second {
-    ($text:ident) => {
-        [
-            $text!("1", "DIV 1000 + 1"),
-            $text!("2", "DIV 1000 + 1"),
-            $text!("4", "DIV 1000 + 1"),
-            $text!("8", "DIV 1000 + 1"),
-            $text!("16", "DIV 1000 + 1"),
-            $text!("32", "DIV 1000 + 1"),
-            $text!("64", "DIV 1000 + 1"),
-            $text!("128", "DIV 1000 + 1"),
-            $text!("256", "DIV 1000 + 1"),
-            $text!("512", "DIV 1000 + 1"),
-        ]
-    };
-}
 
 /// How long a statement waits for a lock that is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,27 +71,57 @@ impl Limit {
 ///
 /// Before it asks for the lock, it leaves the tag in the session, so that [`examine`] can tell what it did. MySQL
 /// warns, when the statement is prepared, that a later version will not let a SELECT set a variable (MySQL 9.7 does).
-pub(super) fn acquire(tag: Tag, key: &str, limit: Limit, droppable: bool) -> Statement {
-    const DROPPABLE_UNDER_A_SECOND: [Text; 10] = under_a_second!(droppable);
-    const ACQUIRE: Text = acquire!("4294967295", "DIV 1000");
-    const UNDER_A_SECOND: [Text; 10] = under_a_second!(acquire);
+pub(super) fn acquire(
+    tag: Tag,
+    key: &str,
+    limit: Limit,
+    droppable: bool,
+    cluster: Cluster,
+) -> Statement {
+    const DROPPABLE_UNDER_A_SECOND: [[Text; 10]; 2] = [
+        under_a_second!(droppable, checked),
+        under_a_second!(droppable, unchecked),
+    ];
+    const ACQUIRE: [Text; 2] = [
+        acquire!("4294967295", "DIV 1000", checked),
+        acquire!("4294967295", "DIV 1000", unchecked),
+    ];
+    const UNDER_A_SECOND: [[Text; 10]; 2] = [
+        under_a_second!(acquire, checked),
+        under_a_second!(acquire, unchecked),
+    ];
+    let check = cluster as usize;
     let millis = Bind::BigInt(limit.millis());
+    let named = |name| match cluster {
+        Cluster::Checked => name,
+        Cluster::Unchecked => Prepared::ByText,
+    };
     if droppable {
         let (prepared, sql) = match limit.under_a_second() {
-            Some(logarithm) => (Prepared::ByText, DROPPABLE_UNDER_A_SECOND[logarithm]),
-            None => (Prepared::MysqlDroppable, DROPPABLE),
+            Some(logarithm) => (Prepared::ByText, DROPPABLE_UNDER_A_SECOND[check][logarithm]),
+            None => (named(Prepared::MysqlDroppable), DROPPABLE[check]),
         };
         let binds = [tag.bind(), Bind::Integer(0), name(key), name(key), millis];
         return Statement::number(prepared, sql, binds);
     }
     let (prepared, sql) = match limit.under_a_second() {
-        Some(logarithm) => (Prepared::ByText, UNDER_A_SECOND[logarithm]),
-        None => (Prepared::MysqlAcquire, ACQUIRE),
+        Some(logarithm) => (Prepared::ByText, UNDER_A_SECOND[check][logarithm]),
+        None => (named(Prepared::MysqlAcquire), ACQUIRE[check]),
     };
     Statement::number(prepared, sql, [tag.bind(), name(key), millis]).columns(Columns::Affected)
 }
 
-const DROPPABLE: Text = droppable!("4294967295", "DIV 1000");
+const DROPPABLE: [Text; 2] = [
+    droppable!("4294967295", "DIV 1000", checked),
+    droppable!("4294967295", "DIV 1000", unchecked),
+];
+
+/// Whether MariaDB is asked if it is a node of a cluster. One that was built without Galera does not know the question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cluster {
+    Checked,
+    Unchecked,
+}
 
 /// Releases one hold: 1; 0 if another session has the lock, or nobody has.
 pub(super) fn release(tag: Tag, key: &str, droppable: bool) -> Statement {
@@ -188,7 +137,7 @@ pub(super) fn release(tag: Tag, key: &str, droppable: bool) -> Statement {
             name(key),
             Bind::BigInt(0),
         ];
-        return Statement::number(Prepared::MysqlDroppable, DROPPABLE, binds);
+        return Statement::number(Prepared::MysqlDroppable, DROPPABLE[0], binds);
     }
     Statement::number(Prepared::MysqlRelease, RELEASE, [name(key)]).columns(Columns::Affected)
 }
@@ -213,8 +162,9 @@ pub(super) fn unanswered(tag: Tag) -> Statement {
     )
 }
 
-/// A session that is there obeys it. Drivers do not tell the loss of a connection from other errors.
-pub(super) const ARE_YOU_THERE: &str = "DO 0";
+/// A session that is there obeys it, whatever the engine. Drivers do not tell the loss of a connection from other
+/// errors.
+pub(super) const ARE_YOU_THERE: &str = "SET @dlock_there = 1";
 
 /// Keeps the number of the last error, which Diesel does not tell. It is sent right after the error. MySQL's error is
 /// the last of the conditions, behind the warnings. An error that only the client knows leaves the number of an older

@@ -40,6 +40,9 @@ use crate::{Mode, PostgresKey};
 /// | `Probe` | was it `statement_timeout`? Are there such locks? | 2: it was | `Wait` |
 /// | | | 1: there are | fails: it was a cancel |
 /// | | | an error | fails: there are no such locks |
+/// | | | an error: the table of locks is full | `Engine` |
+/// | `Engine` | what does the server call itself? | not PostgreSQL | fails: there are no such locks |
+/// | | | anything else | fails: the table of locks is full |
 /// | `Sleep` | | | `Begin` |
 #[derive(Debug)]
 pub(super) struct Begin {
@@ -54,15 +57,26 @@ pub(super) struct Begin {
 
 #[derive(Debug)]
 enum State {
-    Begin { millis: u32, sent: Duration },
-    Wait { millis: u32, sent: Duration },
+    Begin {
+        millis: u32,
+        sent: Duration,
+    },
+    Wait {
+        millis: u32,
+        sent: Duration,
+    },
     Turn(QuietTurn),
     RollBack(Then),
-    Isolated { millis: u32, sent: Duration },
+    Isolated {
+        millis: u32,
+        sent: Duration,
+    },
     Session(AcquireSession),
     HandOver,
     Verify(Failed),
     Probe(Failed),
+    /// What fails, unless it is another engine than PostgreSQL.
+    Engine(Failure),
     Sleep,
 }
 
@@ -193,8 +207,16 @@ impl Begin {
                 self.state = State::Probe(failed);
                 Step::Query(probe)
             }
-            Then::Fail(failure) => Step::failed(failure),
+            Then::Fail(failure) => self.fail(failure),
         }
+    }
+
+    fn fail(&mut self, failure: Failure) -> Begun {
+        if failure.reason != Reason::TooManyLocks {
+            return Step::failed(failure);
+        }
+        self.state = State::Engine(failure);
+        Step::Query(sql::version())
     }
 
     fn taken(&mut self, now: Duration) -> Begun {
@@ -295,7 +317,8 @@ impl Machine for Begin {
             (State::Probe(failed), Answer::Rows(_)) => {
                 Step::failed(Reason::Interrupted.clean(failed.cause))
             }
-            (State::Probe(failed), answer) => Step::failed(failed.probed(answer)),
+            (State::Probe(failed), answer) => self.fail(failed.probed(answer)),
+            (State::Engine(failure), answer) => Step::failed(Failed::of_engine(failure, answer)),
             (State::Sleep, _) => self.begin(0, now),
             // After a hand-over nobody knows whether the session still holds the lock.
             (
@@ -313,7 +336,7 @@ impl Machine for Begin {
         let (broken, cancel) = match &self.state {
             State::Sleep => return Abandoned::default(),
             State::Session(session) => return session.abandon(),
-            State::Verify(..) | State::Probe(_) => return Abandoned::broken(),
+            State::Verify(..) | State::Probe(_) | State::Engine(_) => return Abandoned::broken(),
             State::Turn(turn) if !turn.may_be_granted() => return Abandoned::default(),
             State::Turn(turn) => (true, turn.waits()),
             State::RollBack(Then::Verify(_)) => (true, false),

@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use crate::proto::{Answer, Cause, ErrorFields, Failure, Reason};
+use super::check::is_postgres;
+use super::sql;
+use crate::proto::{Answer, Cause, ErrorFields, Failure, Reason, Rows};
 
 /// What a failed wait means. Diesel does not tell the SQLSTATE, and messages are translated; these fields are not:
 ///
@@ -81,6 +83,21 @@ impl Failed {
         }
     }
 
+    /// The failure of an engine, after the question what it calls itself.
+    ///
+    /// PostgreSQL answers the questions to its locks, and gives a HINT where its table of locks is full. YugabyteDB up
+    /// to 2024 gives a HINT where it refuses a lock, and CockroachDB does not know the functions.
+    pub(super) fn of_engine(failure: Failure, answer: Answer) -> Failure {
+        match answer {
+            Answer::Rows(Rows::Text(version)) if !is_postgres(&version) => Failure {
+                reason: Reason::Unsupported,
+                ..failure
+            },
+            Answer::Error(error) if error.lost => Failure::lost(error.cause),
+            _ => failure,
+        }
+    }
+
     /// The failure, after the question whether there are such locks was answered with an error.
     pub(super) fn probed(self, answer: Answer) -> Failure {
         match answer {
@@ -110,6 +127,7 @@ impl Fault {
         failed.reason = match (&error.detail, error.hint) {
             (Some(detail), true) if names_virtual_transaction(detail) => TIMEOUT,
             (Some(_), true) => return Fault::Deadlock(failed.cause),
+            (Some(detail), false) if detail.contains(sql::TOKEN_STANDBY) => Reason::Standby,
             (Some(detail), false) => return Fault::Detail(detail.clone(), failed),
             (None, _) if error.position => Reason::Unsupported,
             (None, true) => Reason::TooManyLocks,
@@ -127,7 +145,7 @@ pub(super) fn aborted(error: ErrorFields) -> Failure {
         Fault::Lost(cause) => Failure::lost(cause),
         Fault::Deadlock(cause) => Reason::Deadlock.clean(cause),
         Fault::Other(Failed {
-            reason: reason @ (Reason::TooManyLocks | Reason::Unsupported),
+            reason: reason @ (Reason::TooManyLocks | Reason::Unsupported | Reason::Standby),
             cause,
             ..
         }) => reason.clean(cause),

@@ -4,7 +4,7 @@ use super::fault::{Failed, Fault};
 use super::mark::Mark;
 use super::sql::{self, Lift, Scope};
 use super::turns::{Next, QuietTurn, Turn, Turns};
-use crate::proto::{Abandoned, Answer, Failure, Hold, Machine, Reason, Rows, Step, Wait};
+use crate::proto::{Abandoned, Answer, Cause, Failure, Hold, Machine, Reason, Rows, Step, Wait};
 use crate::{Mode, PostgresKey};
 
 /// Acquires a session's lock outside a transaction.
@@ -14,6 +14,7 @@ use crate::{Mode, PostgresKey};
 /// | `Ask` | one statement that tries, and waits for a turn | 1 | granted |
 /// | | | 0, without a turn | taken: gives up, `Sleep` (polling) |
 /// | | | 0: `transaction_timeout` is set | `Wait` |
+/// | | | 3: it is a standby | fails, nothing is held |
 /// | `Wait` | lifts the user's limits, then waits | done | granted |
 /// | `Turn` | a [`QuietTurn`] | granted | granted |
 /// | | | over | the next turn, or gives up |
@@ -25,13 +26,17 @@ use crate::{Mode, PostgresKey};
 /// | | | 0 otherwise | fails, nothing is held |
 /// | | | 1, and a turn has passed before | `GiveBack` |
 /// | | | 2: there is no prepared statement | `Ask`, unprepared, once; then as 0 |
-/// | | | an error, and the limit passed | fails: a raw BEGIN, now aborted; the session is ended |
+/// | | | an error | `Engine` |
 /// | | | anything else | fails, the session is ended |
 /// | `GiveBack` | releases it | 1 | fails, nothing is held |
 /// | | | anything else | fails, the session is ended |
 /// | `Probe` | was it `statement_timeout`? Are there such locks? | 2: it was | `Wait` |
 /// | | | 1: there are | fails: it was a cancel |
 /// | | | an error | fails: there are no such locks |
+/// | | | an error: the table of locks is full | `Engine` |
+/// | `Engine` | what does the server call itself? | not PostgreSQL | fails: there are no such locks |
+/// | | | anything else, and the limit passed | fails: a raw BEGIN, now aborted; the session is ended |
+/// | | | anything else | fails, as it would have before |
 /// | `Sleep` | | | `Ask` |
 ///
 /// After an error that a grant may have preceded, a hold that is there is this request's or an outer guard's. A session
@@ -53,12 +58,20 @@ pub(super) struct AcquireSession {
 
 #[derive(Debug)]
 enum State {
-    Ask { millis: u32, sent: Duration },
-    Wait { millis: u32, sent: Duration },
+    Ask {
+        millis: u32,
+        sent: Duration,
+    },
+    Wait {
+        millis: u32,
+        sent: Duration,
+    },
     Turn(QuietTurn),
     Verify(Failed),
     GiveBack(Failed),
     Probe(Failed),
+    /// What fails, unless it is another engine than PostgreSQL.
+    Engine(Failure),
     Sleep,
 }
 
@@ -194,8 +207,14 @@ impl AcquireSession {
                 self.state = State::Probe(failed);
                 Step::Query(probe)
             }
+            Reason::TooManyLocks => self.ask_engine(failed.reason.clean(failed.cause)),
             reason => Step::failed(reason.clean(failed.cause)),
         }
+    }
+
+    fn ask_engine(&mut self, failure: Failure) -> Acquired {
+        self.state = State::Engine(failure);
+        Step::Query(sql::version())
     }
 }
 
@@ -220,6 +239,9 @@ impl Machine for AcquireSession {
             }
             (State::Ask { millis, sent } | State::Wait { millis, sent }, Answer::Error(error)) => {
                 self.settle(Fault::new(error, Failed::after(millis, sent, now)))
+            }
+            (State::Ask { .. }, Answer::Rows(Rows::Number(Some(sql::STANDBY)))) => {
+                Step::failed(Reason::Standby.clean(Cause::default()))
             }
             (State::Ask { .. } | State::Wait { .. }, _) => self.verify(Failed::strange()),
 
@@ -263,12 +285,19 @@ impl Machine for AcquireSession {
             }
             // A transaction is open that Diesel does not know of, and the end of the turn has aborted it.
             (State::Verify(failed), Answer::Error(_)) if failed.is_timeout() => {
-                Step::failed(Reason::InTransaction.broken(failed.cause))
+                self.ask_engine(Reason::InTransaction.broken(failed.cause))
             }
+            (State::Verify(failed), Answer::Error(_)) => {
+                self.ask_engine(failed.reason().broken(failed.cause))
+            }
+            (State::Engine(failure), answer) => Step::failed(Failed::of_engine(failure, answer)),
             (State::Verify(failed) | State::GiveBack(failed), _) => {
                 Step::failed(failed.reason().broken(failed.cause))
             }
-            (State::Probe(failed), answer) => Step::failed(failed.probed(answer)),
+            (State::Probe(failed), answer) => match failed.probed(answer) {
+                failure if failure.reason == Reason::TooManyLocks => self.ask_engine(failure),
+                failure => Step::failed(failure),
+            },
 
             (State::Sleep, _) => self.ask(0, now),
         }
@@ -301,9 +330,11 @@ impl Machine for AcquireSession {
                 cancel: turn.waits(),
                 ..Abandoned::default()
             },
-            State::Turn(_) | State::Verify(_) | State::GiveBack(_) | State::Probe(_) => {
-                Abandoned::broken()
-            }
+            State::Turn(_)
+            | State::Verify(_)
+            | State::GiveBack(_)
+            | State::Probe(_)
+            | State::Engine(_) => Abandoned::broken(),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! that holds BEGIN, a savepoint or settings in front of the lock cannot be prepared: there the key is a constant,
 //! which pg_stat_statements replaces.
 
+mod check;
 mod locks;
 mod message;
 mod parts;
@@ -14,6 +15,7 @@ mod several;
 mod token;
 mod turn;
 
+pub(super) use check::*;
 pub(super) use locks::*;
 pub(super) use message::*;
 pub(super) use parts::Scope;

@@ -16,6 +16,7 @@ use crate::{Mode, PostgresKey};
 /// |---|---|---|---|
 /// | `Try` | tries, without a savepoint | 1 | granted |
 /// | | | 0 | `Wait`, `Sleep` (polling), or gives up |
+/// | | | 3: it is a standby | fails; the transaction goes on |
 /// | | | an error | `Aborted` |
 /// | `Aborted` | anything, to learn whether the session is there | an error, lost | fails: the session is gone |
 /// | | | anything else | fails; the transaction is aborted |
@@ -180,6 +181,9 @@ impl Machine for AcquireInTransaction {
         match (&mut self.state, answer) {
             (State::Try, Answer::Rows(Rows::Number(Some(1)))) => self.done(Some(())),
             (State::Try, Answer::Rows(Rows::Number(Some(0)))) => self.taken(now),
+            (State::Try, Answer::Rows(Rows::Number(Some(sql::STANDBY)))) => {
+                self.fail(Reason::Standby, Cause::default())
+            }
             // Its rollback releases the lock, if there is one.
             (State::Try, Answer::Error(error)) if error.lost => Step::failed(aborted(error)),
             (State::Try, Answer::Error(error)) => {

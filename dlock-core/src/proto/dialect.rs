@@ -1,7 +1,7 @@
 use std::fmt::Debug;
 
 use super::{Ask, Condition, Failure, Hold, Machine, Parting, Request, Session};
-use crate::{FencingToken, Holder, LockKey};
+use crate::{FencingToken, Holder, LockKey, Report};
 
 /// A kind of server: what it is asked, and what its answers mean. There is one type for each Diesel backend.
 pub trait Dialect: 'static {
@@ -72,6 +72,10 @@ pub trait Dialect: 'static {
         key: &LockKey,
         permits: u32,
     ) -> Result<impl Machine<Output = Vec<Holder>>, Failure>;
+
+    /// Looks for what would keep locks from excluding, or from being kept. Outside a transaction only: a question that
+    /// fails would abort it.
+    fn check() -> impl Machine<Output = Report>;
 }
 
 /// A [`Dialect`] whose transactions can hold locks that end with them.

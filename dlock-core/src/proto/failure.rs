@@ -43,6 +43,12 @@ pub enum Reason {
     TooManyLocks,
     /// The server has no such locks.
     Unsupported,
+    /// The server is a standby, whose locks are its own.
+    Standby,
+    /// The server is a node of a cluster of which each node has its own locks.
+    Cluster,
+    /// The server does not know a variable of the statement.
+    UnknownVariable,
     /// The server cannot take this key.
     InvalidKey(InvalidKey),
     /// The session has ended, or the connection to it.

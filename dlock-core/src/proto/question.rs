@@ -4,6 +4,7 @@ use super::{
     Abandoned, Aftermath, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Statement,
     Step,
 };
+use crate::holder::ServerKind;
 use crate::{Holder, LockKey};
 
 /// Asks one thing, of a statement or of several: each tells less than the one before and needs fewer privileges. The
@@ -68,11 +69,14 @@ impl<T> Question<T> {
 }
 
 impl Question<Vec<Holder>> {
-    /// Who holds a lock or waits for it. A server that does not collect what the first statement asks for answers
-    /// without rows.
+    /// Who holds a lock or waits for it on MySQL. A server that does not collect what the first statement asks for
+    /// answers without rows.
     pub(crate) fn holders(statements: Vec<Statement>, abandoned: Abandoned) -> Self {
         let read = |rows| match rows {
-            Rows::Holders(holders) if !holders.is_empty() => Read::Accept(holders),
+            Rows::Holders(holders) if !holders.is_empty() => {
+                let of_server = |holder: Holder| holder.on(ServerKind::Mysql);
+                Read::Accept(holders.into_iter().map(of_server).collect())
+            }
             _ => Read::Fallback(Vec::new()),
         };
         Self::new(statements, read, abandoned)

@@ -5,7 +5,7 @@
 
 use super::key::SqliteKey;
 use crate::Mode;
-use crate::proto::{Bind, Binds, Columns, Condition, Prepared, Statement};
+use crate::proto::{Bind, Binds, Columns, Condition, Prepared, Statement, unique};
 
 /// The answer to a request: the lock is granted.
 pub(super) const GRANTED: i64 = 1;
@@ -99,6 +99,19 @@ pub(super) fn slot_holders(gate: u64, permits: u32) -> Statement {
         [number(gate), Bind::BigInt(permits.into())],
     )
     .columns(Columns::Text)
+}
+
+/// The version, and what stands in the way of a lock, as lines. Each with its name.
+pub(super) fn check() -> Vec<(&'static str, Statement)> {
+    let version: &[&str] = &["SELECT 'version=' || sqlite_version()"];
+    let locks: &[&str] = &["SELECT dlock_check(", ", ", ")"];
+    let key = Bind::BigInt((unique() >> 3) as i64);
+    let request = Bind::BigInt(unique() as i64);
+    let ask = |sql, binds| Statement::number(Prepared::Never, sql, binds).columns(Columns::Text);
+    vec![
+        ("version", ask(version, Binds::default())),
+        ("locks", ask(locks, Binds::from([key, request]))),
+    ]
 }
 
 /// The driver gives the request up if the statement fails or nobody reads the answer.

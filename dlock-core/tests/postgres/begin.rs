@@ -253,7 +253,19 @@ mod failing {
             (detail("A detail."), Reason::Database),
         ] {
             let failed = || begin(FOREVER).answer(answer.clone()).sends([RollBack]);
-            failed().answer(DONE).failed_as(clean(reason.clone()));
+            let rolled_back = failed().answer(DONE);
+            match reason {
+                Reason::TooManyLocks => {
+                    let asked = || failed().answer(DONE).sends([Version]);
+                    asked()
+                        .answer(version(POSTGRES))
+                        .failed_as(clean(reason.clone()));
+                    asked()
+                        .answer(version("YB"))
+                        .failed_as(clean(Reason::Unsupported));
+                }
+                _ => rolled_back.failed_as(clean(reason.clone())),
+            }
             failed()
                 .answer(plain())
                 .failed(broken(Reason::Database).because());
@@ -274,7 +286,13 @@ mod failing {
         };
         probed(value(1)).failed(clean(Reason::Interrupted).because());
         probed(plain()).failed(clean(Reason::Unsupported).because());
-        probed(out_of_memory()).failed(clean(Reason::TooManyLocks).because());
+        let full = || probed(out_of_memory()).sends([Version]);
+        full()
+            .answer(version(POSTGRES))
+            .failed(clean(Reason::TooManyLocks).because());
+        full()
+            .answer(version("CockroachDB CCL v24.1.0"))
+            .failed(clean(Reason::Unsupported).because());
         probed(lost()).failed(gone());
     }
 

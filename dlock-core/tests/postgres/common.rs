@@ -213,3 +213,6 @@ pub(crate) fn back() -> Does {
 pub(crate) fn gone_savepoint() -> Does {
     Does::Release("own".into())
 }
+
+/// What PostgreSQL calls itself.
+pub(crate) const POSTGRES: &str = "PostgreSQL 17.2 on x86_64-pc-linux-gnu, compiled by gcc";

@@ -179,7 +179,10 @@ mod failing {
         after(value(0)).gave_up();
         after(value(1)).failed(broken(Reason::Interrupted).because());
         // Somebody has begun a transaction behind Diesel's back, and this has aborted it.
-        after(plain()).failed(broken(Reason::InTransaction).because());
+        let aborted = after(plain()).sends([Version]);
+        aborted
+            .answer(plain())
+            .failed(broken(Reason::InTransaction).because());
         after(lost()).failed(gone());
     }
 
@@ -226,10 +229,20 @@ mod failing {
                     .sends([Verify])
                     .answer(answer_to_question)
             };
-            verified(value(0)).failed_as(clean(reason.clone()));
+            let not_held = verified(value(0));
+            match reason {
+                Reason::TooManyLocks => not_held
+                    .sends([Version])
+                    .answer(version(POSTGRES))
+                    .failed_as(clean(reason.clone())),
+                _ => not_held.failed_as(clean(reason.clone())),
+            }
             verified(value(1)).failed_as(broken(reason.clone()));
             verified(value(3)).failed_as(broken(reason.clone()));
-            verified(plain()).failed_as(broken(reason.clone()));
+            verified(plain())
+                .sends([Version])
+                .answer(version(POSTGRES))
+                .failed_as(broken(reason.clone()));
             verified(NULL).failed_as(broken(reason.clone()));
             verified(value(2)).asks(900);
             verified(lost()).failed(gone());
@@ -262,8 +275,57 @@ mod failing {
         probed(NULL).failed(clean(Reason::Interrupted).because());
         probed(plain()).failed(clean(Reason::Unsupported).because());
         probed(unknown_function()).failed(clean(Reason::Unsupported).because());
-        probed(out_of_memory()).failed(clean(Reason::TooManyLocks).because());
+        probed(out_of_memory())
+            .sends([Version])
+            .answer(version(POSTGRES))
+            .failed(clean(Reason::TooManyLocks).because());
         probed(lost()).failed(gone());
+    }
+
+    #[test]
+    fn an_engine_that_answers_with_other_errors_has_no_such_locks() {
+        for other in [
+            "CockroachDB CCL v24.1.0",
+            "PostgreSQL 11.2-YB-2.20.1 on x86_64",
+        ] {
+            let broken = broken(Reason::Unsupported).because();
+            let clean = clean(Reason::Unsupported).because();
+            // CockroachDB knows neither the functions nor pg_locks.
+            let unknown = || {
+                acquire(FOREVER)
+                    .answer(plain())
+                    .sends([Verify])
+                    .answer(plain())
+            };
+            unknown()
+                .sends([Version])
+                .answer(version(other))
+                .failed(broken.clone());
+            let limited = acquire(limit(millis(1))).times_out(1).answer(plain());
+            limited
+                .sends([Version])
+                .answer(version(other))
+                .failed(broken);
+            // YugabyteDB refuses the lock with a HINT, as PostgreSQL does where its table of locks is full.
+            let refused = || acquire(FOREVER).answer(out_of_memory()).answer(value(0));
+            refused()
+                .sends([Version])
+                .answer(version(other))
+                .failed(clean);
+            unknown().answer(lost()).failed(gone());
+            refused()
+                .answer(plain())
+                .failed(super::clean(Reason::TooManyLocks).because());
+        }
+    }
+
+    #[test]
+    fn a_standby_is_refused_and_nothing_is_asked_of_it() {
+        for wait in [FOREVER, TRY, limit(millis(250)), poll(None)] {
+            acquire(wait)
+                .answer(value(3))
+                .failed(clean(Reason::Standby));
+        }
     }
 
     #[test]

@@ -74,8 +74,13 @@ fn binds(statement: &Statement) -> Vec<Bind> {
 
 /// No row is a grant, or a release.
 fn no_row_if(condition: &str) -> String {
-    format!("SELECT 0::bigint WHERE NOT CASE WHEN {condition} END /* ")
+    format!(
+        "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 3 ELSE 0 END)::bigint \
+         WHERE NOT CASE WHEN {condition} END /* "
+    )
 }
+
+const UNLESS_STANDBY: &str = "pg_catalog.pg_is_in_recovery() THEN false WHEN ";
 
 /// The wait of the statements that try first.
 fn or_wait(form: &Form, key: &str, millis: &str, arguments: &str, marked: &str) -> String {
@@ -95,7 +100,7 @@ fn a_session_acquires() {
     use Prepared::*;
     for form in forms() {
         let (lock, key, places) = (form.lock, form.numbers(1), form.places());
-        let tries = format!("pg_catalog.pg_try_advisory_{lock}({key}) THEN true");
+        let tries = format!("{UNLESS_STANDBY}pg_catalog.pg_try_advisory_{lock}({key}) THEN true");
 
         let script = play(Postgres::acquire(form.ask(asked(FOREVER)), OUTSIDE).unwrap());
         let text = no_row_if(&format!("{tries}{}", or_wait(&form, &key, "900", &key, "")));
@@ -153,7 +158,7 @@ fn a_session_acquires_and_releases_what_may_be_dropped() {
         );
         let text = no_row_if(&format!(
             "pg_catalog.int8eq($1, 0) THEN pg_catalog.pg_advisory_un{lock}({key}) \
-             WHEN pg_catalog.pg_try_advisory_{lock}({key}) THEN {marked} \
+             WHEN {UNLESS_STANDBY}pg_catalog.pg_try_advisory_{lock}({key}) THEN {marked} \
              WHEN pg_catalog.int8eq(pg_catalog.int8and($1, 4095), 0) THEN false{wait}"
         ));
         let text = format!("{text}?, {places} */");
@@ -204,7 +209,10 @@ fn a_transaction_acquires() {
         let (lock, places) = (form.lock, form.places());
         assert_eq!(
             script.statement().text(),
-            format!("SELECT pg_catalog.pg_try_advisory_xact_{lock}({places})::int::bigint")
+            format!(
+                "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 3 \
+                 ELSE pg_catalog.pg_try_advisory_xact_{lock}({places})::int END)::bigint"
+            )
         );
         assert_eq!(binds(script.statement()), form.binds);
     }
@@ -217,9 +225,12 @@ fn a_transaction_begins() {
         let committed = "pg_catalog.texteq(pg_catalog.current_setting('transaction_isolation'), 'read committed')";
         let begins = |wait: &str| {
             format!(
-                "BEGIN; SELECT pg_catalog.query_to_xml($dlock$SELECT WHERE CASE WHEN {committed} THEN {wait} \
-                 ELSE pg_catalog.current_setting('transaction_isolation')::pg_catalog.json IS NULL END$dlock$, \
-                 true, true, '') WHERE NOT CASE WHEN {committed} \
+                "BEGIN; SELECT pg_catalog.query_to_xml($dlock$SELECT WHERE CASE \
+                 WHEN pg_catalog.pg_is_in_recovery() \
+                 THEN pg_catalog.concat('dlock_standby')::pg_catalog.json IS NULL \
+                 WHEN {committed} THEN {wait} ELSE pg_catalog.current_setting('transaction_isolation')::pg_catalog.json IS NULL END$dlock$, \
+                 true, true, '') WHERE NOT CASE \
+                 WHEN pg_catalog.pg_is_in_recovery() THEN false WHEN {committed} \
                  THEN pg_catalog.pg_try_advisory_xact_{lock}({literal}) ELSE false END"
             )
         };

@@ -171,6 +171,7 @@ fn every_question_of_a_quiet_one_may_fail() {
                 Reason::TooManyLocks => failed
                     .sends([IsHeld])
                     .answer(value(0))
+                    .answer(version(POSTGRES))
                     .failed_as(clean(reason.clone())),
                 Reason::Lost => failed.failed_as(gone()),
                 _ => failed.failed_as(clean(reason.clone())),

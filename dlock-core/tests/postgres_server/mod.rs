@@ -10,28 +10,31 @@ use std::time::Duration;
 
 use dlock_core::proto::{Answer, Bind, Columns, Prepared, Rows, Statement, Step};
 
-use crate::script::{deadlock, detail, held_up, lost, out_of_memory, plain, token};
+use crate::script::{deadlock, detail, held_up, lost, out_of_memory, plain, token, version};
 
 /// The key that all conversations are about, and its mode is exclusive.
 pub(crate) const KEY: i64 = 42;
 
 /// What dlock sends, without `pg_catalog.`; `{}` stands for a number or a name.
 mod text {
-    pub(super) const ACQUIRE_FIRST: &str = "SELECT 0::bigint WHERE NOT CASE WHEN pg_try_advisory_lock($1) THEN true \
+    pub(super) const ACQUIRE_FIRST: &str = "SELECT (CASE WHEN pg_is_in_recovery() THEN 3 ELSE 0 END)::bigint \
+        WHERE NOT CASE WHEN pg_is_in_recovery() THEN false WHEN pg_try_advisory_lock($1) THEN true \
         ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
         textne(current_setting('transaction_timeout', true), '0') THEN true \
         ELSE set_config('lock_timeout', format('%%s', current_setting('lock_timeout'), \
         set_config('lock_timeout', '900', true), pg_advisory_xact_lock('%s')), true) IS NULL END$dlock$, $1), \
         true, true, '')::text, '') AND pg_advisory_lock($1) IS NOT NULL END /* ? */";
-    pub(super) const ACQUIRE_LIMITED: &str = "SELECT 0::bigint WHERE NOT CASE WHEN pg_try_advisory_lock($1) THEN true \
+    pub(super) const ACQUIRE_LIMITED: &str = "SELECT (CASE WHEN pg_is_in_recovery() THEN 3 ELSE 0 END)::bigint \
+        WHERE NOT CASE WHEN pg_is_in_recovery() THEN false WHEN pg_try_advisory_lock($1) THEN true \
         WHEN int8eq($2, 0) THEN false \
         ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
         textne(current_setting('transaction_timeout', true), '0') THEN true \
         ELSE set_config('lock_timeout', format('%%s', current_setting('lock_timeout'), \
         set_config('lock_timeout', '%s', true), pg_advisory_xact_lock('%s')), true) IS NULL END$dlock$, $2, $1), \
         true, true, '')::text, '') AND pg_advisory_lock($1) IS NOT NULL END /* ?, ? */";
-    pub(super) const DROPPABLE: &str = "SELECT 0::bigint WHERE NOT CASE WHEN int8eq($1, 0) THEN pg_advisory_unlock($2) \
-        WHEN pg_try_advisory_lock($2) THEN set_config('dlock.granted', $1::text, false) IS NOT NULL \
+    pub(super) const DROPPABLE: &str = "SELECT (CASE WHEN pg_is_in_recovery() THEN 3 ELSE 0 END)::bigint \
+        WHERE NOT CASE WHEN int8eq($1, 0) THEN pg_advisory_unlock($2) \
+        WHEN pg_is_in_recovery() THEN false WHEN pg_try_advisory_lock($2) THEN set_config('dlock.granted', $1::text, false) IS NOT NULL \
         WHEN int8eq(int8and($1, 4095), 0) THEN false \
         ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
         textne(current_setting('transaction_timeout', true), '0') THEN true \
@@ -40,7 +43,8 @@ mod text {
         int8and($1, 4095), $2), true, true, '')::text, '') \
         AND set_config('dlock.granted', $1::text, false) IS NOT NULL AND pg_advisory_lock($2) IS NOT NULL END /* ?, ? */";
     pub(super) const UNLOCK: &str = "SELECT 0::bigint WHERE NOT pg_advisory_unlock(?)";
-    pub(super) const TRY_IN_TRANSACTION: &str = "SELECT pg_try_advisory_xact_lock(?)::int::bigint";
+    pub(super) const TRY_IN_TRANSACTION: &str = "SELECT (CASE WHEN pg_is_in_recovery() THEN 3 \
+        ELSE pg_try_advisory_xact_lock(?)::int END)::bigint";
     pub(super) const IS_HELD: &str = "SELECT (EXISTS(SELECT FROM pg_locks l WHERE texteq(l.locktype, 'advisory') \
         AND int8eq(l.classid::bigint, ?) AND int8eq(l.objid::bigint, ?) AND int24eq(l.objsubid, ?) \
         AND int4eq(l.pid, pg_backend_pid()) AND l.granted AND texteq(l.mode, 'ExclusiveLock')))::int::bigint";
@@ -70,7 +74,8 @@ mod text {
     pub(super) const LIMITS: &str = "SELECT set_config('dlock.lock_timeout', current_setting('lock_timeout'), true), \
         set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
         set_config('dlock.check_interval', current_setting('client_connection_check_interval'), true), \
-        set_config('lock_timeout', '{}', true), set_config('statement_timeout', '0', true)";
+        set_config('lock_timeout', '{}', true), set_config('statement_timeout', '0', true), \
+        CASE WHEN pg_is_in_recovery() THEN concat('dlock_standby')::json::text END";
     pub(super) const AND_TRANSACTION: &str = ", set_config('dlock.transaction_timeout', \
         coalesce(current_setting('transaction_timeout', true), '0'), true), \
         CASE WHEN textne(current_setting('transaction_timeout', true), '0') \
@@ -96,7 +101,7 @@ mod text {
         set_config('dlock.low', '42', true), set_config('dlock.millis', '{}', true)";
     pub(super) const WAIT: &str = "SELECT pg_advisory_xact_lock('42'::bigint)";
     pub(super) const WAIT_OF_SESSION: &str = ", pg_sleep(0), pg_advisory_lock('42'::bigint)";
-    pub(super) const TRY_OR_FAIL: &str = "SELECT CASE WHEN pg_try_advisory_lock('42'::bigint) THEN '' ELSE concat('dlock_taken')::json::text END";
+    pub(super) const TRY_OR_FAIL: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN concat('dlock_standby')::json::text WHEN pg_try_advisory_lock('42'::bigint) THEN '' ELSE concat('dlock_taken')::json::text END";
     pub(super) const PROBE_INSIDE: &str = "SELECT pg_try_advisory_xact_lock('{}')";
     pub(super) const LEAVE_MARK: &str = "SELECT set_config('dlock.granted', '{}', false)";
     pub(super) const HAND_OVER: &str =
@@ -119,18 +124,20 @@ mod text {
         AND int24eq(l.objsubid, 1) AND int4eq(l.pid, pg_backend_pid()) AND l.granted \
         AND texteq(l.mode, 'ExclusiveLock')) THEN pg_advisory_unlock('42'::bigint) END";
     pub(super) const BEGIN_OR_FAIL: &str = "SELECT query_to_xml($dlock$SELECT WHERE CASE \
+        WHEN pg_is_in_recovery() THEN concat('dlock_standby')::json IS NULL \
         WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
         THEN concat('dlock_taken')::json IS NULL \
-        ELSE current_setting('transaction_isolation')::json IS NULL END$dlock$, true, true, '') WHERE NOT CASE \
+        ELSE current_setting('transaction_isolation')::json IS NULL END$dlock$, true, true, '') WHERE NOT CASE WHEN pg_is_in_recovery() THEN false \
         WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
         THEN pg_try_advisory_xact_lock('42'::bigint) ELSE false END";
     pub(super) const BEGIN_OR_WAIT: &str = "SELECT query_to_xml($dlock$SELECT WHERE CASE \
+        WHEN pg_is_in_recovery() THEN concat('dlock_standby')::json IS NULL \
         WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
         THEN CASE WHEN textne(current_setting('transaction_timeout', true), '0') \
         THEN concat('dlock_cut_short')::json IS NULL \
         ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
         set_config('lock_timeout', '{}', true), pg_advisory_xact_lock('42'::bigint)), true) IS NULL END \
-        ELSE current_setting('transaction_isolation')::json IS NULL END$dlock$, true, true, '') WHERE NOT CASE \
+        ELSE current_setting('transaction_isolation')::json IS NULL END$dlock$, true, true, '') WHERE NOT CASE WHEN pg_is_in_recovery() THEN false \
         WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
         THEN pg_try_advisory_xact_lock('42'::bigint) ELSE false END";
 }
@@ -194,6 +201,8 @@ pub(crate) enum Does {
     },
     ProbeInside,
     Holders,
+    /// What the server calls itself.
+    Version,
     UnlockAll,
     EndSession,
     Nothing,
@@ -358,6 +367,10 @@ impl Does {
             is_row(&binds);
             return Does::Holders;
         }
+        if sql == "SELECT version()" {
+            assert_eq!(statement.columns, Columns::Text);
+            return Does::Version;
+        }
         let columns = match sql.as_str() {
             // No row is the number 1.
             text::ACQUIRE_FIRST | text::ACQUIRE_LIMITED | text::DROPPABLE | text::UNLOCK => {
@@ -510,6 +523,8 @@ pub(crate) enum Says {
     Number(i64),
     Null,
     Holders,
+    /// PostgreSQL's own.
+    Version,
     /// An error without a DETAIL: a lock timeout, a cancel, an aborted transaction.
     Plain,
     Detail,
@@ -527,6 +542,7 @@ impl Says {
             Says::Number(number) => Answer::Rows(Rows::Number(Some(number))),
             Says::Null => Answer::Rows(Rows::Number(None)),
             Says::Holders => Answer::Rows(Rows::Holders(Vec::new())),
+            Says::Version => version("PostgreSQL 17.2 on x86_64-pc-linux-gnu"),
             Says::Plain => plain(),
             Says::Detail => detail("A detail in any language."),
             Says::Deadlock => deadlock(),
@@ -540,7 +556,7 @@ impl Says {
     pub(crate) fn is_error(self) -> bool {
         !matches!(
             self,
-            Says::Done | Says::Number(_) | Says::Null | Says::Holders
+            Says::Done | Says::Number(_) | Says::Null | Says::Holders | Says::Version
         )
     }
 }
@@ -882,6 +898,7 @@ impl Session {
                 (false, _) => Says::Done,
                 (true, Some(number)) => Says::Number(number),
                 (true, None) if message.statements == [Does::Holders] => Says::Holders,
+                (true, None) if message.statements == [Does::Version] => Says::Version,
                 (true, None) => Says::Null,
             };
             reply(says, after(took), session, false);
@@ -1201,7 +1218,7 @@ impl Session {
                 ran(Err(Says::OutOfMemory), session.clone(), 0, true);
                 ran(Ok(None), session, 0, false);
             }
-            Does::Holders => ran(Ok(None), session, 0, false),
+            Does::Holders | Does::Version => ran(Ok(None), session, 0, false),
             Does::UnlockAll => {
                 session.holds = 0;
                 ran(Ok(None), session, 0, false);

@@ -84,6 +84,12 @@ pub(crate) fn held_up() -> Answer {
     })
 }
 
+/// What the server calls itself.
+#[allow(dead_code, reason = "not every test binary asks")]
+pub(crate) fn version(text: &str) -> Answer {
+    Answer::Rows(Rows::Text(text.to_owned()))
+}
+
 /// PostgreSQL's 53200: the table of locks is full.
 pub(crate) fn out_of_memory() -> Answer {
     error(ErrorFields {

@@ -10,6 +10,8 @@ use crate::sqlite::Running;
 use crate::transaction;
 
 impl AsyncLockBackend for Sqlite {
+    const HAS_NETWORK: bool = false;
+
     async fn load<C>(conn: &mut C, statement: Statement) -> Answer
     where
         C: AsyncConnection<Backend = Self>,

@@ -1,5 +1,7 @@
 //! Errors of dlock's SQL functions. SQLite passes on their text and nothing else.
 
+use std::fmt;
+
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 use diesel::serialize::{self, Output, ToSql};
 use diesel::sql_types::{BigInt, Text};
@@ -49,6 +51,12 @@ impl FunctionError {
             Some(constraint) => format!("{constraint}: {}", self.message),
             None => self.message.clone(),
         }
+    }
+}
+
+impl fmt::Display for FunctionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

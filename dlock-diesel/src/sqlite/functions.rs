@@ -34,6 +34,7 @@ mod sql {
         fn dlock_is_held(key: BigInt, request: BigInt) -> BigInt;
         fn dlock_fencing_token(key: BigInt, request: BigInt) -> BigInt;
         fn dlock_holders(key: BigInt) -> Text;
+        fn dlock_check(key: BigInt, request: BigInt) -> Text;
         fn dlock_release_all() -> BigInt;
         fn dlock_copy() -> BigInt;
         fn dlock_session_state(session: BigInt) -> BigInt;
@@ -164,6 +165,10 @@ fn add(conn: &mut SqliteConnection, session: &Arc<Session>) -> QueryResult<()> {
         Reply(holders.map(|holders| Sqlite::write_holders(&holders)))
     };
     sql::dlock_holders_utils::register_nondeterministic_impl(conn, holders)?;
+
+    let session = of();
+    let check = move |key: i64, request: i64| session.check(key as u64, request);
+    sql::dlock_check_utils::register_nondeterministic_impl(conn, check)?;
 
     let session = of();
     // The counterpart of `pg_advisory_unlock_all`, for people who work in SQL. dlock does not call it.

@@ -7,6 +7,8 @@ mod byte;
 mod unix;
 #[cfg(not(unix))]
 mod unsupported;
+#[cfg(unix)]
+mod visible;
 
 pub(super) use byte::{Byte, BytePlace};
 #[cfg(unix)]

@@ -234,6 +234,16 @@ impl Session {
         Ok(list.complete())
     }
 
+    /// Takes a lock that nobody else has, and releases it: lines of facts for the core's check.
+    pub(super) fn check(&self, key: u64, request: i64) -> String {
+        let taken = self.acquire(key, Mode::Exclusive, Some(Duration::ZERO), request);
+        let released = taken.and_then(|_| self.release(key, request));
+        let in_memory = i64::from(matches!(self.database, DatabaseId::Memory { .. }));
+        let refused = released.err().map(|error| error.to_string());
+        let refused = refused.unwrap_or_default().replace(['\n', '\r'], " ");
+        format!("memory={in_memory}\nrefused={refused}")
+    }
+
     /// The connection of a parent process is not for its child: SQLite does not allow it either.
     fn refuse_forked(&self) -> Result<(), FunctionError> {
         if self.database.process() == process::id() {

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Parser, Subcommand};
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use dlock_diesel::{AdvisoryLockExt, Error, FencingToken, LockConnection};
 use dlock_tests::{TestConnection, with_causes};
@@ -40,6 +41,8 @@ enum Role {
     Exit { key: String },
     /// As `hold`, but shared, and on SQLite.
     HoldShared { key: String },
+    /// On SQLite. Prints what comes of a write.
+    Write,
     /// On SQLite. As `hold`, but acquires it shared, prints `shared`, and when it is told to go on, prints `upgrading` and
     /// acquires it exclusively, too.
     Upgrade { key: String },
@@ -133,6 +136,7 @@ fn main() {
             | Role::Upgrade { .. }
             | Role::Read { .. }
             | Role::Fail { .. }
+            | Role::Write
             | Role::Stamp { .. }
             | Role::CountInFiles { .. }
     ) {
@@ -257,6 +261,11 @@ fn now() -> u128 {
 fn play_on_sqlite(arguments: &Arguments) {
     let mut conn = SqliteConnection::open_url(&arguments.url);
     println!("connected {}", conn.backend_id());
+    if matches!(arguments.role, Role::Write) {
+        // Somebody may have a transaction open for ever.
+        let written = conn.batch_execute("PRAGMA busy_timeout = 0; INSERT INTO t VALUES (2)");
+        return println!("{written:?}");
+    }
     match &arguments.role {
         Role::HoldShared { key } => {
             let guard = conn

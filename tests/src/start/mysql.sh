@@ -22,5 +22,5 @@ serve() {
   exec "$SERVER" --no-defaults --datadir="$FOLDER/data" --tmpdir="$FOLDER" --init-file="$FOLDER/init.sql" \
     --bind-address=127.0.0.1 --port="$PORT" --socket="$FOLDER/socket" --pid-file="$FOLDER/pid" \
     --max-connections=500 --performance-schema=ON --skip-name-resolve --innodb-flush-log-at-trx-commit=0 \
-    --loose-disable-log-bin --loose-mysqlx=OFF --loose-secure-file-priv=
+    --loose-disable-log-bin --loose-mysqlx=OFF --loose-secure-file-priv= $OPTIONS
 }

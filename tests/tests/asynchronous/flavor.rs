@@ -6,7 +6,7 @@ pub(crate) use diesel_async::{
     TransactionManager,
 };
 pub(crate) use dlock_diesel_async::{
-    AdvisoryLock, AdvisoryLockExt, AdvisorySemaphore, Error, Held,
+    AdvisoryLock, AdvisoryLockExt, AdvisorySemaphore, Error, Held, Report, Severity,
 };
 pub(crate) use dlock_sync_or_async::with_await as both;
 pub(crate) use dlock_tests::{

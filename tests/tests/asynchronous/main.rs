@@ -1,5 +1,6 @@
 //! What `dlock-diesel-async` promises, on real servers: here what it alone does, and in `../both` what both crates do.
 
+mod bodies;
 #[path = "../both/mod.rs"]
 mod both;
 mod cancellation;
@@ -7,6 +8,7 @@ mod dropped_guards;
 mod fencing;
 mod flavor;
 mod guard;
+mod handlers;
 mod open_transactions;
 mod outer_guards;
 mod panics;
@@ -16,5 +18,6 @@ mod runtimes;
 mod semaphores;
 mod settings;
 mod several;
+mod silent;
 mod support;
 mod sync_crate;

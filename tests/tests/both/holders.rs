@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use dlock_core::{Holder, LockKey, Mode};
-use dlock_tests::{Kind, Server, unique_key};
+use dlock_tests::{Kind, Server, unique_key, wait_for};
 
 use crate::flavor::*;
 use crate::support::*;
@@ -191,6 +191,24 @@ on_every_network_server! {
 }
 
 #[both]
+on_every_network_server! {
+    async fn what_is_named_to_end_a_holder_ends_it<C: LockTest>(server: &Server) {
+        let key = unique_key("how_to_end");
+        let mut observer = C::observer(server);
+        let (mut holder, mut conn) = (C::open(server).await, C::open(server).await);
+        let id = holder.backend_id().await;
+        let lock = holder.advisory_lock(&key).acquire().await.expect("a free lock");
+        let error = conn.advisory_lock(&key).timeout(Duration::ZERO).acquire().await.map(drop).expect_err("held");
+        let message = error.to_string();
+        let (_, statement) = message.split_once("; to end that session: ").expect("a remedy");
+        observer.execute_sql(statement);
+        wait_for("the end of the session", || !observer.is_connected(id));
+        assert_free(&mut observer, &key);
+        drop(lock);
+    }
+}
+
+#[both]
 on_postgres! {
     async fn application_names_are_told(server: &Server) {
         let key = unique_key("application");
@@ -202,7 +220,10 @@ on_postgres! {
         assert_eq!(holders[0].application_name.as_deref(), Some("billing"));
         assert_eq!(holders[0].to_string(), format!("{id} (billing)"));
         let error = conn.advisory_lock(&key).timeout(Duration::ZERO).acquire().await.map(drop).expect_err("held");
-        assert!(error.to_string().ends_with(&format!(": held by {id} (billing)")), "{error}");
+        let message = error.to_string();
+        assert!(message.contains(&format!(": held by {id} (billing), busy or idle since 20")), "{message}");
+        let end = format!(" UTC; to end that session: SELECT pg_terminate_backend({id})");
+        assert!(message.ends_with(&end), "{message}");
         lock.release().await.expect("a release");
     }
 
@@ -274,6 +295,6 @@ on_mysql! {
         let _lock = holder.advisory_lock(&key).acquire().await.expect("a free lock");
         let holders = conn.advisory_lock(&key).holders().await.expect("holders");
         assert_eq!(holders[0].application_name, None);
-        assert_eq!(holders[0].to_string(), format!("{id} ({})", user_of(server).expect("a user")));
+        assert_eq!(holders[0].to_string(), format!("{id} (user {})", user_of(server).expect("a user")));
     }
 }

@@ -13,12 +13,14 @@ pub(crate) mod table;
 pub(crate) mod user;
 
 mod acquire;
+mod check;
 pub(crate) mod environment;
 mod errors;
 pub(crate) mod fencing;
 mod guard;
 mod holders;
 pub(crate) mod inside_transaction;
+mod losses;
 pub(crate) mod semaphore;
 mod several;
 pub(crate) mod transaction;

@@ -306,7 +306,8 @@ on_every_network_server_async! {
         let error = C::migrate(conn.advisory_lock(&key), migrations(&folder))
             .await
             .expect_err("others may have migrated, too");
-        assert!(matches!(error.downcast_ref(), Some(Error::NotHeld { .. })), "{error:?}");
+        assert!(matches!(Error::find(&*error), Some(Error::NotHeld { .. })), "{error:?}");
+        assert!(error.to_string().contains("all migrations are applied ("), "{error}");
         assert_eq!(tables(&mut C::Observer::open(&database.server)), Some(2));
     }
 

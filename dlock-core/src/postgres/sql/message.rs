@@ -28,7 +28,8 @@ pub(in crate::postgres) fn probe(passed: Duration) -> Statement {
 /// Takes a session's lock without waiting, or fails with a token: for where an answer cannot be read.
 fn try_or_fail(key: PostgresKey, mode: Mode) -> String {
     format!(
-        "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock{}({}) THEN '' \
+        "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN {IS_STANDBY}::pg_catalog.text \
+         WHEN pg_catalog.pg_try_advisory_lock{}({}) THEN '' \
          ELSE pg_catalog.concat('dlock_taken')::pg_catalog.json::pg_catalog.text END",
         shared(mode),
         literal(key)
@@ -113,6 +114,9 @@ pub(in crate::postgres) fn undo(savepoint: &Savepoint) -> String {
 /// In the DETAIL of an error with which dlock tells something: PostgreSQL quotes the token that it could not read as
 /// JSON, in quotation marks of the server's language.
 pub(in crate::postgres) const TOKEN_TAKEN: &str = "dlock_taken";
+pub(in crate::postgres) const TOKEN_STANDBY: &str = "dlock_standby";
+/// Fails with that token where it is evaluated. `concat` is not evaluated by the planner.
+pub(super) const IS_STANDBY: &str = "pg_catalog.concat('dlock_standby')::pg_catalog.json";
 /// The user's `transaction_timeout` might end the session in the middle of the wait.
 pub(in crate::postgres) const TOKEN_CUT_SHORT: &str = "dlock_cut_short";
 /// The first word of an isolation level.
@@ -122,7 +126,7 @@ pub(in crate::postgres) const TOKEN_RELEASED: &str = "dlock_released";
 pub(in crate::postgres) const TOKEN_NOT_HELD: &str = "dlock_not_held";
 
 /// Begins a transaction, takes the lock and waits for it where it must, as one message: at READ COMMITTED. Where it
-/// cannot, it fails with a token: at the other levels, because there the transaction would see what was true before the
+/// cannot, it fails with a token: on a standby, whose locks are its own; at the other levels, because there the transaction would see what was true before the
 /// lock was granted (its snapshot is taken when the statement starts); where the user's `transaction_timeout` might end
 /// the session in the middle of the wait; and where the lock is taken and no wait was asked for.
 ///
@@ -144,10 +148,11 @@ pub(in crate::postgres) fn begin(key: PostgresKey, mode: Mode, millis: u32) -> S
         ),
     };
     format!(
-        "BEGIN; SELECT pg_catalog.query_to_xml($dlock$SELECT WHERE CASE WHEN {READ_COMMITTED} THEN {wait} \
+        "BEGIN; SELECT pg_catalog.query_to_xml($dlock$SELECT WHERE CASE \
+         WHEN pg_catalog.pg_is_in_recovery() THEN {IS_STANDBY} IS NULL WHEN {READ_COMMITTED} THEN {wait} \
          ELSE pg_catalog.current_setting('transaction_isolation')::pg_catalog.json IS NULL END$dlock$, \
-         true, true, '') WHERE NOT CASE WHEN {READ_COMMITTED} \
-         THEN pg_catalog.pg_try_advisory_xact_lock{shared}({key}) ELSE false END"
+         true, true, '') WHERE NOT CASE WHEN pg_catalog.pg_is_in_recovery() THEN false \
+         WHEN {READ_COMMITTED} THEN pg_catalog.pg_try_advisory_xact_lock{shared}({key}) ELSE false END"
     )
 }
 

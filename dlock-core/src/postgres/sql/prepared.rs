@@ -11,8 +11,10 @@ pub(in crate::postgres) const GRANTED: i64 = 1;
 pub(in crate::postgres) const TAKEN: i64 = 0;
 /// To [`probe`](super::probe): `statement_timeout` has cut the wait short.
 pub(in crate::postgres) const CUT_SHORT: i64 = 2;
+/// The server is a standby, whose locks are its own. Nothing was asked for, or released.
+pub(in crate::postgres) const STANDBY: i64 = 3;
 
-/// A statement that answers without a row if the condition holds, and otherwise with [`TAKEN`].
+/// A statement that answers without a row if the condition holds, and otherwise with [`TAKEN`] or [`STANDBY`].
 ///
 /// The condition takes the lock, and is the last that is done. If there were a row, the executor would look for
 /// interrupts once more after it has sent the row, and a cancel at that moment would make the statement fail and leave
@@ -20,10 +22,17 @@ pub(in crate::postgres) const CUT_SHORT: i64 = 2;
 macro_rules! no_row_if {
     ($condition:expr) => {
         concat!(
-            "SELECT 0::bigint WHERE NOT CASE WHEN ",
+            "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 3 ELSE 0 END)::bigint WHERE NOT CASE WHEN ",
             $condition,
             " END /* "
         )
+    };
+}
+
+/// The first branch of what takes a lock.
+macro_rules! unless_standby {
+    () => {
+        "pg_catalog.pg_is_in_recovery() THEN false WHEN "
     };
 }
 
@@ -90,6 +99,7 @@ macro_rules! wait_and_put_limit_back {
 macro_rules! acquire {
     ($lock:literal, $key:literal, $keys:literal, $try_only:expr, $millis:literal, $arguments:literal) => {
         no_row_if!(concat!(
+            unless_standby!(),
             "pg_catalog.pg_try_advisory_",
             $lock,
             "(",
@@ -211,7 +221,9 @@ macro_rules! droppable {
             $lock,
             "(",
             $key,
-            ") WHEN pg_catalog.pg_try_advisory_",
+            ") WHEN ",
+            unless_standby!(),
+            "pg_catalog.pg_try_advisory_",
             $lock,
             "(",
             $key,
@@ -314,11 +326,13 @@ pub(in crate::postgres) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
     Statement::number(names[form], UNLOCK[form], key_binds(key)).columns(Columns::NoRow)
 }
 
-/// Tries to take a lock of the open transaction: 1 or 0.
+/// Tries to take a lock of the open transaction: 1, 0 or [`STANDBY`].
 pub(in crate::postgres) fn try_in_transaction(key: PostgresKey, mode: Mode) -> Statement {
-    const EXCLUSIVE: &str = "SELECT pg_catalog.pg_try_advisory_xact_lock(";
-    const SHARED: &str = "SELECT pg_catalog.pg_try_advisory_xact_lock_shared(";
-    const END: &str = ")::int::bigint";
+    const EXCLUSIVE: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 3 \
+        ELSE pg_catalog.pg_try_advisory_xact_lock(";
+    const SHARED: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 3 \
+        ELSE pg_catalog.pg_try_advisory_xact_lock_shared(";
+    const END: &str = ")::int END)::bigint";
     const TRY: [&[&str]; 4] = [
         &[EXCLUSIVE, END],
         &[SHARED, END],

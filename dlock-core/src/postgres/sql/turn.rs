@@ -1,5 +1,6 @@
 //! Waits that stand in a message, and the limits that are lifted for them.
 
+use super::message::IS_STANDBY;
 use super::parts::{Scope, high_and_low, literal, lock_row, shared};
 use crate::proto::{Bind, Prepared, Statement};
 use crate::{Mode, PostgresKey};
@@ -112,7 +113,7 @@ pub(in crate::postgres) enum Lift {
 }
 
 /// Lifts the limits that would cut a wait short and sets the wait's own, for the rest of the transaction or until
-/// [`put_back`].
+/// [`put_back`]. It fails on a standby, whose locks are its own.
 fn limits(millis: u32, lift: Lift) -> String {
     let transaction = match lift {
         Lift::Statement => "",
@@ -130,7 +131,8 @@ fn limits(millis: u32, lift: Lift) -> String {
          pg_catalog.set_config('dlock.check_interval', \
          pg_catalog.current_setting('client_connection_check_interval'), true), \
          pg_catalog.set_config('lock_timeout', '{millis}', true), \
-         pg_catalog.set_config('statement_timeout', '0', true){transaction}"
+         pg_catalog.set_config('statement_timeout', '0', true), \
+         CASE WHEN pg_catalog.pg_is_in_recovery() THEN {IS_STANDBY}::pg_catalog.text END{transaction}"
     )
 }
 

@@ -14,6 +14,7 @@ use dlock_core::Mode;
 use nix::libc::O_NOFOLLOW;
 
 use super::byte::{Byte, BytePlace};
+use super::visible;
 use crate::sqlite::byte_lock;
 use crate::sqlite::function_error::FunctionError;
 
@@ -35,8 +36,11 @@ impl From<Metadata> for FileId {
 
 /// Identifies the database, which has to exist.
 pub(in crate::sqlite) fn id_of(database: &Path) -> Result<FileId, FunctionError> {
-    let metadata = fs::metadata(database).map_err(|error| cannot("find", database, &error))?;
-    Ok(metadata.into())
+    metadata_of(database).map(FileId::from)
+}
+
+fn metadata_of(database: &Path) -> Result<Metadata, FunctionError> {
+    fs::metadata(database).map_err(|error| cannot("find", database, &error))
 }
 
 /// The lock file, opened at the first lock.
@@ -200,7 +204,9 @@ impl LockFile {
     }
 
     fn open(&mut self) -> Result<Arc<Open>, FunctionError> {
-        if id_of(&self.database)? != self.database_id {
+        let database = metadata_of(&self.database)?;
+        visible::refuse_other_names(&self.database, &database)?;
+        if self.database_id != database.into() {
             return Err(FunctionError::other(format!(
                 "{} is no longer the file that this connection opened: reconnect",
                 self.database.display()
@@ -211,7 +217,7 @@ impl LockFile {
                 return Ok(Arc::clone(open));
             }
         }
-        refuse_network(&self.database)?;
+        visible::refuse_hidden(&self.database, &self.path)?;
         let file = open_or_create(&self.path, &self.database)
             .map_err(|error| cannot("open", &self.path, &error))?;
         let metadata = file.metadata().map_err(system_error)?;
@@ -278,69 +284,5 @@ fn system_error(error: io::Error) -> FunctionError {
         _ => FunctionError::other(format!(
             "the operating system reported an error on the lock file: {error}"
         )),
-    }
-}
-
-/// Locks on a network file system may be local to each host, or lost when the network fails. SQLite itself is not safe
-/// there.
-fn refuse_network(database: &Path) -> Result<(), FunctionError> {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    if let Ok(status) = nix::sys::statfs::statfs(database) {
-        if let Some(name) = network_name(status.filesystem_type().0 as u32) {
-            return Err(FunctionError::unsupported(format!(
-                "{} is on a network file system ({name}), where neither file locks nor SQLite are reliable: put \
-                 the database on a local disk, or use PostgreSQL or MySQL",
-                database.display()
-            )));
-        }
-    }
-    let _ = database;
-    Ok(())
-}
-
-/// The name of the file system if it is one on a network. `statfs(2)` lists these numbers.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn network_name(magic: u32) -> Option<&'static str> {
-    Some(match magic {
-        0x6969 => "NFS",
-        0x517b | 0xff53_4d42 | 0xfe53_4d42 => "SMB",
-        0x564c => "NCP",
-        0x5346_414f | 0x6b41_4653 => "AFS",
-        0x7375_7245 => "Coda",
-        0x0102_1997 => "9P",
-        0x00c3_6400 => "Ceph",
-        0x0bd0_0bd0 => "Lustre",
-        0x4750_4653 => "GPFS",
-        0x1983_0326 => "BeeGFS",
-        0x2003_0528 => "OrangeFS",
-        _ => return None,
-    })
-}
-
-#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn network_file_systems_are_known_and_local_ones_are_not() {
-        use nix::libc;
-        for magic in [
-            libc::NFS_SUPER_MAGIC,
-            libc::SMB_SUPER_MAGIC,
-            libc::NCP_SUPER_MAGIC,
-            libc::AFS_SUPER_MAGIC,
-            libc::CODA_SUPER_MAGIC,
-        ] {
-            assert!(network_name(magic as u32).is_some(), "{magic:x}");
-        }
-        for magic in [
-            libc::EXT4_SUPER_MAGIC,
-            libc::TMPFS_MAGIC,
-            libc::BTRFS_SUPER_MAGIC,
-            libc::XFS_SUPER_MAGIC,
-            libc::OVERLAYFS_SUPER_MAGIC,
-        ] {
-            assert_eq!(network_name(magic as u32), None, "{magic:x}");
-        }
     }
 }
