@@ -2,6 +2,7 @@
 
 mod acquire;
 mod check;
+mod managed;
 mod question;
 mod release;
 mod semaphore;

@@ -5,6 +5,7 @@ mod begin;
 mod check;
 mod fault;
 mod inside;
+mod managed;
 mod mark;
 mod release;
 mod semaphore;

@@ -19,6 +19,7 @@ mod either;
 mod failure;
 mod hold;
 mod machine;
+pub mod manager;
 mod question;
 mod several;
 mod statement;

@@ -4,6 +4,7 @@ mod acquire;
 mod check;
 mod holders;
 mod key;
+mod managed;
 mod release;
 mod semaphore;
 mod several;

@@ -38,6 +38,7 @@
 //! - [`AdvisoryLock`] is a lock that is not held yet. [`AdvisoryLockGuard`] is one that is held. [`AdvisoryXactLock`]
 //!   is one that ends with the open transaction.
 //! - [`AdvisorySemaphore`] lets a number of sessions in at once. [`AdvisorySemaphoreGuard`] is one of its permits.
+//! - [`LockManager`] holds any number of locks over a few connections of its own, and tells a holder of a loss.
 //! - [`LockKey`] is the name of a lock: text, bytes, a number or a pair of numbers.
 //! - [`Error`] has one variant for each thing that a caller can act on.
 //!
@@ -117,6 +118,7 @@ mod check;
 mod ext;
 mod guard;
 mod lock;
+mod manager;
 #[cfg(feature = "migrations")]
 mod migrations;
 mod run;
@@ -139,6 +141,7 @@ pub use dlock_diesel::{
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
 pub use lock::AdvisoryLock;
+pub use manager::{LockManager, LockManagerBuilder, ManagedLock, ManagedLockGuard};
 pub use semaphore::AdvisorySemaphore;
 pub use semaphore_guard::AdvisorySemaphoreGuard;
 #[cfg(feature = "sqlite")]

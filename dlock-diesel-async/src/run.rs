@@ -23,10 +23,21 @@ pub(crate) fn spawn(runtime: Option<&Handle>, cancel: Option<Cancel>) {
     }
 }
 
+/// Hears of each statement.
+pub(crate) trait Watch: Send {
+    /// It is about to be sent.
+    fn sent(&self) {}
+    /// It was answered, and not with an error.
+    fn answered(&self) {}
+}
+
+impl Watch for () {}
+
 /// A conversation with the server. While an answer is due it is armed: if it is dropped then, it is abandoned.
-struct Conversation<'c, C: LockConnection, M: Machine> {
+struct Conversation<'c, C: LockConnection, M: Machine, W: Watch> {
     conn: &'c mut C,
     pump: Pump<M>,
+    watch: W,
     /// Taken only if it is needed.
     cancel: &'c mut Option<Cancel>,
     /// The runtime of the conversation. The future may be dropped outside of it.
@@ -34,12 +45,16 @@ struct Conversation<'c, C: LockConnection, M: Machine> {
     armed: bool,
 }
 
-impl<C: LockConnection, M: Machine> Conversation<'_, C, M> {
+impl<C: LockConnection, M: Machine, W: Watch> Conversation<'_, C, M, W> {
     async fn answer(
         &mut self,
         step: Step<M::Output>,
     ) -> Result<Answer, Result<M::Output, Failure>> {
         self.armed = true;
+        let is_statement = matches!(step, Step::Query(_) | Step::Batch(_));
+        if is_statement {
+            self.watch.sent();
+        }
         let answer = match step {
             Step::Query(statement) => C::Backend::load(self.conn, statement).await,
             Step::Batch(sql) => {
@@ -56,6 +71,9 @@ impl<C: LockConnection, M: Machine> Conversation<'_, C, M> {
             }
         };
         self.disarm();
+        if is_statement && !matches!(answer, Answer::Error(_)) {
+            self.watch.answered();
+        }
         Ok(answer)
     }
 
@@ -64,7 +82,7 @@ impl<C: LockConnection, M: Machine> Conversation<'_, C, M> {
     }
 }
 
-impl<C: LockConnection, M: Machine> Drop for Conversation<'_, C, M> {
+impl<C: LockConnection, M: Machine, W: Watch> Drop for Conversation<'_, C, M, W> {
     fn drop(&mut self) {
         if !self.armed {
             return;
@@ -101,9 +119,23 @@ async fn run_cancellable<C: LockConnection, T>(
     key: &LockKey,
     cancel: &mut Option<Cancel>,
 ) -> Result<T, Error> {
+    match talk(conn, machine, cancel, ()).await {
+        Ok(output) => Ok(output),
+        Err(failure) => Err(fail(conn, failure, key).await),
+    }
+}
+
+/// The same, but leaves the connection as it is after a failure.
+pub(crate) async fn talk<C: LockConnection, T>(
+    conn: &mut C,
+    machine: impl Machine<Output = T>,
+    cancel: &mut Option<Cancel>,
+    watch: impl Watch,
+) -> Result<T, Failure> {
     let mut talk = Conversation {
         conn,
         pump: Pump::new(machine),
+        watch,
         cancel,
         runtime: Handle::try_current().ok(),
         armed: false,
@@ -112,8 +144,7 @@ async fn run_cancellable<C: LockConnection, T>(
     loop {
         match talk.answer(step).await {
             Ok(answer) => step = talk.pump.next(answer),
-            Err(Ok(output)) => return Ok(output),
-            Err(Err(failure)) => return Err(fail(talk.conn, failure, key).await),
+            Err(result) => return result,
         }
     }
 }

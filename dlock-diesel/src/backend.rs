@@ -10,6 +10,7 @@ use diesel::backend::Backend;
 use diesel::connection::LoadConnection;
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
+use dlock_core::proto::manager::ManagedDialect;
 use dlock_core::proto::{Answer, Ask, Dialect, Request, Statement, TransactionDialect};
 
 /// A Diesel backend that has locks: `Pg`, `Mysql` and `Sqlite`.
@@ -31,7 +32,7 @@ use dlock_core::proto::{Answer, Ask, Dialect, Request, Statement, TransactionDia
 )]
 pub trait LockBackend: Backend + sealed::Sealed + Sized {
     #[doc(hidden)]
-    type Dialect: Dialect;
+    type Dialect: ManagedDialect;
 
     #[doc(hidden)]
     fn load<C>(conn: &mut C, statement: Statement) -> Answer

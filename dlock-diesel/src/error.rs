@@ -173,6 +173,25 @@ pub enum Error {
         source: DieselError,
     },
 
+    /// A [`LockManager`](crate::LockManager) could not open a connection, and has no other.
+    #[error("no connection could be opened for lock {key}")]
+    #[non_exhaustive]
+    NotConnected {
+        /// The lock.
+        key: LockKey,
+        /// The error of the closure that opens connections.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// The [`LockManager`](crate::LockManager) is closed or dropped. Nothing is held.
+    #[error("lock {key} was asked of a lock manager that is closed")]
+    #[non_exhaustive]
+    ManagerClosed {
+        /// The lock.
+        key: LockKey,
+    },
+
     /// Any other error of the server, the connection or Diesel.
     #[error(transparent)]
     Database(DieselError),

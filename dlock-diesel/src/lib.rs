@@ -36,6 +36,7 @@
 //! - [`AdvisoryLock`] is a lock that is not held yet. [`AdvisoryLockGuard`] is one that is held. [`AdvisoryXactLock`]
 //!   is one that ends with the open transaction.
 //! - [`AdvisorySemaphore`] lets a number of sessions in at once. [`AdvisorySemaphoreGuard`] is one of its permits.
+//! - [`LockManager`] holds any number of locks over a few connections of its own, and tells a holder of a loss.
 //! - [`LockKey`] is the name of a lock: text, bytes, a number or a pair of numbers.
 //! - [`Error`] has one variant for each thing that a caller can act on.
 //!
@@ -106,6 +107,7 @@ mod ext;
 mod guard;
 mod held;
 mod lock;
+mod manager;
 #[cfg(feature = "migrations")]
 mod migrations;
 mod query;
@@ -130,6 +132,7 @@ pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
 pub use held::Held;
 pub use lock::AdvisoryLock;
+pub use manager::{LockManager, LockManagerBuilder, ManagedLock, ManagedLockGuard};
 pub use semaphore::AdvisorySemaphore;
 pub use semaphore_guard::AdvisorySemaphoreGuard;
 #[cfg(all(feature = "sqlite", feature = "r2d2"))]

@@ -9,15 +9,44 @@ use crate::backend::{LockBackend, LockConnection};
 use crate::shared::{self, Pump};
 use crate::{Error, session};
 
+/// Hears of each statement.
+pub(crate) trait Watch {
+    /// It is about to be sent. `false`: nobody wants the conversation any more.
+    fn sent(&self) -> bool {
+        true
+    }
+    /// It was answered, and not with an error.
+    fn answered(&self) {}
+}
+
+impl Watch for () {}
+
 /// Holds a conversation until it is done.
 pub(crate) fn run<C: LockConnection, T>(
     conn: &mut C,
     machine: impl Machine<Output = T>,
     key: &LockKey,
 ) -> Result<T, Error> {
+    match talk(conn, machine, &()) {
+        Some(result) => result.map_err(|failure| fail(conn, failure, key)),
+        None => unreachable!("BUG: nobody gives up"),
+    }
+}
+
+/// The same, but leaves the connection as it is after a failure. `None`: nobody wanted it any more, and what the
+/// session holds nobody knows.
+pub(crate) fn talk<C: LockConnection, T>(
+    conn: &mut C,
+    machine: impl Machine<Output = T>,
+    watch: &impl Watch,
+) -> Option<Result<T, Failure>> {
     let mut pump = Pump::new(machine);
     let mut step = pump.start();
     loop {
+        let is_statement = matches!(step, Step::Query(_) | Step::Batch(_));
+        if is_statement && !watch.sent() {
+            return None;
+        }
         let answer = match step {
             Step::Query(statement) => C::Backend::load(conn, statement),
             Step::Batch(sql) => shared::answer(conn.batch_execute(&sql).map(|()| Answer::Done)),
@@ -25,8 +54,11 @@ pub(crate) fn run<C: LockConnection, T>(
                 thread::sleep(duration);
                 Answer::Done
             }
-            Step::Done(result) => return result.map_err(|failure| fail(conn, failure, key)),
+            Step::Done(result) => return Some(result),
         };
+        if is_statement && !matches!(answer, Answer::Error(_)) {
+            watch.answered();
+        }
         step = pump.next(answer);
     }
 }

@@ -11,6 +11,7 @@ use dlock_core::proto::{
     Machine, Reason, Session, Step,
 };
 
+pub use crate::manager::desk;
 pub use crate::query::{ByText, CoreQuery, HolderColumns, HolderRow, Number, Pair, to_holder};
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{explain, forget, give_up, settle};

@@ -1,4 +1,5 @@
-//! Three tasks compete to lead. The leader is killed twice. Each time the next task takes over:
+//! Three tasks compete to lead, each with a lock manager, as if they were three processes. The leader is killed twice.
+//! Each time the next task takes over, and the one whose session has ended stops its work:
 //! `DATABASE_URL=.. cargo run --example leader`
 //!
 //! A leader has to notice a dead network. On PostgreSQL, end the URL with
@@ -7,7 +8,7 @@
 use std::time::{Duration, Instant};
 use std::{env, process::ExitCode};
 
-use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, Error};
+use dlock_diesel_async::{AdvisoryLockExt, Error, LockManager};
 use killable::Killable;
 use tokio::{sync::mpsc, time::sleep};
 
@@ -26,9 +27,13 @@ async fn compete<C: Killable>(url: &str) -> support::Result<ExitCode> {
     let (elected, mut elections) = mpsc::channel(1);
     let mut tasks = Vec::new();
     for number in 1..=3 {
-        let conn = Box::new(support::connect_async::<C>(url).await?);
-        let lock = AdvisoryLock::new(conn, &key);
-        tasks.push(tokio::spawn(lead(lock, number, elected.clone())));
+        let locks = LockManager::<C>::at(url).build();
+        tasks.push(tokio::spawn(lead(
+            locks,
+            key.clone(),
+            number,
+            elected.clone(),
+        )));
     }
     drop(elected);
     let (mut leader, _) = elections.recv().await.ok_or("all tasks failed")?;
@@ -47,24 +52,34 @@ async fn compete<C: Killable>(url: &str) -> support::Result<ExitCode> {
         let (next, since) = elections.recv().await.ok_or("all tasks failed")?;
         let hand_over = since.duration_since(killed).as_secs_f64() * 1000.0;
         println!("Task {leader} is killed: {kill}. Task {next} leads, {hand_over:.1} ms later.");
+        if kill.contains("session") {
+            let stopped = (&mut tasks[leader - 1]).await?;
+            let after = killed.elapsed().as_secs_f64() * 1000.0;
+            match stopped {
+                Err(Error::Lost { .. }) => {
+                    println!("Task {leader} stopped {after:.0} ms after its session had ended.")
+                }
+                other => println!("Task {leader} did not notice: {other:?}"),
+            }
+        }
         leader = next;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for the lock, then leads until it is lost. A leader notices that within 100 ms.
+/// Waits for the lock, then leads until it is lost: then the work is dropped, wherever it stands.
 ///
-/// On PostgreSQL, a session that waits in the queue holds back VACUUM. A standby that waits for hours should add
-/// `.poll_every(Duration::from_millis(500))`: see docs/guide/waiting.md.
+/// A network that fails, or a host, is noticed before another process can lead. A session that an administrator ends is
+/// noticed within a second.
 async fn lead<C: Killable>(
-    lock: AdvisoryLock<Box<C>>,
+    locks: LockManager<C>,
+    key: String,
     number: usize,
     elected: mpsc::Sender<(usize, Instant)>,
 ) -> Result<(), Error> {
-    let mut lock = lock.acquire().await?;
-    let _ = elected.send((number, Instant::now())).await;
-    while lock.is_held().await? {
-        sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
+    let work = async |_held: &_| {
+        let _ = elected.send((number, Instant::now())).await;
+        std::future::pending::<Result<(), Error>>().await
+    };
+    locks.lock(key).run(work).await
 }

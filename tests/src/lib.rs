@@ -75,6 +75,8 @@ mod pages {
     mod semaphores {}
     #[doc = include_str!("../../docs/guide/pools.md")]
     mod pools {}
+    #[doc = include_str!("../../docs/guide/managed.md")]
+    mod managed {}
     #[doc = include_str!("../../docs/guide/async.md")]
     mod asynchronous {}
     #[doc = include_str!("../../docs/guide/sqlite.md")]

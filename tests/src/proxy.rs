@@ -49,6 +49,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Links {
     paused: bool,
+    silent: bool,
     open: Vec<Arc<Link>>,
 }
 
@@ -128,9 +129,22 @@ impl Proxy {
         self.state.links().paused = true;
     }
 
-    /// Lets pass what servers say, and have said since [`pause`](Self::pause).
+    /// Stops forwarding, in both directions: nothing passes, and nobody learns that the other side has closed. As if a
+    /// cable were pulled, until [`resume`](Self::resume).
+    pub fn silence(&self) {
+        self.state.links().silent = true;
+    }
+
+    /// How many connections are open.
+    pub fn open(&self) -> usize {
+        self.state.links().open.len()
+    }
+
+    /// Lets pass what was said since [`pause`](Self::pause) or [`silence`](Self::silence).
     pub fn resume(&self) {
-        self.state.links().paused = false;
+        let mut links = self.state.links();
+        (links.paused, links.silent) = (false, false);
+        drop(links);
         self.state.changed.notify_all();
     }
 }
@@ -166,7 +180,9 @@ impl State {
                 move || {
                     let _ = forward(&link.client, &link.server, || {
                         link.asked.store(true, Ordering::SeqCst);
+                        state.wait_while(&link, |links| links.silent);
                     });
+                    state.wait_while(&link, |links| links.silent);
                     state.close(&link);
                 }
             });
@@ -174,20 +190,21 @@ impl State {
                 let state = Arc::clone(self);
                 move || {
                     let _ = forward(&link.server, &link.client, || {
-                        state.wait_while_paused(&link);
+                        state.wait_while(&link, |links| links.paused || links.silent);
                         if link.asked.swap(false, Ordering::SeqCst) {
                             state.round_trips.fetch_add(1, Ordering::SeqCst);
                         }
                     });
+                    state.wait_while(&link, |links| links.silent);
                     state.close(&link);
                 }
             });
         }
     }
 
-    fn wait_while_paused(&self, link: &Link) {
+    fn wait_while(&self, link: &Link, holds: impl Fn(&Links) -> bool) {
         let mut links = self.links();
-        while links.paused && !link.cut.load(Ordering::SeqCst) {
+        while holds(&links) && !link.cut.load(Ordering::SeqCst) {
             links = self
                 .changed
                 .wait(links)

@@ -377,7 +377,7 @@ on_every_network_server! {
             }
             leaders
         });
-        let lines: Vec<_> = (0..5).map(|_| process.line()).collect();
+        let lines: Vec<_> = (0..6).map(|_| process.line()).collect();
         assert!(process.wait().success());
         let time = begin.elapsed();
         drop(done);
@@ -389,12 +389,14 @@ on_every_network_server! {
             ("Task ", " ms later."),
             ("The server knows 1 leader.", ""),
             ("Task ", " ms later."),
+            ("Task ", " ms after its session had ended."),
         ];
         assert_lines(&output, &expected);
         let words: Vec<_> = output.lines().map(|line| line.split(' ').collect::<Vec<_>>()).collect();
         let [first, aborted, second, ended, third] = [words[0][1], words[2][1], words[2][9], words[4][1], words[4][9]];
         assert_eq!((aborted, ended), (first, second), "{output}");
         assert!(first != second && second != third && first != third, "{output}");
+        assert_eq!((words[5][1], words[5][2]), (second, "stopped"), "{output}");
         for hand_over in [words[2][11], words[4][11]] {
             let milliseconds: f64 = hand_over.parse().expect("a number");
             assert!(milliseconds > 0.0 && milliseconds < time.as_secs_f64() * 1000.0, "{output}");
@@ -443,6 +445,35 @@ on_every_network_server! {
             }
             for service in [0, 1] {
                 assert_eq!(post(service, &name).await, done);
+            }
+        });
+    }
+
+    fn axum_export_runs_sixty_exports_at_once_with_a_pool_of_five<C: Lockable>(server: &Server) {
+        let (_service, address) = axum_export(server);
+        let name = unique_key("sixty").replace('/', "-");
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let mut observer = C::open(server);
+        block_on(async {
+            let post = |number: u32, seconds: u32| {
+                let request = client.post(format!("{address}/export/{name}-{number}?seconds={seconds}"));
+                tokio::spawn(async move {
+                    let response = timeout(PATIENCE, request.send()).await.expect("an answer in time");
+                    response.expect("an answer").status().as_u16()
+                })
+            };
+            let exports: Vec<_> = (0..60).map(|number| post(number, 3)).collect();
+            for number in 0..60 {
+                let key = LockKey::namespaced("export", format!("{name}-{number}"));
+                let mut lock = observer.advisory_lock(key);
+                wait_for("each export to run", || !lock.holders().expect("the holders").is_empty());
+            }
+            let duplicates: Vec<_> = (0..60).map(|number| post(number, 3)).collect();
+            for duplicate in duplicates {
+                assert_eq!(duplicate.await.expect("no panic"), 409);
+            }
+            for export in exports {
+                assert_eq!(export.await.expect("no panic"), 200);
             }
         });
     }

@@ -19,33 +19,33 @@ const CLIENTS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 const LOCKS: i64 = 10_000;
 
 /// What some clients did in a while: how long they waited for each lock, and how long the while was.
-struct While {
-    waits: Histogram<u64>,
-    length: Duration,
+pub(crate) struct While {
+    pub(crate) waits: Histogram<u64>,
+    pub(crate) length: Duration,
 }
 
 impl While {
-    fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self {
             waits: times(),
             length: Duration::ZERO,
         }
     }
 
-    fn add(&mut self, other: While) {
+    pub(crate) fn add(&mut self, other: While) {
         self.waits
             .add(&other.waits)
             .expect("BUG: their bounds are the same");
         self.length += other.length;
     }
 
-    fn per_second(&self) -> f64 {
+    pub(crate) fn per_second(&self) -> f64 {
         self.waits.len() as f64 / self.length.as_secs_f64()
     }
 }
 
 /// Clients that take locks as fast as they can.
-trait Clients {
+pub(crate) trait Clients {
     fn work(&mut self, clients: usize, how: How, length: Duration) -> While;
 }
 
@@ -153,7 +153,7 @@ impl<C: AsyncRaw> Clients for Tasks<C> {
     }
 }
 
-fn open(api: Api, server: &Server, keys: &[String]) -> Box<dyn Clients> {
+pub(crate) fn open(api: Api, server: &Server, keys: &[String]) -> Box<dyn Clients> {
     match (api, server.kind) {
         (Api::Sync, _) => Box::new(Threads(
             keys.iter().map(|key| api.open(server, key)).collect(),

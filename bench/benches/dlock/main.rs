@@ -10,6 +10,7 @@ mod instructions;
 mod keys;
 mod limits;
 mod machine;
+mod managed;
 mod neighbours;
 mod plot;
 mod processor;
@@ -34,7 +35,7 @@ use crate::report::Section;
 #[derive(Debug, Parser)]
 struct Arguments {
     /// The sections to measure, by their numbers; none is all
-    #[arg(value_parser = clap::value_parser!(u8).range(1..=8))]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=9))]
     sections: Vec<u8>,
     /// Few samples: to see that it works, not for numbers
     #[arg(long)]
@@ -164,6 +165,9 @@ fn main() {
     }
     if wanted(8) {
         sections.push(instructions::run(&bench));
+    }
+    if wanted(9) {
+        sections.push(managed::run(&mut bench));
     }
     let versions = match &python {
         Some(Ok(python)) => Some(python.versions()),

@@ -11,6 +11,7 @@ mod check;
 use std::time::Duration;
 
 use super::tag::Tag;
+use crate::proto::manager::Token;
 use crate::proto::{Bind, Columns, Condition, Failure, OpenTransaction, Prepared, Statement};
 
 pub(super) use check::check;
@@ -292,4 +293,29 @@ pub(super) fn name(key: &str) -> Bind {
 fn literal(key: &str) -> String {
     let hex: String = key.bytes().map(|byte| format!("{byte:02x}")).collect();
     format!("CONVERT(x'{hex}' USING utf8mb4)")
+}
+
+/// Sets the idle limit of a manager's session and leaves its token. The limit is whole seconds, at least 1.
+pub(super) fn prepare_managed(lease: Duration, token: Token) -> Statement {
+    const LONGEST: u64 = 31_536_000;
+    let seconds = lease.as_millis().div_ceil(1000) as u64;
+    Statement::number(
+        Prepared::Never,
+        &["SET SESSION wait_timeout = ", ", @dlock_session = ", ""],
+        [
+            Bind::BigInt(seconds.clamp(1, LONGEST) as i64),
+            Bind::BigInt(token.number()),
+        ],
+    )
+    .columns(Columns::Affected)
+}
+
+/// Whether the token is there: 1 or 0.
+pub(super) fn is_managed(token: Token) -> Statement {
+    const TEXT: Text = &[
+        "SELECT 1 FROM DUAL WHERE @dlock_session <=> ",
+        " LIMIT 1 INTO @dlock_answer",
+    ];
+    Statement::number(Prepared::ByText, TEXT, [Bind::BigInt(token.number())])
+        .columns(Columns::Affected)
 }

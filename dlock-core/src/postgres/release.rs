@@ -63,16 +63,10 @@ impl Release {
 }
 
 impl Release {
-    /// The statement of a slot that may be dropped does. Whether it has released before it failed nobody knows, and
-    /// the session may have the slot twice.
-    fn answers_with_a_row(&self) -> bool {
-        self.is_slot && self.droppable
-    }
-
     /// The statement that the driver has prepared.
     fn unlock(&self) -> Statement {
         match self.key {
-            PostgresKey::BigInt(slot) if self.answers_with_a_row() => sql::release_slot(slot),
+            PostgresKey::BigInt(slot) if self.is_slot => sql::release_slot(slot),
             _ if self.droppable => sql::droppable(self.key, self.mode, None),
             _ => sql::unlock(self.key, self.mode),
         }
@@ -108,7 +102,7 @@ impl Machine for Release {
             (State::Unlock, Answer::Rows(Rows::Number(Some(0 | sql::STANDBY))))
             | (State::Read, Answer::Rows(Rows::Number(Some(0)))) => not_held(Cause::default()),
             (State::UnlockAgain(cause), Answer::Rows(Rows::Number(Some(0)))) => not_held(cause),
-            (State::Unlock, Answer::Error(error)) if !error.lost && !self.answers_with_a_row() => {
+            (State::Unlock, Answer::Error(error)) if !error.lost => {
                 self.state = State::UnlockAgain(error.cause);
                 Step::Query(sql::unlock(self.key, self.mode).never_kept())
             }

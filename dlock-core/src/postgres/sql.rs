@@ -7,6 +7,7 @@
 
 mod check;
 mod locks;
+mod managed;
 mod message;
 mod parts;
 mod prepared;
@@ -17,6 +18,7 @@ mod turn;
 
 pub(super) use check::*;
 pub(super) use locks::*;
+pub(super) use managed::*;
 pub(super) use message::*;
 pub(super) use parts::Scope;
 pub(super) use prepared::*;

@@ -49,6 +49,8 @@ pub enum Reason {
     Cluster,
     /// The server does not know a variable of the statement.
     UnknownVariable,
+    /// Several connections share one session: a pooler gives it to one after the other.
+    SharedSession,
     /// The server cannot take this key.
     InvalidKey(InvalidKey),
     /// The session has ended, or the connection to it.
@@ -100,6 +102,11 @@ impl Cause {
     }
 
     /// The error, if this is one of that type.
+    pub fn get<E: Any + Send + Sync>(&self) -> Option<&E> {
+        self.0.as_ref()?.downcast_ref()
+    }
+
+    /// The error, if this is one of that type, and nobody else has it.
     pub fn into_error<E: Any + Send + Sync>(self) -> Option<E> {
         let error = self.0?.downcast::<E>().ok()?;
         Arc::into_inner(error)

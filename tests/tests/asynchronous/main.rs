@@ -9,6 +9,8 @@ mod fencing;
 mod flavor;
 mod guard;
 mod handlers;
+mod managed;
+mod manager;
 mod open_transactions;
 mod outer_guards;
 mod panics;

@@ -6,6 +6,7 @@ mod dropped_guards;
 mod errors;
 mod fencing;
 mod flavor;
+mod managed;
 mod names;
 mod open_transactions;
 mod panics;

@@ -73,12 +73,12 @@ macro_rules! own {
 /// which a waiting session does not let it. But a session that has a slot already gets that one once more, since the
 /// others may be waiting for it.
 ///
-/// With the mark 0 it releases the lock with this key: 1 or 0. One text does both, for the reasons of
+/// With the mark 0 it releases the lock with this key: no row, which stands for 1, or 0. See `no_row_if!`. One text does both, for the reasons of
 /// [`droppable`](super::droppable).
 fn take_or_release(mark: i64, key: i64, permits: u32) -> Statement {
     const SQL: [&str; 4] = [
         concat!(
-            "SELECT (CASE WHEN pg_catalog.int8eq($1, 0) THEN pg_catalog.pg_advisory_unlock($2)::int \
+            "SELECT (CASE WHEN pg_catalog.int8eq($1, 0) THEN 0 \
              WHEN NOT pg_catalog.pg_try_advisory_lock_shared($2) THEN coalesce((SELECT o.slot FROM (SELECT \
              pg_catalog.int8mi(pg_catalog.int8mi(pg_catalog.int8or(pg_catalog.int8shl(l.classid::bigint, 32), \
              l.objid::bigint), $2), 1) AS slot FROM pg_catalog.pg_locks l WHERE ",
@@ -95,7 +95,8 @@ fn take_or_release(mark: i64, key: i64, permits: u32) -> Statement {
                 "pg_catalog.pg_backend_pid()::bigint",
                 marked!("$1", "s.slot")
             ),
-            "), -1) END)::bigint /* ",
+            "), -1) END)::bigint WHERE NOT CASE WHEN pg_catalog.int8eq($1, 0) THEN pg_catalog.pg_advisory_unlock($2) \
+             ELSE false END /* ",
         ),
         ", ",
         ", ",
@@ -106,7 +107,7 @@ fn take_or_release(mark: i64, key: i64, permits: u32) -> Statement {
         Bind::BigInt(key),
         Bind::BigInt(permits.into()),
     ];
-    Statement::number(Prepared::PostgresSlot, &SQL, binds)
+    Statement::number(Prepared::PostgresSlot, &SQL, binds).columns(Columns::NoRow)
 }
 
 pub(in crate::postgres) fn take_slot(mark: Mark, gate: i64, permits: u32) -> Statement {
@@ -233,9 +234,9 @@ pub(in crate::postgres) fn slot_holders(gate: i64, permits: u32) -> Statement {
 /// Releases the slot if the request with this mark was granted one, and only once.
 pub(in crate::postgres) fn release_slot_if_granted(gate: i64, mark: Mark) -> String {
     unread(&format!(
-        "SELECT CASE WHEN pg_catalog.texteq(pg_catalog.current_setting('dlock.granted', true), '{mark}') \
+        "SELECT WHERE NOT CASE WHEN pg_catalog.texteq(pg_catalog.current_setting('dlock.granted', true), '{mark}') \
          AND pg_catalog.set_config('dlock.granted', '', false) IS NOT NULL THEN \
          pg_catalog.pg_advisory_unlock(pg_catalog.int8pl(pg_catalog.int8pl('{gate}'::bigint, 1), \
-         pg_catalog.current_setting('dlock.slot')::bigint)) END"
+         pg_catalog.current_setting('dlock.slot')::bigint)) IS NOT NULL ELSE true END"
     ))
 }

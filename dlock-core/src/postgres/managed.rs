@@ -1,0 +1,71 @@
+//! Sessions of a lock manager.
+
+use std::time::Duration;
+
+use super::{Postgres, sql};
+use crate::proto::manager::{Identity, ManagedDialect, Token};
+use crate::proto::{Abandoned, Aftermath};
+use crate::proto::{Answer, Cause, Failure, Machine, Reason, Rows, Statement, Step};
+use crate::{InvalidKey, LockKey};
+
+impl ManagedDialect for Postgres {
+    const HAS_LEASE: bool = true;
+
+    /// A wait breathes: it comes back each second or so, and after a minute at most.
+    const LONGEST_WAIT: Option<Duration> = None;
+
+    const MAY_BE_POOLED: bool = true;
+
+    fn identity(key: &LockKey) -> Result<Identity, InvalidKey> {
+        Ok(key.to_postgres()?.into())
+    }
+
+    fn prepare(lease: Duration, token: Token) -> impl Machine<Output = ()> {
+        Once {
+            statement: sql::prepare_managed(lease, token),
+            refused: Reason::SharedSession,
+        }
+    }
+
+    fn is_there(token: Token) -> impl Machine<Output = ()> {
+        Once {
+            statement: sql::is_managed(token),
+            refused: Reason::Lost,
+        }
+    }
+}
+
+/// Sends one statement, which answers 1 if all is well.
+#[derive(Debug)]
+struct Once {
+    statement: Statement,
+    refused: Reason,
+}
+
+impl Machine for Once {
+    type Output = ();
+
+    const TIMED: bool = false;
+
+    fn start(&mut self, _now: Duration) -> Step<()> {
+        Step::Query(self.statement.clone())
+    }
+
+    fn next(&mut self, answer: Answer, _now: Duration) -> Step<()> {
+        Step::Done(match answer {
+            Answer::Rows(Rows::Number(Some(1))) => Ok(()),
+            Answer::Error(error) if error.lost => Err(Failure::lost(error.cause)),
+            Answer::Error(error) => Err(Reason::Database.broken(error.cause)),
+            _ => Err(Failure {
+                reason: self.refused.clone(),
+                aftermath: Aftermath::MarkBroken,
+                cause: Cause::default(),
+                key: None,
+            }),
+        })
+    }
+
+    fn abandon(&self) -> Abandoned {
+        Abandoned::broken()
+    }
+}

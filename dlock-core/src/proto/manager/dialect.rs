@@ -1,0 +1,52 @@
+use std::time::Duration;
+
+use super::Identity;
+use crate::proto::{Dialect, Machine, unique_nonzero};
+use crate::{InvalidKey, LockKey};
+
+/// What tells one session of a manager from all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token(i64);
+
+impl Token {
+    /// A token that nobody else has.
+    pub fn new() -> Self {
+        Self(unique_nonzero().get())
+    }
+
+    pub(crate) fn number(self) -> i64 {
+        self.0
+    }
+}
+
+impl Default for Token {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A [`Dialect`] whose sessions a manager can have for itself.
+pub trait ManagedDialect: Dialect {
+    /// Whether the server ends sessions that are idle.
+    const HAS_LEASE: bool;
+
+    /// See [`Config::longest_wait`](super::Config::longest_wait).
+    const LONGEST_WAIT: Option<Duration>;
+
+    /// Whether a pooler may give one session to several connections. Then the first connection of a manager is opened
+    /// twice: the second finds what the first has left.
+    const MAY_BE_POOLED: bool;
+
+    /// What the server locks.
+    ///
+    /// # Errors
+    ///
+    /// An invalid key.
+    fn identity(key: &LockKey) -> Result<Identity, InvalidKey>;
+
+    /// Makes a new session one of a manager: it gets its idle limit and the token. Refused if it has another token.
+    fn prepare(lease: Duration, token: Token) -> impl Machine<Output = ()>;
+
+    /// Asks whether the session is there, and the same.
+    fn is_there(token: Token) -> impl Machine<Output = ()>;
+}

@@ -1,0 +1,299 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::conn::{Conn, Job, State};
+use super::hold::Hold;
+use super::line::Asking;
+use super::slab::Id;
+use super::{Action, Config, ConnId, HoldId, Manager};
+use crate::Holder;
+
+/// Where a line may ask.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Conn(Id),
+    /// A connection has to be opened first.
+    Open,
+    /// One is on its way, or will be free.
+    Later,
+    /// Not until somebody else stops waiting.
+    Never,
+}
+
+impl Manager {
+    /// Gives every free connection something to do. The last step of each call.
+    pub(super) fn schedule(&mut self, now: Duration) {
+        self.wants_to_open = false;
+        if self.closing.is_some() {
+            return self.finish_closing();
+        }
+        for id in self.conns.ids() {
+            self.tend(id, now);
+        }
+        while let Some(&line) = self.ready.front() {
+            match self.place_to_try(line) {
+                Place::Conn(conn) => {
+                    self.ready.pop_front();
+                    self.ask(line, conn, false, now);
+                }
+                Place::Open if self.open(now) => {}
+                Place::Never => {
+                    self.ready.pop_front();
+                    self.share(line, now);
+                }
+                Place::Open | Place::Later => break,
+            }
+        }
+        while let Some((&order, &line)) = self.parked.first_key_value() {
+            match self.place_to_wait() {
+                Place::Conn(conn) => {
+                    self.parked.remove(&order);
+                    self.ask(line, conn, true, now);
+                }
+                Place::Open if self.open(now) => {}
+                _ => break,
+            }
+        }
+    }
+
+    /// Releases what is to be released, and asks whether the session is there.
+    fn tend(&mut self, id: Id, now: Duration) {
+        let Some(conn) = self.conns.get_mut(id) else {
+            return;
+        };
+        if conn.state != State::Idle {
+            return;
+        }
+        if conn.unconfirmed || conn.asked_at(&self.config).is_some_and(|at| at <= now) {
+            conn.state = State::Busy(Job::KeepAlive);
+            self.actions.push_back(Action::KeepAlive(ConnId(id)));
+        } else if let Some(hold) = conn.releases.pop_front() {
+            conn.state = State::Busy(Job::Release(hold));
+            self.actions.push_back(Action::Release {
+                conn: ConnId(id),
+                hold: HoldId(hold),
+            });
+        }
+    }
+
+    /// Opens a connection, unless it is too early.
+    fn open(&mut self, now: Duration) -> bool {
+        if now < self.open_after {
+            self.wants_to_open = true;
+            return false;
+        }
+        let id = self.conns.insert(Conn::opening(now));
+        self.actions.push_back(Action::Open(ConnId(id)));
+        true
+    }
+
+    /// The connection with the most holds, so that others stay free for waits. Never one that holds the lock already:
+    /// the server would grant it once more, whoever waits.
+    fn place_to_try(&self, line: Id) -> Place {
+        let mut best: Option<(usize, Id)> = None;
+        let mut empty = None;
+        let mut coming = false;
+        let mut working = 0;
+        for (id, conn) in self.conns.iter() {
+            if self.holds_on(line, id) {
+                continue;
+            }
+            match conn.state {
+                State::Idle if conn.holds > 0 => best = best.max(Some((conn.holds, id))),
+                State::Idle => empty = Some(id),
+                // A new one takes its place.
+                State::Opening { .. } | State::Closing => coming = true,
+                _ => {}
+            }
+            if conn.holds > 0 || matches!(conn.state, State::Busy(_)) && !conn.waits() {
+                working += 1;
+            }
+        }
+        let can_open = self.conns.len() < self.config.connections;
+        match (best, empty) {
+            (Some((_, id)), _) => Place::Conn(id),
+            (None, Some(id)) if working < self.config.working() => Place::Conn(id),
+            _ if coming => Place::Later,
+            _ if can_open && working < self.config.working() => Place::Open,
+            _ if working > 0 => Place::Later,
+            _ => Place::Never,
+        }
+    }
+
+    fn holds_on(&self, line: Id, conn: Id) -> bool {
+        let holds = self
+            .lines
+            .get(line)
+            .map(|line| &line.holds[..])
+            .unwrap_or_default();
+        let mut holds = holds.iter().filter_map(|hold| self.holds.get(*hold));
+        holds.any(|hold| hold.conn == conn)
+    }
+
+    /// A connection that holds nothing, if enough others do not wait.
+    fn place_to_wait(&self) -> Place {
+        if !self.may_wait() {
+            return Place::Never;
+        }
+        let mut conns = self.conns.iter();
+        let empty = conns.find(|(_, conn)| conn.state == State::Idle && conn.holds == 0);
+        let mut conns = self.conns.iter();
+        let opening = conns.any(|(_, conn)| matches!(conn.state, State::Opening { .. }));
+        match empty {
+            Some((id, _)) => Place::Conn(id),
+            None if opening => Place::Later,
+            None if self.conns.len() < self.config.connections => Place::Open,
+            None => Place::Never,
+        }
+    }
+
+    fn may_wait(&self) -> bool {
+        let waiting = self.conns.iter().filter(|(_, conn)| conn.waits()).count();
+        waiting < self.config.waiting()
+    }
+
+    /// Asks the server for a line's lock.
+    fn ask(&mut self, id: Id, conn_id: Id, parked: bool, now: Duration) {
+        let may_wait = self.may_wait();
+        let Some(line) = self.lines.get_mut(id) else {
+            return;
+        };
+        let Some(first) = line
+            .queue
+            .front()
+            .and_then(|first| self.requests.get(*first))
+        else {
+            return;
+        };
+        let Some(conn) = self.conns.get_mut(conn_id) else {
+            return;
+        };
+        let waits = !first.tries && conn.holds == 0 && may_wait;
+        debug_assert!(waits || !parked, "BUG: a line is parked because it waits");
+        if let Asking::Parked { at, .. } = line.asking {
+            self.polls.remove(&(at, id));
+        }
+        let limits = line.queue.iter().filter_map(|id| self.requests.get(*id));
+        let until = limits
+            .map(|request| request.until.filter(|_| !request.tries))
+            .try_fold(Duration::ZERO, |longest, until| Some(longest.max(until?)));
+        let (limit, until) = match (waits, until) {
+            (false, _) => (Some(Duration::ZERO), None),
+            (true, until) => {
+                // At least a millisecond: zero would be a try.
+                let rest =
+                    until.map(|until| until.saturating_sub(now).max(Duration::from_millis(1)));
+                match self.config.longest_wait {
+                    Some(longest) if rest.is_none_or(|rest| rest > longest) => {
+                        (Some(longest), None)
+                    }
+                    _ => (rest, until),
+                }
+            }
+        };
+        line.asking = Asking::Now { until };
+        let what = Arc::clone(&first.what);
+        let hold = self
+            .holds
+            .insert(Hold::asked(id, conn_id, Arc::clone(&what)));
+        conn.state = State::Busy(Job::Acquire {
+            hold,
+            waits: waits.then_some(now),
+        });
+        self.actions.push_back(Action::Acquire {
+            conn: ConnId(conn_id),
+            hold: HoldId(hold),
+            what,
+            limit,
+            name_holders: until.is_some(),
+        });
+    }
+
+    /// Readers share a hold that has no turns left, because there is no connection to ask for another one.
+    fn share(&mut self, id: Id, now: Duration) {
+        let Some(line) = self.lines.get_mut(id) else {
+            return;
+        };
+        line.asking = Asking::No;
+        let (first, hold) = (line.queue.front().copied(), line.holds.last().copied());
+        if let (Some(first), Some(hold)) = (first, hold) {
+            self.grant(first, hold);
+            self.serve(id, now);
+        } else {
+            debug_assert!(false, "BUG: no connection is left to try on");
+        }
+    }
+
+    /// Another session has the lock.
+    pub(super) fn ask_taken(
+        &mut self,
+        id: Id,
+        until: Option<Duration>,
+        holders: Vec<Holder>,
+        now: Duration,
+    ) {
+        let Some(line) = self.lines.get(id) else {
+            return;
+        };
+        // The server's answer may come a little early.
+        let passed = until.unwrap_or(Duration::ZERO).max(now);
+        let queue: Vec<_> = line.queue.iter().copied().collect();
+        let mut in_front = true;
+        for ticket in queue {
+            let Some(request) = self.requests.get(ticket) else {
+                continue;
+            };
+            in_front &= request.tries;
+            if in_front || request.until.is_some_and(|until| until <= passed) {
+                self.taken(ticket, holders.clone(), now);
+            }
+        }
+        self.park(id, now);
+    }
+
+    fn park(&mut self, id: Id, now: Duration) {
+        let wants = self
+            .lines
+            .get(id)
+            .is_some_and(|line| !line.queue.is_empty());
+        let Some(line) = self.lines.get_mut(id).filter(|_| wants) else {
+            return;
+        };
+        let pause = line.pause.map_or(Config::FIRST_POLL, |pause| {
+            (2 * pause).min(Config::LAST_POLL)
+        });
+        line.pause = Some(pause);
+        let order = *line.order.get_or_insert_with(|| {
+            self.next_order += 1;
+            self.next_order
+        });
+        line.asking = Asking::Parked { at: now + pause };
+        self.parked.insert(order, id);
+        self.polls.insert((now + pause, id));
+    }
+
+    /// A parked line tries once more.
+    pub(super) fn unpark(&mut self, id: Id) {
+        self.stop_asking(id);
+        if let Some(line) = self.lines.get_mut(id) {
+            line.asking = Asking::Ready;
+            self.ready.push_back(id);
+        }
+    }
+
+    pub(super) fn stop_asking(&mut self, id: Id) {
+        let Some(line) = self.lines.get_mut(id) else {
+            return;
+        };
+        match std::mem::replace(&mut line.asking, Asking::No) {
+            Asking::Ready => self.ready.retain(|ready| *ready != id),
+            Asking::Parked { at } => {
+                self.polls.remove(&(at, id));
+                line.order.iter().for_each(|order| {
+                    self.parked.remove(order);
+                });
+            }
+            Asking::No | Asking::Now { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Connections of a lock manager. The process holds the locks, so nothing ends them but its end.
+
+use std::time::Duration;
+
+use super::Sqlite;
+use crate::proto::manager::{Identity, ManagedDialect, Token};
+use crate::proto::{Abandoned, Answer, Machine, Step};
+use crate::{InvalidKey, LockKey};
+
+impl ManagedDialect for Sqlite {
+    const HAS_LEASE: bool = false;
+
+    /// A thread that waits cannot be told to stop.
+    const LONGEST_WAIT: Option<Duration> = Some(Duration::from_secs(2));
+
+    const MAY_BE_POOLED: bool = false;
+
+    fn identity(key: &LockKey) -> Result<Identity, InvalidKey> {
+        Ok(Identity::Number(key.to_sqlite()? as i64))
+    }
+
+    fn prepare(_lease: Duration, _token: Token) -> impl Machine<Output = ()> {
+        Nothing
+    }
+
+    fn is_there(_token: Token) -> impl Machine<Output = ()> {
+        Nothing
+    }
+}
+
+/// There is nothing to ask.
+#[derive(Debug)]
+struct Nothing;
+
+impl Machine for Nothing {
+    type Output = ();
+
+    const TIMED: bool = false;
+
+    fn start(&mut self, _now: Duration) -> Step<()> {
+        Step::Done(Ok(()))
+    }
+
+    fn next(&mut self, _answer: Answer, _now: Duration) -> Step<()> {
+        Step::Done(Ok(()))
+    }
+
+    fn abandon(&self) -> Abandoned {
+        Abandoned::default()
+    }
+}

@@ -1,0 +1,264 @@
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::result::Error as DieselError;
+use diesel_async::AsyncConnectionCore;
+use dlock_core::proto::manager::{News, Ticket};
+use dlock_core::{LockKey, Mode};
+use dlock_diesel::SharedLocks;
+use dlock_diesel::shared::desk::{self, Slot};
+
+use super::ManagedLockGuard;
+use super::worker::Inner;
+use crate::backend::{AsyncFunc, BoxFuture, DialectOf};
+use crate::{Error, LockConnection};
+
+/// A lock of a [`LockManager`](crate::LockManager) that is not held yet, and how to ask for it: the async form of
+/// [`dlock_diesel::ManagedLock`].
+///
+/// # Examples
+///
+/// ```
+/// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
+/// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
+/// let held = locks.lock("report").acquire().await?;
+/// held.release().await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "a lock does nothing until it is acquired"]
+pub struct ManagedLock<C: LockConnection + 'static> {
+    inner: Arc<Inner<C>>,
+    key: LockKey,
+    mode: Mode,
+    limit: Option<Duration>,
+}
+
+impl<C: LockConnection + 'static> fmt::Debug for ManagedLock<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ManagedLock")
+            .field("key", &self.key)
+            .field("mode", &self.mode)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C: LockConnection + 'static> ManagedLock<C> {
+    pub(super) fn new(inner: Arc<Inner<C>>, key: LockKey) -> Self {
+        Self {
+            inner,
+            key,
+            mode: Mode::Exclusive,
+            limit: None,
+        }
+    }
+
+    /// Asks for the lock together with other readers. PostgreSQL and SQLite only.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
+    /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
+    /// let reader = locks.lock("cache").shared().acquire().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn shared(mut self) -> Self
+    where
+        <C as AsyncConnectionCore>::Backend: SharedLocks,
+    {
+        self.mode = Mode::Shared;
+        self
+    }
+
+    /// Limits the wait, also while no connection can be opened. Zero only tries.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection; use std::time::Duration;
+    /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
+    /// let held = locks.lock("report").timeout(Duration::from_secs(1)).acquire().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// The key of the lock.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
+    /// # fn f(locks: LockManager<AsyncPgConnection>) {
+    /// assert_eq!(locks.lock("report").key(), &LockKey::from("report"));
+    /// # }
+    /// ```
+    pub fn key(&self) -> &LockKey {
+        &self.key
+    }
+
+    /// Acquires the lock. Waits until it is free.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
+    /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
+    /// let held = locks.lock("user/001").acquire().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`dlock_diesel`](dlock_diesel::ManagedLock::acquire).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, if the manager was not used before.
+    ///
+    /// # Cancel safety
+    ///
+    /// You can drop the future at any point. The request leaves the queue of this process at once. Nothing stays held:
+    /// a lock that the server grants later is released. Other locks keep their connections.
+    ///
+    /// # Round trips
+    ///
+    /// None if the lock comes from another task of this process. Otherwise 1 where it is free, and 2 to 3 where it is
+    /// taken, of which the last waits. The first lock opens a connection, on PostgreSQL twice: that tells whether a
+    /// pooler stands in between.
+    pub async fn acquire(self) -> Result<ManagedLockGuard<C>, Error> {
+        let key = self.key.clone();
+        self.wait().await?.map_err(|news| desk::error(news, &key))
+    }
+
+    /// Acquires the lock if it is free, otherwise returns `None`. Everything else is as in [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
+    /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
+    /// let Some(held) = locks.lock("report").try_acquire().await? else {
+    ///     return Ok(()); // somebody makes the report
+    /// };
+    /// # Ok(()) }
+    /// ```
+    pub async fn try_acquire(mut self) -> Result<Option<ManagedLockGuard<C>>, Error> {
+        self.limit.get_or_insert_default();
+        let key = self.key.clone();
+        match self.wait().await? {
+            Ok(guard) => Ok(Some(guard)),
+            Err(News::Taken { .. }) => Ok(None),
+            Err(news) => Err(desk::error(news, &key)),
+        }
+    }
+
+    /// Acquires the lock, runs `f`, and releases the lock. If the lock is lost, the future of `f` is dropped, and the
+    /// error is [`Error::Lost`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
+    /// # async fn lead() -> Result<(), Error> { todo!() }
+    /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
+    /// locks.lock("leader").run(async |_held| lead().await).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops that of `f`, and then the guard.
+    pub async fn run<'a, F, T, E>(self, f: F) -> Result<T, E>
+    where
+        for<'r> F: AsyncFnOnce(&'r ManagedLockGuard<C>) -> Result<T, E>
+            + AsyncFunc<&'r ManagedLockGuard<C>, Result<T, E>, Fut: Send>
+            + Send
+            + 'a,
+        T: Send + 'a,
+        E: From<DieselError> + Send + 'a,
+    {
+        // Boxed: see `AsyncLockBackend::transaction`.
+        let running: BoxFuture<'_, _> = Box::pin(run(self, f));
+        running.await
+    }
+
+    /// Waits for the end of the request, or for the lock.
+    async fn wait(self) -> Result<Result<ManagedLockGuard<C>, News>, Error> {
+        let (identity, what) = desk::wanted::<DialectOf<C>>(&self.key, self.mode)?;
+        self.inner.start();
+        let (ticket, slot, actions) = self.inner.desk.request(identity, what, self.limit);
+        // Armed before anything else can happen: from here on the request is cancelled if the future is dropped.
+        let request = Waiting {
+            inner: self.inner,
+            ticket: Some(ticket),
+        };
+        request.inner.act(actions);
+        Ok(match request.poll(&slot).await {
+            Ok(()) => Ok(request.into_guard(slot, self.key)),
+            Err(news) => {
+                request.disarm();
+                Err(news)
+            }
+        })
+    }
+}
+
+async fn run<'a, C, F, T, E>(lock: ManagedLock<C>, f: F) -> Result<T, E>
+where
+    C: LockConnection + 'static,
+    for<'r> F: AsyncFnOnce(&'r ManagedLockGuard<C>) -> Result<T, E>
+        + AsyncFunc<&'r ManagedLockGuard<C>, Result<T, E>, Fut: Send>
+        + Send
+        + 'a,
+    T: Send + 'a,
+    E: From<DieselError> + Send + 'a,
+{
+    let held = lock.acquire().await.map_err(DieselError::from)?;
+    let result = tokio::select! {
+        biased;
+        () = held.lost() => Err(DieselError::from(desk::lost(held.key())).into()),
+        result = f(&held) => result,
+    };
+    // An error of the release does not hide one of `f`.
+    match (result, held.release().await) {
+        (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
+        (result, _) => result,
+    }
+}
+
+/// A request that is cancelled when it is dropped.
+struct Waiting<C: LockConnection + 'static> {
+    inner: Arc<Inner<C>>,
+    /// `None` once nobody needs to cancel it.
+    ticket: Option<Ticket>,
+}
+
+impl<C: LockConnection + 'static> Waiting<C> {
+    async fn poll(&self, slot: &Slot) -> Result<(), News> {
+        poll_fn(|cx| slot.poll_held(cx.waker())).await
+    }
+
+    fn disarm(mut self) {
+        self.ticket = None;
+    }
+
+    fn into_guard(mut self, slot: Arc<Slot>, key: LockKey) -> ManagedLockGuard<C> {
+        let ticket = self.ticket.take().expect("BUG: it is disarmed once");
+        ManagedLockGuard::new(Arc::clone(&self.inner), ticket, slot, key)
+    }
+}
+
+impl<C: LockConnection + 'static> Drop for Waiting<C> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            let actions = self.inner.desk.cancel(ticket);
+            self.inner.act(actions);
+        }
+    }
+}

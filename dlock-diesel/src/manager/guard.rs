@@ -1,0 +1,177 @@
+use std::fmt;
+use std::sync::Arc;
+use std::task::Poll;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dlock_core::LockKey;
+use dlock_core::proto::manager::{News, Ticket};
+
+use super::desk::{self, Slot};
+use super::worker::{self, Inner};
+use crate::{Error, LockConnection};
+
+/// A lock of a [`LockManager`](crate::LockManager) that is held. It is not a connection.
+///
+/// Dropped, it gives the lock back without waiting, on every server. [`release`](Self::release) also waits, and reports
+/// a loss.
+///
+/// # Examples
+///
+/// ```
+/// # use dlock_diesel::*; use diesel::pg::PgConnection;
+/// # fn one_step() -> bool { false }
+/// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
+/// let held = locks.lock("leader").acquire()?;
+/// while !held.is_lost() && one_step() {}
+/// held.release()?;
+/// # Ok(()) }
+/// ```
+#[must_use = "if unused, the lock is released immediately"]
+pub struct ManagedLockGuard<C: LockConnection + 'static> {
+    inner: Arc<Inner<C>>,
+    /// `None` once it is given back.
+    ticket: Option<Ticket>,
+    slot: Arc<Slot>,
+    key: LockKey,
+}
+
+impl<C: LockConnection + 'static> ManagedLockGuard<C> {
+    pub(super) fn new(inner: Arc<Inner<C>>, ticket: Ticket, slot: Arc<Slot>, key: LockKey) -> Self {
+        Self {
+            inner,
+            ticket: Some(ticket),
+            slot,
+            key,
+        }
+    }
+
+    /// The key of the lock.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn f(held: ManagedLockGuard<PgConnection>) {
+    /// println!("working under {}", held.key());
+    /// # }
+    /// ```
+    pub fn key(&self) -> &LockKey {
+        &self.key
+    }
+
+    /// Whether the lock may be another's by now. It looks at the clock and asks nobody, so it is true in time also
+    /// when the process was stopped for a while, before anybody could be told.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn f(held: ManagedLockGuard<PgConnection>) {
+    /// if held.is_lost() {
+    ///     println!("stop");
+    /// }
+    /// # }
+    /// ```
+    pub fn is_lost(&self) -> bool {
+        self.ticket
+            .is_none_or(|ticket| self.inner.desk.is_lost(ticket))
+    }
+
+    /// Calls `callback` when the lock is lost, for whatever cause: once, and never after a release. It runs on a
+    /// thread of the manager, so it must not block. If the lock is lost already, it runs at once.
+    ///
+    /// A session that is ended is noticed within 0.75 seconds and a round trip. A network that is silent is noticed
+    /// after nine tenths of the [lease](crate::LockManagerBuilder::lease).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # use std::sync::Arc; use std::sync::atomic::{AtomicBool, Ordering};
+    /// # fn f(held: ManagedLockGuard<PgConnection>) {
+    /// let stop = Arc::new(AtomicBool::new(false));
+    /// let stops = Arc::clone(&stop);
+    /// held.on_lost(move || stops.store(true, Ordering::Relaxed));
+    /// # }
+    /// ```
+    pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
+        self.slot.when_lost(Box::new(callback));
+    }
+
+    /// Waits until the lock is lost, at most so long. Returns whether it is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection; use std::time::Duration;
+    /// # fn one_step() {}
+    /// # fn f(held: ManagedLockGuard<PgConnection>) {
+    /// while !held.wait_lost(Duration::from_secs(1)) {
+    ///     one_step();
+    /// }
+    /// # }
+    /// ```
+    pub fn wait_lost(&self, timeout: Duration) -> bool {
+        let until = Instant::now().checked_add(timeout);
+        let waker = worker::waker();
+        while self.slot.poll_ended(&waker) == Poll::Pending {
+            match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return self.is_lost(),
+                Some(rest) => thread::park_timeout(rest),
+                None => thread::park(),
+            }
+        }
+        true
+    }
+
+    /// Gives the lock back, and waits until the server has released it or another thread of this process has it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn f(held: ManagedLockGuard<PgConnection>) -> Result<(), Error> {
+    /// held.release()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] or [`Error::NotHeld`]: another process may have worked at the same time.
+    ///
+    /// # Round trips
+    ///
+    /// 1, or none if another thread of this process gets the lock.
+    pub fn release(mut self) -> Result<(), Error> {
+        let Some(ticket) = self.ticket.take() else {
+            return Err(desk::lost(&self.key));
+        };
+        self.inner.tell(|manager, now| manager.release(ticket, now));
+        let waker = worker::waker();
+        loop {
+            match self.slot.poll_ended(&waker) {
+                Poll::Pending => thread::park(),
+                Poll::Ready(News::Released) => return Ok(()),
+                Poll::Ready(news) => return Err(desk::error(news, &self.key)),
+            }
+        }
+    }
+}
+
+impl<C: LockConnection + 'static> Drop for ManagedLockGuard<C> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            let actions = self.inner.desk.cancel(ticket);
+            self.inner.act(actions);
+        }
+    }
+}
+
+impl<C: LockConnection + 'static> fmt::Debug for ManagedLockGuard<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ManagedLockGuard")
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,209 @@
+use std::fmt;
+use std::sync::Arc;
+use std::task::Poll;
+use std::thread;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::result::Error as DieselError;
+use dlock_core::proto::manager::News;
+use dlock_core::{LockKey, Mode};
+
+use super::ManagedLockGuard;
+use super::desk;
+use super::worker::{self, Inner};
+use crate::backend::DialectOf;
+use crate::{Error, LockConnection, SharedLocks};
+
+/// A lock of a [`LockManager`](crate::LockManager) that is not held yet, and how to ask for it.
+///
+/// # Examples
+///
+/// ```
+/// # use dlock_diesel::*; use diesel::pg::PgConnection;
+/// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
+/// let held = locks.lock("report").acquire()?;
+/// held.release()?;
+/// # Ok(()) }
+/// ```
+#[must_use = "a lock does nothing until it is acquired"]
+pub struct ManagedLock<C> {
+    inner: Arc<Inner<C>>,
+    key: LockKey,
+    mode: Mode,
+    limit: Option<Duration>,
+}
+
+impl<C> fmt::Debug for ManagedLock<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ManagedLock")
+            .field("key", &self.key)
+            .field("mode", &self.mode)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C: LockConnection + 'static> ManagedLock<C> {
+    pub(super) fn new(inner: Arc<Inner<C>>, key: LockKey) -> Self {
+        Self {
+            inner,
+            key,
+            mode: Mode::Exclusive,
+            limit: None,
+        }
+    }
+
+    /// Asks for the lock together with other readers. PostgreSQL and SQLite only.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
+    /// let reader = locks.lock("cache").shared().acquire()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn shared(mut self) -> Self
+    where
+        <C as Connection>::Backend: SharedLocks,
+    {
+        self.mode = Mode::Shared;
+        self
+    }
+
+    /// Limits the wait, also while no connection can be opened. Zero only tries.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection; use std::time::Duration;
+    /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
+    /// let held = locks.lock("report").timeout(Duration::from_secs(1)).acquire()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// The key of the lock.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn f(locks: LockManager<PgConnection>) {
+    /// assert_eq!(locks.lock("report").key(), &LockKey::from("report"));
+    /// # }
+    /// ```
+    pub fn key(&self) -> &LockKey {
+        &self.key
+    }
+
+    /// Acquires the lock. Waits until it is free.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
+    /// let held = locks.lock("user/001").acquire()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Timeout`]: the [limit](Self::timeout) passed. It names the holders where the server was asked to
+    ///   wait, and not where the lock was held by this process, or was tried again and again.
+    /// - [`Error::NotConnected`]: no connection could be opened, and there is no other. The next request tries again,
+    ///   with a pause between 0.05 and 5 seconds.
+    /// - [`Error::ManagerClosed`].
+    /// - [`Error::Unsupported`]: the server has no such locks, or a pooler gives its sessions to several connections.
+    /// - [`Error::Lost`]: three connections in a row were lost while they asked for this lock. One that is lost is
+    ///   otherwise replaced, and the wait goes on.
+    /// - Those of [`AdvisoryLock::acquire`](crate::AdvisoryLock::acquire): an invalid key, too many locks, a wait that
+    ///   somebody has cancelled at the server. There is no deadlock error: **threads that wait for each other's
+    ///   managed locks wait for ever**, unless there is a limit.
+    ///
+    /// # Round trips
+    ///
+    /// None if the lock comes from another thread of this process. Otherwise 1 where it is free, and 2 to 3 where it
+    /// is taken, of which the last waits. The first lock opens a connection, on PostgreSQL twice: that tells whether a
+    /// pooler stands in between.
+    pub fn acquire(self) -> Result<ManagedLockGuard<C>, Error> {
+        let key = self.key.clone();
+        self.wait()?.map_err(|news| desk::error(news, &key))
+    }
+
+    /// Acquires the lock if it is free, otherwise returns `None`. Everything else is as in [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
+    /// let Some(held) = locks.lock("report").try_acquire()? else {
+    ///     return Ok(()); // somebody makes the report
+    /// };
+    /// # Ok(()) }
+    /// ```
+    pub fn try_acquire(mut self) -> Result<Option<ManagedLockGuard<C>>, Error> {
+        self.limit.get_or_insert_default();
+        let key = self.key.clone();
+        match self.wait()? {
+            Ok(guard) => Ok(Some(guard)),
+            Err(News::Taken { .. }) => Ok(None),
+            Err(news) => Err(desk::error(news, &key)),
+        }
+    }
+
+    /// Acquires the lock, runs `f`, and releases the lock. If the lock was lost meanwhile, the error is
+    /// [`Error::Lost`], unless `f` itself fails. `f` is not stopped: it asks
+    /// [`is_lost`](ManagedLockGuard::is_lost) now and then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn one_step() -> Result<(), Error> { todo!() }
+    /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
+    /// locks.lock("leader").run(|held| {
+    ///     while !held.is_lost() {
+    ///         one_step()?;
+    ///     }
+    ///     Ok::<(), Error>(())
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    pub fn run<T, E>(self, f: impl FnOnce(&ManagedLockGuard<C>) -> Result<T, E>) -> Result<T, E>
+    where
+        E: From<DieselError>,
+    {
+        let held = self.acquire().map_err(DieselError::from)?;
+        let result = f(&held);
+        // An error of the release does not hide one of `f`.
+        match (result, held.release()) {
+            (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
+            (result, _) => result,
+        }
+    }
+
+    fn wait(self) -> Result<Result<ManagedLockGuard<C>, News>, Error> {
+        let (identity, what) = desk::wanted::<DialectOf<C>>(&self.key, self.mode)?;
+        self.inner.start();
+        let (ticket, slot, actions) = self.inner.desk.request(identity, what, self.limit);
+        self.inner.act(actions);
+        let waker = worker::waker();
+        loop {
+            match slot.poll_held(&waker) {
+                Poll::Pending => thread::park(),
+                Poll::Ready(Err(news)) => return Ok(Err(news)),
+                Poll::Ready(Ok(())) => {
+                    let guard = ManagedLockGuard::new(self.inner, ticket, slot, self.key);
+                    return Ok(Ok(guard));
+                }
+            }
+        }
+    }
+}

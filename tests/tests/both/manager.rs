@@ -1,0 +1,412 @@
+//! Locks of a manager.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use dlock_core::LockKey;
+use dlock_tests::{PATIENCE, Proxy, Server, unique_key, wait_for};
+
+use crate::flavor::*;
+use crate::managed::*;
+use crate::support::*;
+
+/// The session that holds a lock.
+#[track_caller]
+fn holder(observer: &mut impl TestConnection, key: &str) -> i64 {
+    let holders = holders(observer, LockKey::from(key));
+    assert_eq!(holders.len(), 1, "holders of {key}");
+    holders[0]
+}
+
+#[both]
+on_every_server! {
+    async fn a_managed_lock_is_held_and_free_after_release_and_after_a_drop<C: LockTest>(server: &Server) {
+        let mut observer = C::observer(server);
+        let locks = manager::<C>(&server.url).build();
+        let key = unique_key("managed");
+        let held = locks.lock(&key).acquire().await.expect("a free lock");
+        assert_eq!(held.key(), &LockKey::from(&key));
+        assert!(!held.is_lost());
+        holder(&mut observer, &key);
+        assert!(locks.lock(&key).try_acquire().await.expect("an answer").is_none());
+        held.release().await.expect("a release");
+        assert_free(&mut observer, &key);
+
+        drop(locks.lock(&key).acquire().await.expect("a free lock"));
+        wait_for("the dropped lock to be free", || holders(&mut observer, LockKey::from(&key)).is_empty());
+        locks.close().await;
+    }
+
+    async fn a_managed_lock_excludes_others_and_waits_for_them<C: LockTest>(server: &Server) {
+        let mut observer = C::observer(server);
+        let locks = manager::<C>(&server.url).build();
+        let key = unique_key("others");
+        let mut other = C::open(server).await;
+        let mut held = other.advisory_lock(&key).acquire().await.expect("a free lock");
+        assert!(locks.lock(&key).try_acquire().await.expect("an answer").is_none());
+        let begin = Instant::now();
+        let limit = Duration::from_millis(150);
+        let late = locks.lock(&key).timeout(limit).acquire().await;
+        match late {
+            Err(Error::Timeout { holders, waited, .. }) => {
+                assert!(waited >= limit && begin.elapsed() >= limit, "{waited:?}");
+                assert_eq!(holders.len(), 1, "the culprit is named");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(held.is_held().await.expect("an answer"));
+
+        let waiter = start({
+            let (locks, key) = (locks.clone(), key.clone());
+            async move || locks.lock(&key).acquire().await.expect("the lock")
+        });
+        // Likely in the queue by now.
+        pause(Duration::from_millis(200)).await;
+        held.release().await.expect("a release");
+        let managed = waiter.join().await;
+        holder(&mut observer, &key);
+        managed.release().await.expect("a release");
+        assert_free(&mut observer, &key);
+        locks.close().await;
+    }
+
+    async fn whoever_waits_is_told_and_nothing_is_left_when_a_manager_is_closed<C: LockTest>(server: &Server) {
+        let mut observer = C::observer(server);
+        let (key, taken) = (unique_key("closed"), unique_key("taken"));
+        let mut other = C::open(server).await;
+        let theirs = other.advisory_lock(&taken).acquire().await.expect("a free lock");
+        let locks = manager::<C>(&server.url).build();
+        let held = locks.lock(&key).acquire().await.expect("a free lock");
+        let waiters: Vec<_> = [&key, &taken, &taken]
+            .map(|key| {
+                let (locks, key) = (locks.clone(), key.clone());
+                start(async move || locks.lock(&key).acquire().await.map(drop))
+            })
+            .into();
+        // Likely in the queue by now.
+        pause(Duration::from_millis(200)).await;
+        locks.close().await;
+        for waiter in waiters {
+            let told = waiter.join().await;
+            assert!(matches!(told, Err(Error::ManagerClosed { .. })), "{told:?}");
+        }
+        assert!(held.is_lost() && lost_within(&held, Duration::ZERO).await);
+        let released = held.release().await;
+        assert!(matches!(released, Err(Error::Lost { .. })), "{released:?}");
+        // The server notices soon.
+        wait_for("the lock to be free", || holders(&mut observer, LockKey::from(&key)).is_empty());
+        let again = locks.lock(&key).acquire().await;
+        assert!(matches!(again, Err(Error::ManagerClosed { .. })), "{again:?}");
+        theirs.release().await.expect("a release");
+    }
+
+    async fn a_manager_that_is_dropped_frees_everything<C: LockTest>(server: &Server) {
+        let mut observer = C::observer(server);
+        let key = unique_key("dropped");
+        let locks = manager::<C>(&server.url).build();
+        let held = locks.lock(&key).acquire().await.expect("a free lock");
+        drop(locks);
+        assert!(lost_within(&held, PATIENCE).await);
+        wait_for("the lock to be free", || holders(&mut observer, LockKey::from(&key)).is_empty());
+    }
+
+    async fn run_releases_and_keeps_the_error_of_its_body<C: LockTest>(server: &Server) {
+        let mut observer = C::observer(server);
+        let key = unique_key("run");
+        let locks = manager::<C>(&server.url).build();
+        let seven = locks.lock(&key).run(async |held| {
+            assert!(!held.is_lost());
+            Ok::<_, Error>(7)
+        }).await;
+        assert!(matches!(seven, Ok(7)), "{seven:?}");
+        assert_free(&mut observer, &key);
+        let failed = locks.lock(&key).run(async |_held| Err::<(), _>(Error::from(diesel::result::Error::NotFound))).await;
+        assert!(matches!(failed, Err(Error::Database(diesel::result::Error::NotFound))), "{failed:?}");
+        assert_free(&mut observer, &key);
+        locks.close().await;
+    }
+}
+
+#[both]
+on_every_network_server! {
+    async fn a_session_that_is_ended_is_told_and_new_locks_work<C: LockTest>(server: &Server) {
+        let mut observer = C::observer(server);
+        let locks = manager::<C>(&server.url).build();
+        let (key, other) = (unique_key("ended"), unique_key("ended_too"));
+        let held = locks.lock(&key).acquire().await.expect("a free lock");
+        let and = locks.lock(&other).acquire().await.expect("a free lock");
+        let id = holder(&mut observer, &key);
+        assert_eq!(holder(&mut observer, &other), id, "held locks share a connection");
+        let killed = Instant::now();
+        observer.kill(id);
+        assert!(lost_within(&held, PATIENCE).await);
+        assert!(lost_within(&and, PATIENCE).await);
+        eprintln!("{server}: lost after {:?}", killed.elapsed());
+        assert!(held.is_lost() && and.is_lost());
+        let released = held.release().await;
+        assert!(matches!(released, Err(Error::Lost { .. })), "{released:?}");
+        drop(and);
+        let again = locks.lock(&key).acquire().await.expect("a free lock");
+        assert_ne!(holder(&mut observer, &key), id);
+        again.release().await.expect("a release");
+
+        // Before anybody could notice.
+        let held = locks.lock(&key).acquire().await.expect("a free lock");
+        let id = holder(&mut observer, &key);
+        observer.kill(id);
+        let released = held.release().await;
+        assert!(matches!(released, Err(Error::Lost { .. })), "{released:?}");
+        locks.close().await;
+    }
+
+    async fn a_holder_knows_that_the_network_is_silent_before_another_has_the_lock<C: LockTest>(server: &Server) {
+        let lease = Duration::from_secs(2);
+        for cut in [0_u64, 130, 777] {
+            let proxy = Proxy::start(server);
+            let locks = manager::<C>(proxy.url()).lease(lease).build();
+            let key = unique_key("silent");
+            let held = locks.lock(&key).acquire().await.expect("a free lock");
+            pause(Duration::from_millis(cut)).await;
+            let (cut, told) = (Instant::now(), Arc::new(AtomicU64::new(u64::MAX)));
+            proxy.silence();
+            let waiter = start({
+                let (server, key) = (server.clone(), key.clone());
+                async move || {
+                    let mut conn = C::open(&server).await;
+                    let lock = conn.advisory_lock(&key).acquire().await.expect("the lock");
+                    let at = Instant::now();
+                    lock.release().await.expect("a release");
+                    at
+                }
+            });
+            let watch = start({
+                let told = Arc::clone(&told);
+                async move || {
+                    assert!(lost_within(&held, PATIENCE).await);
+                    told.store(cut.elapsed().as_millis() as u64, Ordering::SeqCst);
+                    assert!(held.is_lost());
+                }
+            });
+            watch.join().await;
+            let told = Duration::from_millis(AtomicU64::load(&told, Ordering::SeqCst));
+            let granted = waiter.join().await - cut;
+            eprintln!("{server}: told after {told:?}, granted after {granted:?}");
+            assert!(told < granted, "told after {told:?}, granted after {granted:?}");
+            assert!(granted < lease + PATIENCE);
+        }
+    }
+
+    async fn waiters_whose_connection_dies_wait_on_another<C: LockTest>(server: &Server) {
+        let proxy = Proxy::start(server);
+        let locks = manager::<C>(proxy.url()).build();
+        let key = unique_key("dies");
+        let mut other = C::open(server).await;
+        let held = other.advisory_lock(&key).acquire().await.expect("a free lock");
+        let waiters: Vec<_> = (0..3)
+            .map(|_| {
+                let (locks, key) = (locks.clone(), key.clone());
+                start(async move || locks.lock(&key).acquire().await.map(drop))
+            })
+            .collect();
+        wait_for("the manager to connect", || proxy.open() > 0);
+        pause(Duration::from_millis(200)).await;
+        let connections = proxy.connections();
+        proxy.cut();
+        wait_for("a new connection", || proxy.connections() > connections);
+        held.release().await.expect("a release");
+        for waiter in waiters {
+            waiter.join().await.expect("the lock");
+        }
+        locks.close().await;
+    }
+
+    async fn a_lock_that_is_granted_to_nobody_is_released<C: LockTest>(server: &Server) {
+        let mut observer = C::observer(server);
+        let locks = manager::<C>(&server.url).build();
+        let key = unique_key("nobody");
+        for millis in [1, 3, 10, 30, 100] {
+            let mut other = C::open(server).await;
+            let held = other.advisory_lock(&key).acquire().await.expect("a free lock");
+            let limit = Duration::from_millis(millis);
+            let waiter = start({
+                let (locks, key) = (locks.clone(), key.clone());
+                async move || locks.lock(&key).timeout(limit).acquire().await.map(drop)
+            });
+            // The grant comes close to the end of the limit.
+            pause(limit).await;
+            held.release().await.expect("a release");
+            match waiter.join().await {
+                Ok(()) | Err(Error::Timeout { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+            wait_until_free(&mut observer, &key);
+        }
+        locks.close().await;
+    }
+
+    async fn a_server_that_is_away_is_told_and_comes_back<C: LockTest>(server: &Server) {
+        let proxy = Proxy::start(server);
+        let refuses = Arc::new(AtomicU64::new(1));
+        let locks = refusing_manager::<C>(proxy.url(), Arc::clone(&refuses)).build();
+        let key = unique_key("away");
+        for _ in 0..2 {
+            let away = locks.lock(&key).acquire().await;
+            assert!(matches!(away, Err(Error::NotConnected { .. })), "{away:?}");
+        }
+        refuses.store(0, Ordering::SeqCst);
+        let held = locks.lock(&key).acquire().await.expect("a free lock");
+        refuses.store(1, Ordering::SeqCst);
+        proxy.cut();
+        assert!(lost_within(&held, PATIENCE).await);
+        let limit = Duration::from_millis(50);
+        let away = locks.lock(&key).timeout(limit).acquire().await;
+        assert!(matches!(away, Err(Error::NotConnected { .. } | Error::Timeout { .. })), "{away:?}");
+        refuses.store(0, Ordering::SeqCst);
+        let begin = Instant::now();
+        while locks.lock(&key).acquire().await.is_err() {
+            assert!(begin.elapsed() < PATIENCE, "the server is back");
+        }
+        locks.close().await;
+    }
+
+    async fn ten_thousand_locks_need_two_connections<C: LockTest>(server: &Server) {
+        let proxy = Proxy::start(server);
+        let locks = manager::<C>(proxy.url()).connections(2).build();
+        let key = unique_key("many");
+        let mut held = Vec::new();
+        for number in 0..MANY {
+            held.push(locks.lock((&key[..], number)).acquire().await.expect("a free lock"));
+        }
+        assert!(proxy.open() <= 2, "{} connections", proxy.open());
+        assert!(held.iter().all(|held| !held.is_lost()));
+        let mut other = C::open(server).await;
+        let last = other.advisory_lock((&key[..], MANY - 1));
+        assert!(last.try_acquire().await.expect("an answer").is_none());
+        for held in held {
+            held.release().await.expect("a release");
+        }
+        let _free = other.advisory_lock((&key[..], 0)).try_acquire().await.expect("an answer").expect("a free lock");
+        locks.close().await;
+    }
+
+    async fn a_thousand_waiters_for_one_lock_need_one_waiting_connection<C: LockTest>(server: &Server) {
+        let proxy = Proxy::start(server);
+        let locks = manager::<C>(proxy.url()).build();
+        let key = unique_key("crowd");
+        let mut other = C::open(server).await;
+        let held = other.advisory_lock(&key).acquire().await.expect("a free lock");
+        let inside = Arc::new(AtomicU64::new(0));
+        let waiters: Vec<_> = (0..CROWD)
+            .map(|_| {
+                let (locks, key, inside) = (locks.clone(), key.clone(), Arc::clone(&inside));
+                start(async move || {
+                    let held = locks.lock(&key).acquire().await.expect("the lock");
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two are inside");
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    held.release().await.expect("a release");
+                })
+            })
+            .collect();
+        // Likely in the queue by now.
+        pause(Duration::from_millis(200)).await;
+        held.release().await.expect("a release");
+        for waiter in waiters {
+            waiter.join().await;
+        }
+        assert!(proxy.connections() <= 3, "{} connections", proxy.connections());
+        locks.close().await;
+    }
+
+    async fn tasks_that_wait_for_more_locks_than_connections_all_get_theirs<C: LockTest>(server: &Server) {
+        let proxy = Proxy::start(server);
+        let theirs = manager::<C>(&server.url).build();
+        let locks = manager::<C>(proxy.url()).connections(3).build();
+        let key = unique_key("keys");
+        let mut held = Vec::new();
+        for number in 0..CROWD {
+            held.push(theirs.lock((&key[..], number as i64)).acquire().await.expect("a free lock"));
+        }
+        let waiters: Vec<_> = (0..CROWD)
+            .map(|number| {
+                let (locks, key) = (locks.clone(), key.clone());
+                start(async move || {
+                    let held = locks.lock((&key[..], number as i64)).acquire().await.expect("the lock");
+                    held.release().await.expect("a release");
+                })
+            })
+            .collect();
+        drop(held);
+        for waiter in waiters {
+            waiter.join().await;
+        }
+        assert!(proxy.open() <= 3, "{} connections", proxy.open());
+        locks.close().await;
+        theirs.close().await;
+    }
+
+    async fn two_managers_take_turns_on_one_lock<C: LockTest>(server: &Server) {
+        let key = unique_key("fair");
+        let until = Instant::now() + Duration::from_secs(3);
+        let turns: Vec<_> = (0..2).map(|_| Arc::new(AtomicU64::new(0))).collect();
+        let mut tasks = Vec::new();
+        for turns in &turns {
+            let locks = manager::<C>(&server.url).build();
+            for _ in 0..16 {
+                let (locks, key, turns) = (locks.clone(), key.clone(), Arc::clone(turns));
+                tasks.push(start(async move || {
+                    while Instant::now() < until {
+                        let held = locks.lock(&key).acquire().await.expect("the lock");
+                        turns.fetch_add(1, Ordering::SeqCst);
+                        held.release().await.expect("a release");
+                    }
+                }));
+            }
+        }
+        for task in tasks {
+            task.join().await;
+        }
+        let turns: Vec<_> = turns.iter().map(|turns| AtomicU64::load(turns, Ordering::SeqCst)).collect();
+        eprintln!("{server}: {turns:?}");
+        let share = turns[0] as f64 / (turns[0] + turns[1]) as f64;
+        assert!((0.25..0.75).contains(&share), "{turns:?}");
+    }
+}
+
+const MANY: i64 = 10_000;
+const CROWD: usize = 1_000;
+
+#[both]
+on_postgres! {
+    async fn readers_of_a_manager_share_one_hold_and_exclude_writers(server: &Server) {
+        let mut observer = <PgConnection as LockTest>::observer(server);
+        let proxy = Proxy::start(server);
+        let locks = manager::<PgConnection>(proxy.url()).build();
+        let key = unique_key("readers");
+        let mut readers = Vec::new();
+        for _ in 0..200 {
+            readers.push(locks.lock(&key).shared().acquire().await.expect("a shared lock"));
+        }
+        // While readers move to a new hold there are two.
+        wait_for("one hold for all", || holders(&mut observer, LockKey::from(&key)).len() == 1);
+        let writer = locks.lock(&key).timeout(Duration::from_millis(30)).acquire().await;
+        assert!(matches!(writer, Err(Error::Timeout { .. })), "{writer:?}");
+        let writer = start({
+            let (locks, key) = (locks.clone(), key.clone());
+            async move || locks.lock(&key).acquire().await.expect("the lock").release().await
+        });
+        drop(readers);
+        writer.join().await.expect("a release");
+        assert_free(&mut observer, &key);
+        locks.close().await;
+    }
+
+    async fn a_session_that_others_share_is_refused(server: &Server) {
+        let locks = shared_session_manager(&server.url).build();
+        let refused = locks.lock(unique_key("pooled")).acquire().await;
+        match refused {
+            Err(Error::Unsupported { source, .. }) => assert!(source.to_string().contains("pooler"), "{source}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Managers in processes of their own: one that is stopped, one whose network is cut again and again, and what a manager
+//! leaves behind. `DLOCK_CUTS` sets how often the network is cut on each server, `TEST_POOLER` names a pooler.
+
+use std::env;
+use std::fs;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use diesel::{MysqlConnection, PgConnection};
+use dlock_diesel::{AdvisoryLockExt, Error, LockConnection, LockManager};
+use dlock_tests::{
+    PATIENCE, Process, Proxy, Server, TestConnection, on_every_network_server, unique_key, wait_for,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The tests count threads.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+trait Lockable: TestConnection + LockConnection {}
+
+impl Lockable for PgConnection {}
+impl Lockable for MysqlConnection {}
+
+fn threads_of_managers() -> usize {
+    let threads = fs::read_dir("/proc/self/task").expect("the threads");
+    let names =
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("dlock-")).count()
+}
+
+fn now() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a date")
+}
+
+on_every_network_server! {
+    fn a_manager_leaves_no_thread<C: Lockable>(server: &Server) {
+        let _alone = alone();
+        let locks = LockManager::<C>::at(&server.url).build();
+        let (key, taken) = (unique_key("threads"), unique_key("taken"));
+        let mut other = C::open(server);
+        let _theirs = other.advisory_lock(&taken).acquire().expect("a free lock");
+        let held = locks.lock(&key).acquire().expect("a free lock");
+        let waits = thread::spawn({
+            let locks = locks.clone();
+            move || locks.lock(&taken).acquire().map(drop)
+        });
+        wait_for("a thread for the time and two connections", || threads_of_managers() == 3);
+        locks.close();
+        assert!(waits.join().expect("no panic").is_err());
+        wait_for("no thread", || threads_of_managers() == 0);
+        drop(held);
+
+        let locks = LockManager::<C>::at(&server.url).build();
+        let held = locks.lock(&key).acquire().expect("a free lock");
+        drop(locks);
+        wait_for("no thread", || threads_of_managers() == 0);
+        drop(held);
+    }
+
+    fn a_holder_knows_before_another_has_the_lock_however_often_the_network_is_cut<C: Lockable>(server: &Server) {
+        let _alone = alone();
+        let cuts: usize = env::var("DLOCK_CUTS").ok().and_then(|cuts| cuts.parse().ok()).unwrap_or(8);
+        let lease = Duration::from_secs(2);
+        let (mut closest, mut latest) = (Duration::MAX, Duration::ZERO);
+        for first in (0..cuts).step_by(25) {
+            let cutting: Vec<_> = (first..cuts.min(first + 25))
+                .map(|number| {
+                    let server = server.clone();
+                    thread::spawn(move || cut::<C>(&server, number, lease))
+                })
+                .collect();
+            for cut in cutting {
+                let (lost, granted) = cut.join().expect("no panic");
+                assert!(lost < granted, "lost after {lost:?}, another has it after {granted:?}");
+                (closest, latest) = (closest.min(granted - lost), latest.max(granted));
+            }
+        }
+        eprintln!("{server}: {cuts} cuts, at least {closest:?} between, another has it after {latest:?} at the latest");
+    }
+
+    fn a_process_that_was_stopped_knows_it_when_it_goes_on<C: Lockable>(server: &Server) {
+        let _alone = alone();
+        let key = unique_key("stopped");
+        let mut command = Command::new(env::current_exe().expect("this program"));
+        command
+            .args(["--exact", "the_child_that_is_stopped", "--ignored", "--nocapture"])
+            .env("DLOCK_CHILD_URL", &server.url)
+            .env("DLOCK_CHILD_KEY", &key);
+        let mut child = Process::spawn(command);
+        while !child.line().contains("held") {}
+        let pid = Pid::from_raw(child.id().try_into().expect("a process"));
+        kill(pid, Signal::SIGSTOP).expect("it stops");
+        let mut conn = C::open(server);
+        let lock = conn.advisory_lock(&key).timeout(PATIENCE).acquire().expect("the lease ends");
+        let granted = now();
+        kill(pid, Signal::SIGCONT).expect("it goes on");
+        let last = loop {
+            if let Some(last) = child.line().strip_prefix("held until ") {
+                break Duration::from_micros(last.parse().expect("a number"));
+            }
+        };
+        assert!(last < granted, "it held the lock {:?} longer", last - granted);
+        lock.release().expect("a release");
+    }
+}
+
+/// Holds a lock over a network that is cut. Returns when the holder knew, and when another had the lock.
+fn cut<C: Lockable>(server: &Server, number: usize, lease: Duration) -> (Duration, Duration) {
+    let proxy = Proxy::start(server);
+    let locks = LockManager::<C>::at(proxy.url()).lease(lease).build();
+    let key = unique_key("cut");
+    let held = locks.lock(&key).acquire().expect("a free lock");
+    // Anywhere between two questions.
+    thread::sleep(Duration::from_micros(7919 * number as u64 % 1_000_000));
+    let begin = Instant::now();
+    proxy.silence();
+    let waits = thread::spawn({
+        let server = server.clone();
+        move || {
+            let mut conn = C::open(&server);
+            let lock = conn.advisory_lock(&key).acquire().expect("the lock");
+            let granted = begin.elapsed();
+            lock.release().expect("a release");
+            granted
+        }
+    });
+    assert!(held.wait_lost(PATIENCE));
+    let lost = begin.elapsed();
+    (lost, waits.join().expect("no panic"))
+}
+
+#[test]
+#[ignore = "it is the child of another test"]
+fn the_child_that_is_stopped() {
+    let url = env::var("DLOCK_CHILD_URL").expect("a parent");
+    match url.starts_with("mysql") {
+        true => hold::<MysqlConnection>(&url),
+        false => hold::<PgConnection>(&url),
+    }
+}
+
+fn hold<C: Lockable>(url: &str) {
+    let key = env::var("DLOCK_CHILD_KEY").expect("a parent");
+    let locks = LockManager::<C>::at(url)
+        .lease(Duration::from_secs(1))
+        .build();
+    let held = locks.lock(key).acquire().expect("a free lock");
+    println!("\nheld");
+    let mut last = now();
+    loop {
+        let looked = now();
+        if held.is_lost() {
+            break;
+        }
+        last = looked;
+    }
+    println!("\nheld until {}", last.as_micros());
+}
+
+#[test]
+#[ignore = "it needs a pooler in transaction mode: TEST_POOLER"]
+fn a_pooler_that_pools_transactions_is_refused() {
+    let url = env::var("TEST_POOLER").expect("TEST_POOLER names a pooler");
+    let locks = LockManager::<PgConnection>::at(url).build();
+    let refused = locks.lock(unique_key("pooled")).acquire();
+    assert!(
+        matches!(refused, Err(Error::Unsupported { .. })),
+        "{refused:?}"
+    );
+}
