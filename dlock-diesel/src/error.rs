@@ -80,8 +80,8 @@ pub enum Error {
         source: Option<DieselError>,
     },
 
-    /// The connection did not hold the lock when it was released or when a fencing token was drawn. Something released it, or a proxy gave the transaction to
-    /// another session. Another holder may have worked at the same time.
+    /// The connection did not hold the lock when it was released or when a fencing token was drawn. Something released
+    /// it, or a proxy gave the transaction to another session. Another holder may have worked at the same time.
     #[error("this connection does not hold lock {key}")]
     #[non_exhaustive]
     NotHeld {

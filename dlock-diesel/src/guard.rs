@@ -123,8 +123,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// lock.
     ///
     /// It is for what the lock alone cannot protect: a holder that was stopped, lost its session, and goes on. Store
-    /// the token with what you write, and write only over lower ones. `docs/guide/fencing.md` in the repository says when
-    /// a token can go back.
+    /// the token with what you write, and write only over lower ones. `docs/guide/fencing.md` in the repository says
+    /// when a token can go back.
     ///
     /// # Examples
     ///
@@ -148,8 +148,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// - [`Error::NotHeld`] if the session no longer holds the lock. The connection is marked broken.
     /// - [`Error::Lost`] if the session has ended, or the connection was marked broken before.
-    /// - [`Error::Database`] if the statement failed for another reason: a standby of PostgreSQL has no tokens. On MySQL
-    ///   and MariaDB (`KILL QUERY`) the connection is marked broken.
+    /// - [`Error::Database`] if the statement failed for another reason: a standby of PostgreSQL has no tokens. On
+    ///   MySQL and MariaDB (`KILL QUERY`) the connection is marked broken.
     ///
     /// # Round trips
     ///

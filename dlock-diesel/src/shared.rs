@@ -186,8 +186,8 @@ pub fn unprotected(
 #[cfg(feature = "migrations")]
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "all migrations are applied ({}), but the lock was lost before their end, so some of them may have run beside those \
-     of another process",
+    "all migrations are applied ({}), but the lock was lost before their end, so some of them may have run beside \
+     those of another process",
     .applied.join(", ")
 )]
 struct Unprotected {

@@ -1,5 +1,8 @@
+mod then;
+
 use std::time::Duration;
 
+use self::then::Then;
 use super::fault::{Failed, Fault, unknown};
 use super::session::AcquireSession;
 use super::sql::{self, Lift, Scope};
@@ -78,23 +81,6 @@ enum State {
     /// What fails, unless it is another engine than PostgreSQL.
     Engine(Failure),
     Sleep,
-}
-
-/// What follows a rollback.
-#[derive(Debug)]
-enum Then {
-    /// The next turn.
-    Next,
-    /// Nobody waited: try again, or give up.
-    TryAgain,
-    /// A wait that the user's limits do not cut short.
-    Wait {
-        millis: u32,
-    },
-    Session,
-    Verify(Failed),
-    Probe(Failed),
-    Fail(Failure),
 }
 
 type Begun = Step<Option<()>>;

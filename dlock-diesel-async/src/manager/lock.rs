@@ -1,6 +1,8 @@
 use std::fmt;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use diesel::result::Error as DieselError;
@@ -220,10 +222,13 @@ where
     E: From<DieselError> + Send + 'a,
 {
     let held = lock.acquire().await.map_err(DieselError::from)?;
-    let result = tokio::select! {
-        biased;
-        () = held.lost() => Err(DieselError::from(desk::lost(held.key())).into()),
-        result = f(&held) => result,
+    let result = {
+        let (mut lost, mut body) = (pin!(held.lost()), pin!(f(&held)));
+        poll_fn(|cx| match lost.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(DieselError::from(desk::lost(held.key())).into())),
+            Poll::Pending => body.as_mut().poll(cx),
+        })
+        .await
     };
     // An error of the release does not hide one of `f`.
     match (result, held.release().await) {

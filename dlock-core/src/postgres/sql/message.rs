@@ -126,9 +126,10 @@ pub(in crate::postgres) const TOKEN_RELEASED: &str = "dlock_released";
 pub(in crate::postgres) const TOKEN_NOT_HELD: &str = "dlock_not_held";
 
 /// Begins a transaction, takes the lock and waits for it where it must, as one message: at READ COMMITTED. Where it
-/// cannot, it fails with a token: on a standby, whose locks are its own; at the other levels, because there the transaction would see what was true before the
-/// lock was granted (its snapshot is taken when the statement starts); where the user's `transaction_timeout` might end
-/// the session in the middle of the wait; and where the lock is taken and no wait was asked for.
+/// cannot, it fails with a token: on a standby, whose locks are its own; at the other levels, because there the
+/// transaction would see what was true before the lock was granted (its snapshot is taken when the statement starts);
+/// where the user's `transaction_timeout` might end the session in the middle of the wait; and where the lock is taken
+/// and no wait was asked for.
 ///
 /// The text is parsed and planned each time: each function costs a microsecond or so, also in a branch that is not
 /// taken. So all but the free lock at READ COMMITTED stands in a text, which `query_to_xml` executes. See `or_wait!`.

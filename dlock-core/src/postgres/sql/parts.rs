@@ -1,6 +1,6 @@
 //! What several texts are made of.
 
-use crate::proto::Bind;
+use crate::proto::{Bind, Binds};
 use crate::{Mode, PostgresKey};
 
 /// How long a lock lives.
@@ -60,5 +60,31 @@ pub(super) fn literal(key: PostgresKey) -> String {
     match key {
         PostgresKey::BigInt(key) => format!("'{key}'::bigint"),
         PostgresKey::Pair(first, second) => format!("'{first}'::int, '{second}'::int"),
+    }
+}
+
+/// Which of four texts.
+pub(super) fn form(key: PostgresKey, mode: Mode) -> usize {
+    match (key, mode) {
+        (PostgresKey::BigInt(_), Mode::Exclusive) => 0,
+        (PostgresKey::BigInt(_), Mode::Shared) => 1,
+        (PostgresKey::Pair(..), Mode::Exclusive) => 2,
+        (PostgresKey::Pair(..), Mode::Shared) => 3,
+    }
+}
+
+pub(super) fn key_binds(key: PostgresKey) -> Binds {
+    let mut binds = Binds::default();
+    push_key(&mut binds, key);
+    binds
+}
+
+pub(super) fn push_key(binds: &mut Binds, key: PostgresKey) {
+    match key {
+        PostgresKey::BigInt(key) => binds.push(Bind::BigInt(key)),
+        PostgresKey::Pair(first, second) => {
+            binds.push(Bind::Integer(first));
+            binds.push(Bind::Integer(second));
+        }
     }
 }

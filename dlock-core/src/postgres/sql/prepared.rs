@@ -1,5 +1,6 @@
 //! The statements that are sent most.
 
+use super::parts::{form, key_binds, push_key};
 use crate::postgres::mark::Mark;
 use crate::proto::{Bind, Binds, Columns, Prepared, Statement};
 use crate::{Mode, PostgresKey};
@@ -196,16 +197,6 @@ pub(in crate::postgres) fn acquire(key: PostgresKey, mode: Mode, millis: u32) ->
     Statement::number(names[form], LIMITED[form], binds).columns(Columns::NoRow)
 }
 
-/// Which of four texts.
-fn form(key: PostgresKey, mode: Mode) -> usize {
-    match (key, mode) {
-        (PostgresKey::BigInt(_), Mode::Exclusive) => 0,
-        (PostgresKey::BigInt(_), Mode::Shared) => 1,
-        (PostgresKey::Pair(..), Mode::Exclusive) => 2,
-        (PostgresKey::Pair(..), Mode::Shared) => 3,
-    }
-}
-
 /// Leaves the mark in the session.
 macro_rules! marked {
     () => {
@@ -340,20 +331,4 @@ pub(in crate::postgres) fn try_in_transaction(key: PostgresKey, mode: Mode) -> S
         &[SHARED, ", ", END],
     ];
     Statement::number(Prepared::ByText, TRY[form(key, mode)], key_binds(key))
-}
-
-fn key_binds(key: PostgresKey) -> Binds {
-    let mut binds = Binds::default();
-    push_key(&mut binds, key);
-    binds
-}
-
-fn push_key(binds: &mut Binds, key: PostgresKey) {
-    match key {
-        PostgresKey::BigInt(key) => binds.push(Bind::BigInt(key)),
-        PostgresKey::Pair(first, second) => {
-            binds.push(Bind::Integer(first));
-            binds.push(Bind::Integer(second));
-        }
-    }
 }

@@ -73,8 +73,8 @@ macro_rules! own {
 /// which a waiting session does not let it. But a session that has a slot already gets that one once more, since the
 /// others may be waiting for it.
 ///
-/// With the mark 0 it releases the lock with this key: no row, which stands for 1, or 0. See `no_row_if!`. One text does both, for the reasons of
-/// [`droppable`](super::droppable).
+/// With the mark 0 it releases the lock with this key: no row, which stands for 1, or 0. See `no_row_if!`. One text
+/// does both, for the reasons of [`droppable`](super::droppable).
 fn take_or_release(mark: i64, key: i64, permits: u32) -> Statement {
     const SQL: [&str; 4] = [
         concat!(
