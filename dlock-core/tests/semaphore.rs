@@ -276,7 +276,7 @@ mod postgres {
 
     fn told(does: Does, answer: &Answer) -> Has {
         match (does, answer) {
-            (Does::Takes, Answer::Rows(Rows::Number(Some(-1)))) => Has::Nothing,
+            (Does::Takes, Answer::Rows(Rows::Number(Some(-1 | -3)))) => Has::Nothing,
             (Does::Takes, Answer::Rows(Rows::Number(number))) => slot(*number),
             (Does::Tells, Answer::Rows(Rows::Number(Some(0)))) => Has::Nothing,
             (Does::Tells, Answer::Rows(Rows::Number(Some(number)))) => slot(Some(number - 1)),
@@ -295,6 +295,7 @@ mod postgres {
     fn whatever_the_server_answers_no_slot_stays_behind() {
         let answers = [
             value(-1),
+            value(-3),
             value(0),
             value(1),
             value(2),
@@ -334,6 +335,15 @@ mod postgres {
         let binds: Vec<Bind> = release.statement().binds.iter().cloned().collect();
         assert_eq!(binds[..2], [Bind::BigInt(0), Bind::BigInt(gate + 3)]);
         release.answer(value(1)).ended().expect("released");
+    }
+
+    #[test]
+    fn a_standby_has_no_slots() {
+        let script = play(slot_of::<Postgres>(&ask(Wait::default(), true), OUTSIDE));
+        let text = script.statement().text();
+        assert!(text.contains("WHEN pg_catalog.pg_is_in_recovery() THEN -3 WHEN NOT"));
+        let script = script.answer(value(-3)).answer(value(0));
+        script.failed_as(clean(Reason::Standby));
     }
 
     #[test]
@@ -402,6 +412,7 @@ mod mysql {
             pair(Some(-1), 0),
             pair(Some(-1), 2),
             pair(Some(1317), 1),
+            pair(Some(1193), 1),
             Answer::Rows(Rows::Pair(Some(1), None)),
             NULL,
             DONE,
@@ -409,6 +420,34 @@ mod mysql {
             lost(),
         ];
         explore::<Mysql>(&KNOWN, &[OUTSIDE, inside()], &answers, 4, true);
+    }
+
+    #[test]
+    fn a_node_of_a_galera_cluster_has_no_slots() {
+        let script = play(Tagged::new(slot_of::<Mysql>(
+            &ask(Wait::default(), true),
+            OUTSIDE,
+        )));
+        let text = script.statement().text();
+        assert!(text.contains("IF(@@wsrep_on AND @dlock_one_node IS NULL, REPEAT('-', 999), '')"));
+        let script = script.answer(plain()).answer(DONE);
+        let script = script.answer(pair(Some(1059), 1));
+        script.failed_as(clean(Reason::Cluster));
+    }
+
+    /// What was taken without that question is not released by a statement that asks it.
+    #[test]
+    fn a_server_that_knows_nothing_of_clusters_is_asked_without_that_question() {
+        let script = play(Tagged::new(slot_of::<Mysql>(
+            &ask(Wait::default(), true),
+            OUTSIDE,
+        )));
+        let script = script.answer(plain()).answer(DONE);
+        let script = script.answer(pair(Some(1193), 1));
+        assert!(!script.statement().text().contains("wsrep_on"));
+        let hold = script.answer(pair(Some(2), 1)).ended().unwrap();
+        let release = play(Mysql::release(hold.expect("a slot"), OUTSIDE));
+        assert!(!release.statement().text().contains("wsrep_on"));
     }
 
     #[test]

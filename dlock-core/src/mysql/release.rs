@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::sql::Cluster;
 use super::tag::Tag;
 use super::{slot_sql, sql};
 use crate::proto::{
@@ -41,7 +42,13 @@ impl Machine for Release {
 
     fn start(&mut self, _now: Duration) -> Step<()> {
         Step::Query(match self.hold.slot {
-            Some(_) => slot_sql::release_slot(self.tag, &self.hold.key),
+            Some(_) => {
+                let cluster = match self.hold.unchecked {
+                    true => Cluster::Unchecked,
+                    false => Cluster::Checked,
+                };
+                slot_sql::release_slot(self.tag, &self.hold.key, cluster)
+            }
             None => sql::release(self.tag, &self.hold.key, self.hold.droppable),
         })
     }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::acquire::reason;
 use super::slot_sql;
-use super::sql::{self, Limit};
+use super::sql::{self, Cluster, Limit};
 use super::tag::Tag;
 use crate::Mode;
 use crate::proto::{
@@ -23,6 +23,7 @@ use crate::proto::{
 /// | | | anything else | `GiveBack` |
 /// | `KeepErrno` | keeps the error's number | any | `GiveBack` |
 /// | `GiveBack` | releases the gate and the slot of the request | which error it was | fails, nothing is held |
+/// | | | the server knows nothing of clusters | `Try`, without that question |
 /// | | | anything else | fails, the session is ended |
 /// | `Sleep` | | | `Try`, or `Wait` |
 /// | each | | the answer to an earlier question | fails, the session is ended |
@@ -35,6 +36,7 @@ pub(super) struct AcquireSlot {
     depth: Depth,
     droppable: bool,
     cancellable: bool,
+    cluster: Cluster,
     waiting: Waiting,
     state: State,
 }
@@ -73,6 +75,7 @@ impl AcquireSlot {
             depth,
             droppable: ask.droppable,
             cancellable: ask.cancellable,
+            cluster: Cluster::Checked,
             waiting: ask.wait.since(Duration::ZERO),
             state: State::Sleep(None),
         }
@@ -90,7 +93,8 @@ impl AcquireSlot {
             waits: false,
             sent: now,
         });
-        Step::Query(slot_sql::take_slot(tag, &self.base, self.permits))
+        let take = slot_sql::take_slot(tag, &self.base, self.permits, self.cluster);
+        Step::Query(take)
     }
 
     fn wait(&mut self, millis: Option<u32>, now: Duration) -> Acquired {
@@ -141,6 +145,7 @@ impl AcquireSlot {
     fn granted(&self, slot: u32) -> Acquired {
         Step::Done(Ok(Some(Hold {
             slot: Some(slot),
+            unchecked: self.cluster == Cluster::Unchecked,
             ..Hold::new(
                 format!("{}:{slot}", self.base),
                 Mode::Exclusive,
@@ -221,6 +226,13 @@ impl Machine for AcquireSlot {
                     Some(reason) => reason,
                 };
                 match tag.remove(answer) {
+                    Ok(1)
+                        if reason == Reason::UnknownVariable
+                            && self.cluster == Cluster::Checked =>
+                    {
+                        self.cluster = Cluster::Unchecked;
+                        self.try_all(now)
+                    }
                     Ok(1) => Step::failed(reason.clean(cause)),
                     Ok(_) => Step::failed(reason.broken(cause)),
                     Err(out_of_step) => Step::failed(out_of_step),

@@ -98,11 +98,11 @@ impl Steps for NamedLocks {
         Acquire::new(self.names.names[index].clone(), &ask, self.depth)
     }
 
-    fn hold(&self, index: usize) -> Hold<String> {
+    fn hold(&self, index: usize, tried: &TryAll) -> Hold<String> {
         let name = self.names.names[index].clone();
         Hold {
             name: Some(Box::new(self.names.keys[index].clone())),
-            ..Hold::new(name, Mode::Exclusive, self.depth, self.ask.droppable)
+            ..Hold::new(name, Mode::Exclusive, self.depth, tried.droppable())
         }
     }
 

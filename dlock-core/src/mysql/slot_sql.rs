@@ -4,7 +4,7 @@
 //! filtered by takes the lock, and `LIMIT 1` ends the statement with the first that is granted: 1 grant, and no other
 //! slot is left locked (MySQL 9.7, MariaDB 10.11 and 11.8).
 
-use super::sql::{explained, name};
+use super::sql::{Cluster, explained, name};
 use super::tag::Tag;
 use crate::proto::{Bind, Columns, Prepared, Statement};
 
@@ -20,31 +20,60 @@ macro_rules! rows {
     };
 }
 
+/// On a node of a cluster the name begins so that no server takes it: see `unless_cluster!`.
+macro_rules! unless_cluster {
+    (checked) => {
+        "/*M! IF(@@wsrep_on AND @dlock_one_node IS NULL, REPEAT('-', 999), ''), */ "
+    };
+    (unchecked) => {
+        ""
+    };
+}
+
+macro_rules! take_or_release {
+    ($check:ident) => {
+        &[
+            explained!("SELECT CAST(MAX(t.slot) AS SIGNED) AS slot, 4611686018427387904 + CAST("),
+            " AS SIGNED) + IFNULL(MAX(t.done), 0) AS answer FROM (SELECT \
+             (s.n + CONNECTION_ID()) MOD p.permits AS slot, \
+             IF(p.to_release, IFNULL(RELEASE_LOCK(p.base), 0), 1) AS done \
+             FROM (SELECT CAST(",
+            " AS SIGNED) AS tag, CAST(",
+            " AS SIGNED) AS to_release, CONVERT(",
+            " USING utf8mb4) AS base, CAST(",
+            concat!(
+                " AS SIGNED) AS permits) p STRAIGHT_JOIN ",
+                rows!("p.permits"),
+                " s WHERE IF(p.to_release, 1, IF(IF(IS_FREE_LOCK(CONCAT(",
+                unless_cluster!($check),
+                "p.base, ':gate')), 1, \
+                 IS_USED_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits)) <=> CONNECTION_ID()) AND \
+                 GET_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits), 0) = 1, (@dlock_gate := 0) + \
+                 (@dlock_slot := (s.n + CONNECTION_ID()) MOD p.permits) + ((@dlock_base := p.base) IS NULL) + \
+                 (@dlock_request := p.tag) IS NOT NULL, 0)) LIMIT 1) t"
+            ),
+        ]
+    };
+}
+
 /// Takes a free slot without waiting, or releases a lock. It answers with the number of the slot, and 1 or 0 behind the
 /// tag.
 ///
 /// While others wait at the gate there is no free slot for a newcomer. But a session that has a slot already gets that
 /// one once more, since the others may be waiting for it.
-fn take_or_release(tag: Tag, release: bool, base: &str, permits: u32) -> Statement {
-    const TEXT: Text = &[
-        explained!("SELECT CAST(MAX(t.slot) AS SIGNED) AS slot, 4611686018427387904 + CAST("),
-        " AS SIGNED) + IFNULL(MAX(t.done), 0) AS answer FROM (SELECT \
-             (s.n + CONNECTION_ID()) MOD p.permits AS slot, \
-             IF(p.to_release, IFNULL(RELEASE_LOCK(p.base), 0), 1) AS done \
-             FROM (SELECT CAST(",
-        " AS SIGNED) AS tag, CAST(",
-        " AS SIGNED) AS to_release, CONVERT(",
-        " USING utf8mb4) AS base, CAST(",
-        concat!(
-            " AS SIGNED) AS permits) p STRAIGHT_JOIN ",
-            rows!("p.permits"),
-            " s WHERE IF(p.to_release, 1, IF(IF(IS_FREE_LOCK(CONCAT(p.base, ':gate')), 1, \
-             IS_USED_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits)) <=> CONNECTION_ID()) AND \
-             GET_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits), 0) = 1, (@dlock_gate := 0) + \
-             (@dlock_slot := (s.n + CONNECTION_ID()) MOD p.permits) + ((@dlock_base := p.base) IS NULL) + \
-             (@dlock_request := p.tag) IS NOT NULL, 0)) LIMIT 1) t"
-        ),
-    ];
+fn take_or_release(
+    tag: Tag,
+    release: bool,
+    base: &str,
+    permits: u32,
+    cluster: Cluster,
+) -> Statement {
+    const CHECKED: Text = take_or_release!(checked);
+    const UNCHECKED: Text = take_or_release!(unchecked);
+    let (prepared, sql) = match cluster {
+        Cluster::Checked => (Prepared::MysqlSlot, CHECKED),
+        Cluster::Unchecked => (Prepared::ByText, UNCHECKED),
+    };
     let binds = [
         tag.bind(),
         tag.bind(),
@@ -52,17 +81,17 @@ fn take_or_release(tag: Tag, release: bool, base: &str, permits: u32) -> Stateme
         name(base),
         Bind::BigInt(permits.into()),
     ];
-    Statement::number(Prepared::MysqlSlot, TEXT, binds).columns(Columns::Pair)
+    Statement::number(prepared, sql, binds).columns(Columns::Pair)
 }
 
 /// Takes a free slot without waiting: its number, and 1 or 0 behind the tag.
-pub(super) fn take_slot(tag: Tag, base: &str, permits: u32) -> Statement {
-    take_or_release(tag, false, base, permits)
+pub(super) fn take_slot(tag: Tag, base: &str, permits: u32, cluster: Cluster) -> Statement {
+    take_or_release(tag, false, base, permits, cluster)
 }
 
 /// Releases a slot by its name: 1 or 0 behind the tag.
-pub(super) fn release_slot(tag: Tag, name: &str) -> Statement {
-    take_or_release(tag, true, name, 1)
+pub(super) fn release_slot(tag: Tag, name: &str, cluster: Cluster) -> Statement {
+    take_or_release(tag, true, name, 1, cluster)
 }
 
 /// Waits for a slot: its number, and [`GRANTED`](super::sql::GRANTED), [`TAKEN`](super::sql::TAKEN) or

@@ -20,6 +20,7 @@ use crate::{Mode, PostgresKey};
 /// | `Try` | one statement that tries all slots | a slot | granted |
 /// | | | none | `Turn`; `Sleep` (polling); `Undo`, or gives up |
 /// | | | an error | `Verify`, inside a transaction `Undo` |
+/// | | | it is a standby | `Verify`, inside a transaction `Undo`; fails |
 /// | `Turn` | a [`QuietTurn`] at the gate and in front of the slots | granted | granted |
 /// | | | over | the next turn, or gives up |
 /// | | | unavailable | `Sleep`, and from then on it polls |
@@ -259,6 +260,9 @@ impl Machine for AcquireSlot {
             (State::Mark, answer) => Step::failed(unknown(answer)),
 
             (State::Try, Answer::Rows(Rows::Number(Some(sql::NO_SLOT)))) => self.taken(now),
+            (State::Try, Answer::Rows(Rows::Number(Some(sql::NO_SLOT_ON_STANDBY)))) => {
+                self.undo(ErrorFields::default(), Some(Reason::Standby))
+            }
             (State::Try, Answer::Rows(Rows::Number(Some(slot))))
                 if (0..i64::from(self.permits)).contains(&slot) =>
             {

@@ -113,7 +113,7 @@ impl Steps for SessionSteps {
         AcquireSession::new(key, self.keys.mode, wait, self.droppable)
     }
 
-    fn hold(&self, index: usize) -> Hold<PostgresKey> {
+    fn hold(&self, index: usize, _tried: &TryAll) -> Hold<PostgresKey> {
         let key = self.keys.get(index);
         Hold {
             name: Some(Box::new(self.keys.name(index).clone())),

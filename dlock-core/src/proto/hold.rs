@@ -18,6 +18,8 @@ pub struct Hold<K> {
     pub(crate) name: Option<Box<LockKey>>,
     /// The slot, if this is one of a semaphore. The key is the slot's.
     pub(crate) slot: Option<u32>,
+    /// MySQL: a slot that was taken without the question whether the server is a node of a cluster.
+    pub(crate) unchecked: bool,
 }
 
 impl<K> Hold<K> {
@@ -38,6 +40,7 @@ impl<K> Hold<K> {
             more: Vec::new(),
             name: None,
             slot: None,
+            unchecked: false,
         }
     }
 

@@ -62,8 +62,8 @@ pub(crate) trait Steps: Debug + Send {
 
     fn wait(&self, index: usize, wait: Wait) -> Self::Wait;
 
-    /// A lock that [`Try`](Self::Try) has taken.
-    fn hold(&self, index: usize) -> Hold<Self::Key>;
+    /// A lock that this [`Try`](Self::Try) has taken.
+    fn hold(&self, index: usize, tried: &Self::Try) -> Hold<Self::Key>;
 
     fn give_back(&self, holds: Vec<Hold<Self::Key>>) -> Self::Back;
 
@@ -206,7 +206,11 @@ impl<S: Steps> Several<S> {
         };
         let from = self.held.len();
         let taken = from..from + tried.held;
-        self.held.extend(taken.map(|index| self.steps.hold(index)));
+        let State::Try(machine) = &self.state else {
+            unreachable!("BUG: nothing was tried")
+        };
+        self.held
+            .extend(taken.map(|index| self.steps.hold(index, machine)));
         match tried.end {
             TriedEnd::All if self.held.len() == self.steps.names().len() => self.go_on(now),
             // Those before the one that was taken.

@@ -85,7 +85,7 @@ impl Steps for FileLocks {
         Acquire::new(SqliteKey { key, request }, &ask, self.session)
     }
 
-    fn hold(&self, _index: usize) -> Hold<SqliteKey> {
+    fn hold(&self, _index: usize, _tried: &NoTry) -> Hold<SqliteKey> {
         unreachable!("BUG: they are taken one by one")
     }
 

@@ -2,7 +2,10 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use dlock_core::LockKey;
-use dlock_core::proto::{Answer, Bind, Columns, Dialect, Mysql, Reason, Rows, Statement, Step};
+use dlock_core::proto::{
+    Aftermath, Answer, Bind, Columns, Dialect, ErrorFields, Hold, Machine, Mysql, Reason, Rows,
+    Statement, Step,
+};
 
 use crate::walk::*;
 
@@ -102,7 +105,7 @@ impl Server {
         let binds: Vec<Bind> = statement.binds.iter().cloned().collect();
         let rows = statement.columns != Columns::Affected;
         let both = |answer| vec![fine(answer, world.clone()), fault(world.clone())];
-        if text.contains("JSON_TABLE") && text.contains("GET_LOCK(k.name, 0)") {
+        if text.contains("JSON_TABLE") && text.contains("NOT (GET_LOCK(") {
             let outcomes = match rows {
                 true if big(&binds[2]) == 1 => {
                     Self::release_all(world, &bytes(&binds[1]), Some(big(&binds[0])))
@@ -259,7 +262,7 @@ fn a_wait_that_nobody_cancels_has_no_message_behind_it() {
         let mut world = World::default();
         world.taken[1] = true;
         let mut acquire = Mysql::acquire(&ask, OUTSIDE).expect("valid keys");
-        let step = dlock_core::proto::Machine::start(&mut acquire, Duration::ZERO);
+        let step = Machine::start(&mut acquire, Duration::ZERO);
         let (mut outcomes, _) = Server::query(
             &world,
             match &step {
@@ -269,9 +272,100 @@ fn a_wait_that_nobody_cancels_has_no_message_behind_it() {
         );
         let taken = outcomes.swap_remove(0);
         assert_eq!(taken.world.holds, [1, 0, 0]);
-        let _ = dlock_core::proto::Machine::next(&mut acquire, taken.answer, Duration::ZERO);
-        let abandoned = dlock_core::proto::Machine::abandon(&acquire);
+        let _ = Machine::next(&mut acquire, taken.answer, Duration::ZERO);
+        let abandoned = Machine::abandon(&acquire);
         assert!(abandoned.broken && abandoned.cancel);
         assert_eq!(abandoned.messages.is_empty(), !cancellable);
+    }
+}
+
+/// A conversation that asks for three names, up to its second answer about an error.
+fn after_errno(
+    droppable: bool,
+    errno: i64,
+) -> (
+    impl Machine<Output = Option<Hold<String>>>,
+    Step<Option<Hold<String>>>,
+) {
+    let ask = Box::leak(Box::new(ask(keys(), Some(Duration::ZERO), droppable)));
+    let mut acquire = Mysql::acquire(ask, OUTSIDE).expect("valid keys");
+    let now = Duration::ZERO;
+    let first = acquire.start(now);
+    assert!(
+        query(&first)
+            .sql
+            .concat()
+            .contains("IF(@@wsrep_on AND @dlock_one_node IS NULL")
+    );
+    acquire.next(Answer::Error(ErrorFields::default()), now);
+    let examine = acquire.next(Answer::Done, now);
+    let tag = query(&examine).binds.iter().next().map(big).expect("a tag");
+    let answer = Rows::Pair(Some(errno), Some(BASE + tag));
+    let step = acquire.next(Answer::Rows(answer), now);
+    (acquire, step)
+}
+
+fn query<T: Debug>(step: &Step<T>) -> &Statement {
+    match step {
+        Step::Query(statement) => statement,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_node_of_a_galera_cluster_takes_none() {
+    for droppable in [false, true] {
+        let (_, step) = after_errno(droppable, 1059);
+        let Step::Done(Err(failure)) = step else {
+            panic!("{step:?}")
+        };
+        assert_eq!(failure.reason, Reason::Cluster);
+        assert_eq!(failure.aftermath, Aftermath::Clean);
+    }
+}
+
+/// What was taken without that question is not released by a statement that asks it.
+#[test]
+fn a_server_that_knows_nothing_of_clusters_is_asked_without_that_question() {
+    for droppable in [false, true] {
+        let (mut acquire, step) = after_errno(droppable, 1193);
+        let again = query(&step);
+        let text = again.sql.concat();
+        assert!(
+            text.contains("GET_LOCK(k.name, 0)") && !text.contains("wsrep_on"),
+            "{text}"
+        );
+        let mut world = World::default();
+        let (mut outcomes, _) = Server::query(&world, again);
+        let granted = outcomes.swap_remove(0);
+        world = granted.world;
+        let Step::Done(Ok(Some(hold))) = acquire.next(granted.answer, Duration::ZERO) else {
+            panic!("not granted")
+        };
+        let release = Mysql::release(hold, OUTSIDE).start(Duration::ZERO);
+        assert!(!query(&release).sql.concat().contains("wsrep_on"));
+        let (mut outcomes, _) = Server::query(&world, query(&release));
+        assert_eq!(outcomes.swap_remove(0).world.holds, [0; KEYS]);
+    }
+}
+
+#[test]
+fn an_engine_that_answers_nothing_about_it_has_no_such_locks() {
+    for (answer, reason) in [
+        (Answer::Done, Reason::Unsupported),
+        (Answer::Error(ErrorFields::default()), Reason::Lost),
+    ] {
+        let ask = ask(keys(), Some(Duration::ZERO), false);
+        let mut acquire = Mysql::acquire(&ask, OUTSIDE).expect("valid keys");
+        let now = Duration::ZERO;
+        acquire.start(now);
+        for _ in 0..3 {
+            acquire.next(Answer::Error(ErrorFields::default()), now);
+        }
+        let step = acquire.next(answer, now);
+        let Step::Done(Err(failure)) = step else {
+            panic!("{step:?}")
+        };
+        assert_eq!(failure.reason, reason);
     }
 }

@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use dlock_core::LockKey;
 use dlock_core::proto::{
-    Answer, Bind, Columns, Dialect, Hold, Postgres, Prepared, Reason, Rows, Statement, Step,
+    Aftermath, Answer, Bind, Columns, Dialect, ErrorFields, Hold, Machine, Postgres, Prepared,
+    Reason, Rows, Statement, Step,
 };
 
 use crate::walk::*;
@@ -43,7 +44,7 @@ fn big(bind: &Bind) -> i64 {
 
 /// The session does not know the statement.
 fn not_there(world: &World) -> Outcome {
-    let error = dlock_core::proto::ErrorFields::default();
+    let error = ErrorFields::default();
     fine(Answer::Error(error), world.clone())
 }
 
@@ -117,6 +118,10 @@ impl Server {
                 }
             }
             return (outcomes, !keys.is_empty());
+        }
+        if text == "SELECT pg_catalog.version()" {
+            let version = Rows::Text("PostgreSQL 17.2".into());
+            return (vec![fine(Answer::Rows(version), world.clone())], false);
         }
         if text.contains("pg_locks") {
             let key = big(&binds[1]) as usize - 1;
@@ -284,10 +289,62 @@ fn the_texts_are_the_same_for_any_number_of_keys() {
     let text = |count: i64| {
         let ask = dlock_core::proto::Ask::all((0..count).map(LockKey::from));
         let mut acquire = Postgres::acquire(&ask, OUTSIDE).expect("valid keys");
-        match dlock_core::proto::Machine::start(&mut acquire, Duration::ZERO) {
+        match Machine::start(&mut acquire, Duration::ZERO) {
             Step::Query(statement) => statement.text(),
             other => panic!("{other:?}"),
         }
     };
     assert_eq!(text(2), text(250));
+}
+
+#[test]
+fn a_standby_takes_none() {
+    for droppable in [false, true] {
+        let ask = ask(keys(), Some(Duration::ZERO), droppable);
+        let mut acquire = Postgres::acquire(&ask, OUTSIDE).expect("valid keys");
+        let step = Machine::start(&mut acquire, Duration::ZERO);
+        let Step::Query(statement) = &step else {
+            panic!("{step:?}")
+        };
+        assert!(
+            statement
+                .text()
+                .contains("WHEN pg_catalog.pg_is_in_recovery() THEN -3 ELSE")
+        );
+        let step = Machine::next(&mut acquire, number(3), Duration::ZERO);
+        let Step::Done(Err(failure)) = step else {
+            panic!("{step:?}")
+        };
+        assert_eq!(failure.reason, Reason::Standby);
+        assert_eq!(failure.aftermath, Aftermath::Clean);
+    }
+}
+
+/// YugabyteDB up to 2024 refuses a lock as if the table of locks were full.
+#[test]
+fn another_engine_has_no_such_locks() {
+    for (version, reason) in [
+        ("PostgreSQL 11.2-YB-2.20.1.0-b0", Reason::Unsupported),
+        (
+            "PostgreSQL 17.2 on x86_64-pc-linux-gnu",
+            Reason::TooManyLocks,
+        ),
+    ] {
+        let ask = ask(keys(), Some(Duration::ZERO), false);
+        let mut acquire = Postgres::acquire(&ask, OUTSIDE).expect("valid keys");
+        let now = Duration::ZERO;
+        Machine::start(&mut acquire, now);
+        let full = ErrorFields {
+            hint: true,
+            ..ErrorFields::default()
+        };
+        Machine::next(&mut acquire, Answer::Error(full), now);
+        let held = Answer::Rows(Rows::Pair(Some(0), Some(1)));
+        Machine::next(&mut acquire, held, now);
+        let step = Machine::next(&mut acquire, Answer::Rows(Rows::Text(version.into())), now);
+        let Step::Done(Err(failure)) = step else {
+            panic!("{step:?}")
+        };
+        assert_eq!(failure.reason, reason);
+    }
 }

@@ -118,14 +118,30 @@ on_postgres! {
         assert_standby(conn.advisory_lock(&key).shared().timeout(limit).acquire().await.map(drop));
         let begun = conn.advisory_lock(&key).transaction(async |_conn| Ok::<(), Error>(()));
         assert_standby(begun.await);
+        let keys = || [&key, "other"];
+        for _ in 0..2 {
+            assert_standby(conn.advisory_locks(keys()).acquire().await.map(drop));
+        }
+        assert_standby(conn.advisory_locks(keys()).try_acquire().await.map(drop));
+        let begun = conn.advisory_locks(keys()).transaction(async |_conn| Ok::<(), Error>(()));
+        assert_standby(begun.await);
+        for _ in 0..2 {
+            assert_standby(conn.advisory_semaphore(&key, 2).acquire().await.map(drop));
+        }
+        assert_standby(conn.advisory_semaphore(&key, 2).try_acquire().await.map(drop));
         let inside = conn.transaction(async |conn| {
             assert_standby(conn.advisory_xact_lock(&key).acquire().await.map(drop));
+            assert_standby(conn.advisory_xact_locks(keys()).acquire().await.map(drop));
             diesel::QueryResult::Ok(())
         });
         inside.await.expect("the transaction goes on");
         let inside = conn.transaction(async |conn| {
             let lock = conn.advisory_lock(&key).inside_transaction();
             assert_standby(lock.acquire().await.map(drop));
+            let locks = conn.advisory_locks(keys()).inside_transaction();
+            assert_standby(locks.acquire().await.map(drop));
+            let slot = conn.advisory_semaphore(&key, 2).inside_transaction();
+            assert_standby(slot.acquire().await.map(drop));
             diesel::QueryResult::Ok(())
         });
         inside.await.expect("the transaction goes on");
@@ -165,6 +181,14 @@ on_mysql! {
         assert_unsupported(conn.advisory_lock(&key).timeout(limit).acquire().await.map(drop), "Galera");
         let begun = conn.advisory_lock(&key).transaction(async |_conn| Ok::<(), Error>(()));
         assert_unsupported(begun.await, "Galera");
+        let keys = || [&key, "other"];
+        for _ in 0..2 {
+            assert_unsupported(conn.advisory_locks(keys()).acquire().await.map(drop), "Galera");
+        }
+        assert_unsupported(conn.advisory_locks(keys()).try_acquire().await.map(drop), "Galera");
+        for _ in 0..2 {
+            assert_unsupported(conn.advisory_semaphore(&key, 2).acquire().await.map(drop), "Galera");
+        }
         assert!(!is_broken(&mut conn));
 
         conn.execute_sql("SET @dlock_one_node = 1").await;
@@ -173,6 +197,12 @@ on_mysql! {
         let lock = conn.advisory_lock(&key).acquire().await.expect("a free lock");
         assert_held_by(&mut observer, &key, id);
         lock.release().await.expect("it is held");
+        assert_free(&mut observer, &key);
+        let locks = conn.advisory_locks(keys()).acquire().await.expect("free locks");
+        assert_held_by(&mut observer, &key, id);
+        locks.release().await.expect("they are held");
+        let slot = conn.advisory_semaphore(&key, 2).acquire().await.expect("a free slot");
+        slot.release().await.expect("it is held");
         assert_free(&mut observer, &key);
     }
 

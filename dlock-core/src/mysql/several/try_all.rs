@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use crate::mysql::acquire::reason;
-use crate::mysql::sql::{self, Limit, List};
+use crate::mysql::sql::{self, Cluster, Limit, List};
 use crate::mysql::tag::Tag;
 use crate::proto::{
     Abandoned, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Step, Tried, TriedEnd,
@@ -18,6 +18,10 @@ use crate::proto::{
 /// | `Count` | how many are held? | a number | those are held |
 /// | `KeepErrno` | keeps the error's number | any | `Examine` |
 /// | `Examine` | which error was it, and how many are held? | a number | those are held, and it fails |
+/// | | | none, and the server knows nothing of clusters | `Ask`, without that question |
+/// | | | an error, as to `KeepErrno` | `Silent` |
+/// | `Silent` | is the session there? | done | fails: the engine has no such locks; the session is ended |
+/// | | | an error | fails: the session is gone |
 /// | each | | the answer to an earlier question | fails, the session is ended |
 /// | each | | an error: the session is gone | fails, nothing is held |
 /// | each | | anything else | fails, the session is ended |
@@ -26,6 +30,7 @@ pub(in crate::mysql) struct TryAll {
     list: List,
     count: usize,
     droppable: bool,
+    cluster: Cluster,
     request: Tag,
     state: State,
 }
@@ -35,7 +40,13 @@ enum State {
     Ask,
     Count(Tag),
     KeepErrno(Cause),
-    Examine { cause: Cause, kept: bool, tag: Tag },
+    Examine {
+        cause: Cause,
+        kept: bool,
+        tag: Tag,
+    },
+    /// Nothing about the request was answered.
+    Silent(Cause),
 }
 
 impl TryAll {
@@ -44,9 +55,25 @@ impl TryAll {
             list,
             count,
             droppable,
+            cluster: Cluster::Checked,
             request: Tag::new(),
             state: State::Ask,
         }
+    }
+
+    /// Whether they are to be released by the statement that has taken them, which asks whether it is a cluster.
+    pub(super) fn droppable(&self) -> bool {
+        self.droppable && self.cluster == Cluster::Checked
+    }
+
+    fn ask(&mut self) -> Step<Tried> {
+        self.state = State::Ask;
+        Step::Query(sql::take_all(
+            self.request,
+            &self.list,
+            self.droppable,
+            self.cluster,
+        ))
     }
 
     /// So many are held, and the next one is taken.
@@ -91,7 +118,7 @@ impl TryAll {
     }
 
     fn examined(
-        &self,
+        &mut self,
         cause: Cause,
         kept: bool,
         errno: Option<i64>,
@@ -102,6 +129,10 @@ impl TryAll {
             false => Reason::Database,
         };
         match held.map(usize::try_from) {
+            Ok(Ok(0)) if reason == Reason::UnknownVariable && self.cluster == Cluster::Checked => {
+                self.cluster = Cluster::Unchecked;
+                self.ask()
+            }
             Ok(Ok(held)) => Step::Done(Ok(Tried {
                 held,
                 end: TriedEnd::Failed(reason.clean(cause)),
@@ -118,8 +149,7 @@ impl Machine for TryAll {
     const TIMED: bool = false;
 
     fn start(&mut self, _now: Duration) -> Step<Tried> {
-        let take = sql::take_all(self.request, &self.list, self.droppable);
-        Step::Query(take)
+        self.ask()
     }
 
     fn next(&mut self, answer: Answer, _now: Duration) -> Step<Tried> {
@@ -153,14 +183,18 @@ impl Machine for TryAll {
             (State::Examine { cause, kept, tag }, Answer::Rows(Rows::Pair(errno, number))) => {
                 self.examined(cause, kept, errno, tag.remove_place(number, self.count))
             }
-            // A session that does not even keep the number is gone. Drivers do not tell. Ended for the case that it is
-            // there and was killed each time.
             (
                 State::Examine {
                     cause, kept: false, ..
                 },
                 Answer::Error(_),
-            ) => Step::failed(Reason::Lost.broken(cause)),
+            ) => {
+                self.state = State::Silent(cause);
+                Step::Batch(sql::ARE_YOU_THERE.into())
+            }
+            (State::Silent(cause), Answer::Done) => Step::failed(Reason::Unsupported.broken(cause)),
+            // Ended for the case that it is there and was killed each time.
+            (State::Silent(cause), _) => Step::failed(Reason::Lost.broken(cause)),
             (State::Examine { cause, .. }, _) => Step::failed(Reason::Database.broken(cause)),
         }
     }

@@ -2,7 +2,7 @@
 //! of them. MySQL 8.0 and MariaDB 10.6 have JSON_TABLE, which needs no privilege.
 
 use super::super::tag::Tag;
-use super::Text;
+use super::{Cluster, Text};
 use crate::proto::{Bind, Columns, Hold, OpenTransaction, Prepared, Statement};
 
 /// Several names as one value.
@@ -64,52 +64,85 @@ macro_rules! names {
 ///
 /// What is assigned is compared with a number that it never is. MariaDB (10.11) does not evaluate `(@a := 0) IS NULL`.
 macro_rules! take_next {
-    ($taken:literal) => {
+    ($taken:literal, $check:ident) => {
         concat!(
             $taken,
-            "(NOT (GET_LOCK(k.name, 0) <=> 1) OR (@dlock_got := k.n) = 0)"
+            "(NOT (GET_LOCK(",
+            name_unless_cluster!($check),
+            ", 0) <=> 1) OR (@dlock_got := k.n) = 0)"
         )
     };
 }
 
-const TAKE_DROPPABLE: Text = &[
-    explained!("SELECT 4611686018427387904 + CAST("),
-    " AS SIGNED) + IFNULL((SELECT MIN(k.n) FROM JSON_TABLE(CONVERT(",
-    names!(" WHERE IF("),
-    ", NOT (RELEASE_LOCK(k.name) <=> 1), IF(k.n = 1, (@dlock_request := CAST(",
-    concat!(
-        " AS SIGNED)) = 0 OR (@dlock_got := 0) = 1, FALSE) OR ",
-        take_next!("@dlock_got = k.n - 1 AND "),
-        ")), 0) AS answer"
-    ),
-];
+/// On a node of a cluster it is a name that no server takes: see `unless_cluster!`.
+macro_rules! name_unless_cluster {
+    (checked) => {
+        "/*M! IF(@@wsrep_on AND @dlock_one_node IS NULL, REPEAT('-', 999), */ k.name /*M! ) */"
+    };
+    (unchecked) => {
+        "k.name"
+    };
+}
 
-fn take_droppable(tag: Tag, list: &List, release: bool) -> Statement {
+macro_rules! take_droppable {
+    ($check:ident) => {
+        &[
+            explained!("SELECT 4611686018427387904 + CAST("),
+            " AS SIGNED) + IFNULL((SELECT MIN(k.n) FROM JSON_TABLE(CONVERT(",
+            names!(" WHERE IF("),
+            ", NOT (RELEASE_LOCK(k.name) <=> 1), IF(k.n = 1, (@dlock_request := CAST(",
+            concat!(
+                " AS SIGNED)) = 0 OR (@dlock_got := 0) = 1, FALSE) OR ",
+                take_next!("@dlock_got = k.n - 1 AND ", $check),
+                ")), 0) AS answer"
+            ),
+        ]
+    };
+}
+
+macro_rules! take {
+    ($check:ident) => {
+        &[
+            explained!("SELECT k.n FROM JSON_TABLE(CONVERT("),
+            names!(" WHERE IF(k.n = 1, (@dlock_request := CAST("),
+            concat!(
+                " AS SIGNED)) = 0 OR (@dlock_got := 0) = 1, FALSE) OR ",
+                take_next!("", $check),
+                " LIMIT 1 INTO @dlock_answer"
+            ),
+        ]
+    };
+}
+
+fn take_droppable(tag: Tag, list: &List, release: bool, cluster: Cluster) -> Statement {
+    const TAKE: [Text; 2] = [take_droppable!(checked), take_droppable!(unchecked)];
     let binds = [
         tag.bind(),
         list.bind(),
         Bind::Integer(release.into()),
         tag.bind(),
     ];
-    Statement::number(Prepared::ByText, TAKE_DROPPABLE, binds)
+    Statement::number(
+        Prepared::ByText,
+        TAKE[usize::from(cluster == Cluster::Unchecked)],
+        binds,
+    )
 }
 
 /// Takes locks in their order, up to the first that is taken by others, and does not wait. Those before it are held
 /// then. [`read_place`] reads the answer.
-pub(in crate::mysql) fn take_all(tag: Tag, list: &List, droppable: bool) -> Statement {
-    const TAKE: Text = &[
-        explained!("SELECT k.n FROM JSON_TABLE(CONVERT("),
-        names!(" WHERE IF(k.n = 1, (@dlock_request := CAST("),
-        concat!(
-            " AS SIGNED)) = 0 OR (@dlock_got := 0) = 1, FALSE) OR ",
-            take_next!(""),
-            " LIMIT 1 INTO @dlock_answer"
-        ),
-    ];
+pub(in crate::mysql) fn take_all(
+    tag: Tag,
+    list: &List,
+    droppable: bool,
+    cluster: Cluster,
+) -> Statement {
+    const TAKE: [Text; 2] = [take!(checked), take!(unchecked)];
     if droppable {
-        return take_droppable(tag, list, false);
+        return take_droppable(tag, list, false, cluster);
     }
-    Statement::number(Prepared::ByText, TAKE, [list.bind(), tag.bind()]).columns(Columns::Affected)
+    let sql = TAKE[usize::from(cluster == Cluster::Unchecked)];
+    Statement::number(Prepared::ByText, sql, [list.bind(), tag.bind()]).columns(Columns::Affected)
 }
 
 /// Releases all of them.
@@ -122,7 +155,7 @@ pub(in crate::mysql) fn release_all(tag: Tag, list: &List, droppable: bool) -> S
         ),
     ];
     if droppable {
-        return take_droppable(tag, list, true);
+        return take_droppable(tag, list, true, Cluster::Checked);
     }
     Statement::number(Prepared::ByText, RELEASE, [list.bind()]).columns(Columns::Affected)
 }

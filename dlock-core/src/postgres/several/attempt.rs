@@ -4,7 +4,7 @@ use crate::postgres::fault::{Failed, Fault};
 use crate::postgres::mark::Mark;
 use crate::postgres::sql;
 use crate::proto::{
-    Abandoned, Answer, Failure, Machine, Reason, Rows, Statement, Step, Tried, TriedEnd,
+    Abandoned, Answer, Cause, Failure, Machine, Reason, Rows, Statement, Step, Tried, TriedEnd,
 };
 use crate::{Mode, PostgresKey};
 
@@ -14,11 +14,16 @@ use crate::{Mode, PostgresKey};
 /// |---|---|---|---|
 /// | `Ask` | takes them all | 1 | all are held |
 /// | | | -n | the one at that place is taken, and none is held |
+/// | | | 3: it is a standby | fails, nothing is held |
 /// | | | an error: the session is gone | fails, nothing is held |
 /// | | | anything else | `Verify` |
 /// | `Verify` | how many does the session hold? Does it know the statement? | 0, no | `Ask`, unprepared, once |
+/// | | | 0, and the table of locks is full | `Engine` |
 /// | | | 0 | fails, nothing is held |
+/// | | | an error | `Engine` |
 /// | | | anything else | fails, the session is ended |
+/// | `Engine` | what does the server call itself? | not PostgreSQL | fails: there are no such locks |
+/// | | | anything else | fails, as it would have before |
 ///
 /// If the session holds one of them after an error, it may be an outer guard's. Nobody can know.
 #[derive(Debug)]
@@ -28,7 +33,14 @@ pub(in crate::postgres) struct TryAll {
     mark: Mark,
     /// The session has forgotten the prepared statement (`DEALLOCATE ALL`).
     unprepared: bool,
-    failed: Option<Failed>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Ask,
+    Verify(Failed),
+    Engine(Failure),
 }
 
 impl TryAll {
@@ -38,7 +50,7 @@ impl TryAll {
             mode,
             mark: Mark::new(),
             unprepared: false,
-            failed: None,
+            state: State::Ask,
         }
     }
 
@@ -54,8 +66,13 @@ impl TryAll {
     }
 
     fn verify(&mut self, failed: Failed) -> Step<Tried> {
-        self.failed = Some(failed);
+        self.state = State::Verify(failed);
         Step::Query(sql::verify_all(&self.keys, self.mode, &self.statement()))
+    }
+
+    fn ask_engine(&mut self, failure: Failure) -> Step<Tried> {
+        self.state = State::Engine(failure);
+        Step::Query(sql::version())
     }
 
     fn asked(&mut self, answer: Answer) -> Step<Tried> {
@@ -68,6 +85,9 @@ impl TryAll {
                     Ok(place) if place <= count => tried(0, TriedEnd::Taken(place - 1)),
                     _ => self.verify(Failed::strange()),
                 }
+            }
+            Answer::Rows(Rows::Number(Some(sql::STANDBY))) => {
+                Step::failed(Reason::Standby.clean(Cause::default()))
             }
             Answer::Error(error) => match Fault::new(error, Failed::unlimited()) {
                 Fault::Lost(cause) => Step::failed(Failure::lost(cause)),
@@ -84,10 +104,12 @@ impl TryAll {
                 self.unprepared = true;
                 self.ask()
             }
-            Answer::Rows(Rows::Pair(Some(0), _)) => {
-                Step::failed(failed.reason().clean(failed.cause))
-            }
+            Answer::Rows(Rows::Pair(Some(0), _)) => match failed.reason().clean(failed.cause) {
+                failure if failure.reason == Reason::TooManyLocks => self.ask_engine(failure),
+                failure => Step::failed(failure),
+            },
             Answer::Error(error) if error.lost => Step::failed(Failure::lost(error.cause)),
+            Answer::Error(_) => self.ask_engine(failed.reason().broken(failed.cause)),
             _ => Step::failed(failed.reason().broken(failed.cause)),
         }
     }
@@ -103,15 +125,16 @@ impl Machine for TryAll {
     }
 
     fn next(&mut self, answer: Answer, _now: Duration) -> Step<Tried> {
-        match self.failed.take() {
-            None => self.asked(answer),
-            Some(failed) => self.verified(failed, answer),
+        match std::mem::replace(&mut self.state, State::Ask) {
+            State::Ask => self.asked(answer),
+            State::Verify(failed) => self.verified(failed, answer),
+            State::Engine(failure) => Step::failed(Failed::of_engine(failure, answer)),
         }
     }
 
     fn abandon(&self) -> Abandoned {
-        match self.failed {
-            None => {
+        match self.state {
+            State::Ask => {
                 let mark = self.mark.number();
                 let release = sql::release_all_if_granted(&self.keys, self.mode, mark);
                 Abandoned {
@@ -119,7 +142,7 @@ impl Machine for TryAll {
                     ..Abandoned::broken()
                 }
             }
-            Some(_) => Abandoned::broken(),
+            State::Verify(_) | State::Engine(_) => Abandoned::broken(),
         }
     }
 }

@@ -29,6 +29,9 @@ use crate::proto::{
 /// | `Probe` | was it `statement_timeout`? Are there such locks? | 2: it was | `BeginAgain` |
 /// | | | 1: there are | fails: it was a cancel |
 /// | | | an error | fails: there are no such locks |
+/// | | | an error: the table of locks is full | `Engine` |
+/// | `Engine` | what does the server call itself? | not PostgreSQL | fails: there are no such locks |
+/// | | | anything else | fails: the table of locks is full |
 /// | `BeginAgain` | BEGIN | done | `Each` |
 /// | `Each` | [`Several`], as the transaction's | granted | granted |
 /// | | | gives up, or fails | `RollBack`, gives up or fails |
@@ -50,9 +53,14 @@ pub(in crate::postgres) struct BeginSeveral {
 #[derive(Debug)]
 enum State {
     Start,
-    Begin { millis: u32, sent: Duration },
+    Begin {
+        millis: u32,
+        sent: Duration,
+    },
     RollBack(Then),
     Probe(Failed),
+    /// What fails, unless it is another engine than PostgreSQL.
+    Engine(Failure),
     BeginAgain,
     Each(Box<Several<TransactionSteps>>),
     Session(Box<Several<SessionSteps>>),
@@ -138,8 +146,16 @@ impl BeginSeveral {
                 Step::Query(probe)
             }
             Then::GiveUp => Step::Done(Ok(None)),
-            Then::Fail(failure) => Step::failed(failure),
+            Then::Fail(failure) => self.fail(failure),
         }
+    }
+
+    fn fail(&mut self, failure: Failure) -> Begun {
+        if failure.reason != Reason::TooManyLocks {
+            return Step::failed(failure);
+        }
+        self.state = State::Engine(failure);
+        Step::Query(sql::version())
     }
 
     fn begin_again(&mut self) -> Begun {
@@ -216,7 +232,8 @@ impl Machine for BeginSeveral {
             (State::Probe(failed), Answer::Rows(_)) => {
                 Step::failed(Reason::Interrupted.clean(failed.cause))
             }
-            (State::Probe(failed), answer) => Step::failed(failed.probed(answer)),
+            (State::Probe(failed), answer) => self.fail(failed.probed(answer)),
+            (State::Engine(failure), answer) => Step::failed(Failed::of_engine(failure, answer)),
             (State::BeginAgain, Answer::Done) => self.each(now),
             (State::Each(mut several), answer) => {
                 let step = several.next(answer, now);
@@ -237,7 +254,7 @@ impl Machine for BeginSeveral {
         let (broken, cancel) = match &self.state {
             State::Start => return Abandoned::default(),
             State::Session(several) => return several.abandon(),
-            State::Probe(_) => return Abandoned::broken(),
+            State::Probe(_) | State::Engine(_) => return Abandoned::broken(),
             State::RollBack(_) => (false, false),
             State::Begin { millis, .. } => (true, *millis > 0),
             State::Each(several) => (true, several.abandon().cancel),

@@ -59,7 +59,7 @@ impl Steps for InsideSteps {
         AcquireInside::new(key, self.keys.mode, wait, self.session, self.droppable)
     }
 
-    fn hold(&self, _index: usize) -> Hold<PostgresKey> {
+    fn hold(&self, _index: usize, _tried: &NoTry) -> Hold<PostgresKey> {
         unreachable!("BUG: they are taken one by one")
     }
 

@@ -6,6 +6,8 @@ use crate::proto::{Bind, Columns, Prepared, Statement};
 
 /// The answer of [`take_slot`]: no slot is free, or others wait for one.
 pub(in crate::postgres) const NO_SLOT: i64 = -1;
+/// The answer of [`take_slot`] on a standby, whose locks are its own. Nothing was asked for.
+pub(in crate::postgres) const NO_SLOT_ON_STANDBY: i64 = -3;
 
 /// Leaves in the session which slot this request was granted. The marks are left only together with the lock.
 macro_rules! marked {
@@ -67,7 +69,7 @@ macro_rules! own {
     };
 }
 
-/// Takes a free slot without waiting: its number, or [`NO_SLOT`].
+/// Takes a free slot without waiting: its number, [`NO_SLOT`] or [`NO_SLOT_ON_STANDBY`].
 ///
 /// While others wait at the gate there is no free slot for a newcomer. To find out, it shares the gate for a moment,
 /// which a waiting session does not let it. But a session that has a slot already gets that one once more, since the
@@ -78,7 +80,7 @@ macro_rules! own {
 fn take_or_release(mark: i64, key: i64, permits: u32) -> Statement {
     const SQL: [&str; 4] = [
         concat!(
-            "SELECT (CASE WHEN pg_catalog.int8eq($1, 0) THEN 0 \
+            "SELECT (CASE WHEN pg_catalog.int8eq($1, 0) THEN 0 WHEN pg_catalog.pg_is_in_recovery() THEN -3 \
              WHEN NOT pg_catalog.pg_try_advisory_lock_shared($2) THEN coalesce((SELECT o.slot FROM (SELECT \
              pg_catalog.int8mi(pg_catalog.int8mi(pg_catalog.int8or(pg_catalog.int8shl(l.classid::bigint, 32), \
              l.objid::bigint), $2), 1) AS slot FROM pg_catalog.pg_locks l WHERE ",

@@ -1,6 +1,7 @@
 //! Statements about several locks. The keys are one bind, or one constant in a message, so that there is one text for
 //! any number of them.
 
+use super::message::IS_STANDBY;
 use super::parts::{Scope, hold_mode, shared};
 use super::unread;
 use crate::proto::{Bind, Columns, OpenTransaction, Prepared, Statement};
@@ -98,7 +99,7 @@ macro_rules! take_all {
             keys!(),
             " WHERE NOT ",
             call!("pg_advisory_unlock", $mode, ""),
-            ") ELSE (SELECT k.n FROM ",
+            ") WHEN pg_catalog.pg_is_in_recovery() THEN -3 ELSE (SELECT k.n FROM ",
             keys!(),
             " WHERE NOT ",
             call!("pg_try_advisory_xact_lock", $mode, ""),
@@ -115,8 +116,8 @@ macro_rules! take_all {
 }
 
 /// Takes all of the session's locks, or none, and does not wait: no row, which stands for 1, or the place of the first
-/// that is taken, as a negative number. If it succeeds it leaves the mark in the session. With 0 for the mark it
-/// releases them: no row, or the place of the first that was not held.
+/// that is taken, as a negative number; or [`STANDBY`](super::STANDBY). If it succeeds it leaves the mark in the
+/// session. With 0 for the mark it releases them: no row, or the place of the first that was not held.
 ///
 /// - All are taken as the transaction's first, in their order, up to the first that is not free. An error or a cancel
 ///   undoes that.
@@ -308,7 +309,7 @@ fn take_in_transaction(keys: &[PostgresKey], mode: Mode, millis: u32) -> String 
 pub(in crate::postgres) fn begin_all(keys: &[PostgresKey], mode: Mode, millis: u32) -> String {
     let take = take_in_transaction(keys, mode, millis);
     format!(
-        "BEGIN; SELECT CASE WHEN \
+        "BEGIN; SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN {IS_STANDBY}::pg_catalog.text WHEN \
          pg_catalog.textne(pg_catalog.current_setting('transaction_isolation'), 'read committed') \
          THEN pg_catalog.current_setting('transaction_isolation')::pg_catalog.json::pg_catalog.text ELSE {take} END"
     )

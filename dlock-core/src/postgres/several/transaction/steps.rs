@@ -26,6 +26,13 @@ impl TransactionSteps {
     ) -> Several<Self> {
         Several::new(Self { keys, session }, wait)
     }
+
+    fn named(&self, index: usize) -> Hold<PostgresKey> {
+        Hold {
+            name: Some(Box::new(self.keys.name(index).clone())),
+            ..Hold::new(self.keys.get(index), self.keys.mode, Depth::None, false)
+        }
+    }
 }
 
 impl Steps for TransactionSteps {
@@ -50,20 +57,16 @@ impl Steps for TransactionSteps {
     }
 
     fn wait(&self, index: usize, wait: Wait) -> AsHold {
-        let hold = || self.hold(index);
         let (key, mode) = (self.keys.get(index), self.keys.mode);
         let acquire = AcquireInTransaction::new(key, mode, wait, self.session);
         AsHold {
             acquire,
-            hold: Some(hold()),
+            hold: Some(self.named(index)),
         }
     }
 
-    fn hold(&self, index: usize) -> Hold<PostgresKey> {
-        Hold {
-            name: Some(Box::new(self.keys.name(index).clone())),
-            ..Hold::new(self.keys.get(index), self.keys.mode, Depth::None, false)
-        }
+    fn hold(&self, index: usize, _tried: &TryInTransaction) -> Hold<PostgresKey> {
+        self.named(index)
     }
 
     fn give_back(&self, _holds: Vec<Hold<PostgresKey>>) -> Nothing {
