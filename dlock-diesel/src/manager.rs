@@ -1,6 +1,7 @@
 pub mod desk;
 mod guard;
 mod lock;
+mod slot;
 mod worker;
 
 use std::error::Error as StdError;
@@ -76,7 +77,8 @@ impl<C: LockConnection + 'static> fmt::Debug for LockManager<C> {
 impl<C: LockConnection + 'static> LockManager<C> {
     /// A manager that opens its connections with `open`, when it needs them.
     ///
-    /// Its sessions are its own: it sets their idle limit, and closes them as it likes. Do not take them from a pool.
+    /// Its sessions are its own: it sets their idle limit, and closes them as it likes. So do not take them from a
+    /// pool.
     ///
     /// # Examples
     ///

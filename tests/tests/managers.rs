@@ -153,8 +153,9 @@ fn hold<C: Lockable>(url: &str) {
         .lease(Duration::from_secs(1))
         .build();
     let held = locks.lock(key).acquire().expect("a free lock");
-    println!("\nheld");
+    // Before the parent knows, who stops it at once.
     let mut last = now();
+    println!("\nheld");
     loop {
         let looked = now();
         if held.is_lost() {

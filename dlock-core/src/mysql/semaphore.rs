@@ -16,6 +16,7 @@ use crate::proto::{
 /// |---|---|---|---|
 /// | `Try` | one statement that tries all slots | a slot | granted |
 /// | | | none | `Wait`; `Sleep` (polling), or gives up |
+/// | | | it is a node of a cluster | fails, nothing is held |
 /// | `Wait` | one statement that waits at the gate, then looks for a slot | a slot | granted |
 /// | | | none | `Wait` for what is left of the limit, or gives up |
 /// | | | killed | fails, nothing is held |
@@ -166,6 +167,7 @@ impl AcquireSlot {
             (Err(out_of_step), _) => Step::failed(out_of_step),
             (Ok(sql::GRANTED), Some(slot)) => self.granted(slot as u32),
             (Ok(sql::TAKEN), _) => self.taken(request, now),
+            (Ok(slot_sql::CLUSTER), _) => Step::failed(Reason::Cluster.clean(Cause::default())),
             (Ok(sql::KILLED), _) => Step::failed(Reason::Interrupted.clean(Cause::default())),
             (Ok(_), _) => self.give_back(request, Some(Reason::Database), Cause::default()),
         }

@@ -20,13 +20,20 @@ macro_rules! rows {
     };
 }
 
-/// On a node of a cluster the name begins so that no server takes it: see `unless_cluster!`.
-macro_rules! unless_cluster {
-    (checked) => {
-        "/*M! IF(@@wsrep_on AND @dlock_one_node IS NULL, REPEAT('-', 999), ''), */ "
+/// One value on a node of a Galera cluster, which has locks of its own, and otherwise another. An error would not do:
+/// the statement has begun to answer then, and libmariadb (3.3) hangs when it executes it again.
+macro_rules! if_cluster {
+    ($then:literal, $otherwise:expr, checked) => {
+        concat!(
+            "/*M! IF(@@wsrep_on AND @dlock_one_node IS NULL, ",
+            $then,
+            ", */ ",
+            $otherwise,
+            " /*M! ) */"
+        )
     };
-    (unchecked) => {
-        ""
+    ($then:literal, $otherwise:expr, unchecked) => {
+        $otherwise
     };
 }
 
@@ -34,23 +41,29 @@ macro_rules! take_or_release {
     ($check:ident) => {
         &[
             explained!("SELECT CAST(MAX(t.slot) AS SIGNED) AS slot, 4611686018427387904 + CAST("),
-            " AS SIGNED) + IFNULL(MAX(t.done), 0) AS answer FROM (SELECT \
-             (s.n + CONNECTION_ID()) MOD p.permits AS slot, \
-             IF(p.to_release, IFNULL(RELEASE_LOCK(p.base), 0), 1) AS done \
-             FROM (SELECT CAST(",
+            concat!(
+                " AS SIGNED) + IFNULL(MAX(t.done), ",
+                if_cluster!("3", "0", $check),
+                ") AS answer FROM (SELECT (s.n + CONNECTION_ID()) MOD p.permits AS slot, \
+                 IF(p.to_release, IFNULL(RELEASE_LOCK(p.base), 0), 1) AS done FROM (SELECT CAST("
+            ),
             " AS SIGNED) AS tag, CAST(",
             " AS SIGNED) AS to_release, CONVERT(",
             " USING utf8mb4) AS base, CAST(",
             concat!(
                 " AS SIGNED) AS permits) p STRAIGHT_JOIN ",
                 rows!("p.permits"),
-                " s WHERE IF(p.to_release, 1, IF(IF(IS_FREE_LOCK(CONCAT(",
-                unless_cluster!($check),
-                "p.base, ':gate')), 1, \
-                 IS_USED_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits)) <=> CONNECTION_ID()) AND \
-                 GET_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits), 0) = 1, (@dlock_gate := 0) + \
-                 (@dlock_slot := (s.n + CONNECTION_ID()) MOD p.permits) + ((@dlock_base := p.base) IS NULL) + \
-                 (@dlock_request := p.tag) IS NOT NULL, 0)) LIMIT 1) t"
+                " s WHERE IF(p.to_release, 1, ",
+                if_cluster!(
+                    "0",
+                    "IF(IF(IS_FREE_LOCK(CONCAT(p.base, ':gate')), 1, \
+                     IS_USED_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits)) <=> CONNECTION_ID()) AND \
+                     GET_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits), 0) = 1, (@dlock_gate := 0) + \
+                     (@dlock_slot := (s.n + CONNECTION_ID()) MOD p.permits) + ((@dlock_base := p.base) IS NULL) + \
+                     (@dlock_request := p.tag) IS NOT NULL, 0)",
+                    $check
+                ),
+                ") LIMIT 1) t"
             ),
         ]
     };
@@ -84,7 +97,10 @@ fn take_or_release(
     Statement::number(prepared, sql, binds).columns(Columns::Pair)
 }
 
-/// Takes a free slot without waiting: its number, and 1 or 0 behind the tag.
+/// The answer of [`take_slot`] on a node of a cluster.
+pub(super) const CLUSTER: i64 = 3;
+
+/// Takes a free slot without waiting: its number, and 1, 0 or [`CLUSTER`] behind the tag.
 pub(super) fn take_slot(tag: Tag, base: &str, permits: u32, cluster: Cluster) -> Statement {
     take_or_release(tag, false, base, permits, cluster)
 }

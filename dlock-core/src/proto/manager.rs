@@ -45,7 +45,7 @@ use super::{Aftermath, Failure, Reason};
 /// | has a hold that nobody uses | the next request wants the same, and the hold has turns left | that request has it |
 /// | | otherwise | releases it, and asks again behind the others in the server's queue |
 /// | has a shared hold | the next request is a reader, and the hold has turns left | both share it |
-/// | | the turns are used up | asks on another connection: refused while a writer waits. Then readers move there |
+/// | | the turns are used up | asks on another connection, and the readers move there: a waiting writer comes first |
 ///
 /// # Connections
 ///

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use dlock_core::LockKey;
 use dlock_core::proto::manager::{News, Ticket};
@@ -99,7 +100,11 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
     ///
     /// Nothing happens if it is dropped.
     pub async fn lost(&self) {
-        poll_fn(|cx| self.slot.poll_ended(cx.waker()).map(drop)).await;
+        poll_fn(|cx| self.poll_lost(cx.waker())).await;
+    }
+
+    pub(super) fn poll_lost(&self, waker: &Waker) -> Poll<()> {
+        self.slot.poll_ended(waker).map(drop)
     }
 
     /// Gives the lock back, and waits until the server has released it or another task of this process has it.

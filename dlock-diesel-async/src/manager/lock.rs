@@ -223,8 +223,9 @@ where
 {
     let held = lock.acquire().await.map_err(DieselError::from)?;
     let result = {
-        let (mut lost, mut body) = (pin!(held.lost()), pin!(f(&held)));
-        poll_fn(|cx| match lost.as_mut().poll(cx) {
+        let mut body = pin!(f(&held));
+        // The loss comes first: the body does not go on after it.
+        poll_fn(|cx| match held.poll_lost(cx.waker()) {
             Poll::Ready(()) => Poll::Ready(Err(DieselError::from(desk::lost(held.key())).into())),
             Poll::Pending => body.as_mut().poll(cx),
         })

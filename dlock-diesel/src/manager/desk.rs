@@ -4,9 +4,8 @@
 mod errors;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use dlock_core::proto::manager::{
@@ -14,8 +13,9 @@ use dlock_core::proto::manager::{
 };
 use dlock_core::{LockKey, Mode};
 
-pub use errors::{error, gone, lost, not_opened};
-
+pub use self::errors::{error, gone, lost, not_opened};
+use super::slot::Awake;
+pub use super::slot::{Callback, Slot};
 use crate::Error;
 
 /// How many connections a manager has, unless set.
@@ -195,114 +195,6 @@ impl Inner {
             Some(wakes_at) if wakes_at <= at => None,
             _ => self.timer.take(),
         }
-    }
-}
-
-/// Where the news of a request arrive.
-#[derive(Default)]
-pub struct Slot {
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    phase: Phase,
-    wakers: Vec<Waker>,
-    when_lost: Vec<Callback>,
-}
-
-/// Called when a lock is lost.
-pub type Callback = Box<dyn FnOnce() + Send>;
-
-#[derive(Clone, Debug, Default, PartialEq)]
-enum Phase {
-    #[default]
-    Waiting,
-    Held,
-    Ended(News),
-}
-
-/// Who is to be woken.
-#[derive(Default)]
-struct Awake {
-    wakers: Vec<Waker>,
-    callbacks: Vec<Callback>,
-}
-
-impl Awake {
-    fn wake(self) {
-        self.wakers.into_iter().for_each(Waker::wake);
-        self.callbacks.into_iter().for_each(|callback| callback());
-    }
-}
-
-impl Slot {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn put(&self, news: News, awake: &mut Awake) {
-        let mut state = self.lock();
-        if news == News::Lost {
-            awake.callbacks.append(&mut state.when_lost);
-        }
-        state.phase = match news {
-            News::Granted => Phase::Held,
-            news => Phase::Ended(news),
-        };
-        awake.wakers.append(&mut state.wakers);
-    }
-
-    /// Ready when the lock is held, or the request has ended.
-    pub fn poll_held(&self, waker: &Waker) -> Poll<Result<(), News>> {
-        let mut state = self.lock();
-        match &state.phase {
-            Phase::Waiting => state.wait(waker),
-            Phase::Held => Poll::Ready(Ok(())),
-            Phase::Ended(news) => Poll::Ready(Err(news.clone())),
-        }
-    }
-
-    /// Ready when the request has ended.
-    pub fn poll_ended(&self, waker: &Waker) -> Poll<News> {
-        let mut state = self.lock();
-        match &state.phase {
-            Phase::Ended(news) => Poll::Ready(news.clone()),
-            _ => state.wait(waker),
-        }
-    }
-
-    /// Whether the loss was told.
-    pub fn is_lost(&self) -> bool {
-        self.lock().phase == Phase::Ended(News::Lost)
-    }
-
-    /// Calls it when the lock is lost, at once if it is.
-    pub fn when_lost(&self, callback: Callback) {
-        let mut state = self.lock();
-        match state.phase {
-            Phase::Ended(News::Lost) => {
-                drop(state);
-                callback();
-            }
-            Phase::Ended(_) => {}
-            _ => state.when_lost.push(callback),
-        }
-    }
-}
-
-impl State {
-    fn wait<T>(&mut self, waker: &Waker) -> Poll<T> {
-        if !self.wakers.iter().any(|other| other.will_wake(waker)) {
-            self.wakers.push(waker.clone());
-        }
-        Poll::Pending
-    }
-}
-
-impl fmt::Debug for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot").finish_non_exhaustive()
     }
 }
 

@@ -201,6 +201,8 @@ on_every_network_server! {
         let proxy = Proxy::start(server);
         let locks = manager::<C>(proxy.url()).build();
         let key = unique_key("dies");
+        // The connection is open when the wait begins, and waits: it holds nothing.
+        locks.lock(unique_key("first")).acquire().await.expect("a free lock").release().await.expect("a release");
         let mut other = C::open(server).await;
         let held = other.advisory_lock(&key).acquire().await.expect("a free lock");
         let waiters: Vec<_> = (0..3)
@@ -209,7 +211,6 @@ on_every_network_server! {
                 start(async move || locks.lock(&key).acquire().await.map(drop))
             })
             .collect();
-        wait_for("the manager to connect", || proxy.open() > 0);
         pause(Duration::from_millis(200)).await;
         let connections = proxy.connections();
         proxy.cut();
@@ -368,8 +369,9 @@ on_every_network_server! {
         }
         let turns: Vec<_> = turns.iter().map(|turns| AtomicU64::load(turns, Ordering::SeqCst)).collect();
         eprintln!("{server}: {turns:?}");
-        let share = turns[0] as f64 / (turns[0] + turns[1]) as f64;
-        assert!((0.25..0.75).contains(&share), "{turns:?}");
+        // How fair it is where processors are free, the simulation shows.
+        let few = turns.iter().min().expect("two managers");
+        assert!(*few > 50 * 64, "{turns:?}");
     }
 }
 
