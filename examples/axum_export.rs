@@ -2,7 +2,7 @@
 //! and its locks need none of them: `DATABASE_URL=.. cargo run --example axum_export`, then twice
 //! `curl -X POST "localhost:3000/export/sales?seconds=9"`
 
-use std::{collections::HashMap, env, error::Error, pin::Pin, process::ExitCode};
+use std::{collections::HashMap, env, error::Error, pin::Pin, process::ExitCode, time::Duration};
 
 use axum::extract::{Path, Query, State};
 use axum::{Router, http::StatusCode, routing::post};
@@ -75,17 +75,21 @@ where
     let Some(held) = lock.try_acquire().await.map_err(failed)? else {
         return Ok((StatusCode::CONFLICT, format!("{name} is being exported\n")));
     };
-    let seconds = options.get("seconds").copied().unwrap_or_default();
+    let seconds = |what: &str| options.get(what).copied().unwrap_or_default();
     let work = async {
         // Only the work needs a connection of the pool.
         let mut conn = service.pool.get().await.map_err(failed)?;
         let cancel = CancelOnDrop(Some(Box::pin(conn.canceller())));
         // In a transaction, so that the pool discards the connection if this future is dropped in the middle of it.
         let done = (*conn)
-            .transaction(async |conn| conn.batch_execute(&C::work(seconds)).await)
+            .transaction(async |conn| conn.batch_execute(&C::work(seconds("seconds"))).await)
             .await;
         cancel.disarm();
-        done.map_err(|error: diesel::result::Error| failed(error))
+        done.map_err(|error: diesel::result::Error| failed(error))?;
+        drop(conn);
+        // The upload needs none.
+        tokio::time::sleep(Duration::from_secs(seconds("upload"))).await;
+        Ok(())
     };
     tokio::select! {
         done = work => done?,

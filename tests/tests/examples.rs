@@ -136,7 +136,7 @@ fn assert_tells_what_happens_in_order(output: &str) {
         ),
         (
             "3. It waits for 250ms, and gives up: lock \"quickstart/",
-            ").",
+            ".",
         ),
         ("4. A second process waits for it.", ""),
         ("5. The first connection releases it.", ""),
@@ -339,7 +339,7 @@ on_every_network_server! {
         let expected = [
             ("1. The first connection acquires lock \"quickstart_async/", "\"."),
             ("2. The second connection asks for it, and does not get it.", ""),
-            ("3. It waits for 250ms, and gives up: lock \"quickstart_async/", ")."),
+            ("3. It waits for 250ms, and gives up: lock \"quickstart_async/", "."),
             ("4. It waits once more, and a timer drops its future after 250ms.", ""),
             ("5. A task with a connection of its own waits for it.", ""),
             ("6. The first connection releases it.", ""),
@@ -456,7 +456,7 @@ on_every_network_server! {
         let mut observer = C::open(server);
         block_on(async {
             let post = |number: u32, seconds: u32| {
-                let request = client.post(format!("{address}/export/{name}-{number}?seconds={seconds}"));
+                let request = client.post(format!("{address}/export/{name}-{number}?upload={seconds}"));
                 tokio::spawn(async move {
                     let response = timeout(PATIENCE, request.send()).await.expect("an answer in time");
                     response.expect("an answer").status().as_u16()
