@@ -4,9 +4,9 @@ use diesel::result::Error as DieselError;
 use dlock_core::proto::Ask;
 use tokio::runtime::Handle;
 
-use crate::AdvisoryLock;
 use crate::backend::{AsyncFunc, Cancel, LockConnection};
 use crate::run::spawn;
+use crate::{AdvisoryLock, AdvisoryLockGuard};
 
 /// What cancels the statement that runs on a connection, if the body that sent it is dropped.
 pub(crate) struct OnDrop {
@@ -47,7 +47,18 @@ where
     let lock = AdvisoryLock::asking(conn, ask, cancel);
     let mut guard = lock.acquire_for_body().await.map_err(DieselError::from)?;
     let result = f(&mut *guard).await;
-    // An error of the release does not hide one of `f`.
+    release_after(guard, result).await
+}
+
+/// Releases the lock when the body has ended. An error of the release does not hide one of the body.
+pub(crate) async fn release_after<C, T, E>(
+    mut guard: AdvisoryLockGuard<&mut C>,
+    result: Result<T, E>,
+) -> Result<T, E>
+where
+    C: LockConnection,
+    E: From<DieselError>,
+{
     match (result, guard.undo().await) {
         (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
         (result, _) => result,

@@ -7,8 +7,9 @@ use dlock_core::proto::{Ask, Dialect, Hold};
 use dlock_core::{Holder, LockKey};
 
 use crate::backend::{AsyncFunc, BoxFuture, Cancel, DialectOf, KeyOf, LockConnection};
-use crate::run::{self, refused, run};
-use crate::{AdvisorySemaphoreGuard, Error, transaction};
+use crate::body::{self, OnDrop};
+use crate::run::{self, refused, run_within};
+use crate::{AdvisoryLockGuard, AdvisorySemaphoreGuard, Error, transaction};
 
 /// A semaphore that is not held yet, and how to ask for it: the async form of [`dlock_diesel::AdvisorySemaphore`],
 /// whose page says what its slots are, what happens with different numbers of permits, and who is next.
@@ -160,7 +161,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     /// That of [`AdvisoryLock::acquire`](crate::AdvisoryLock::acquire): no slot stays behind, and the gate is free for
     /// others when the statement has ended or the connection is closed.
     pub async fn acquire(mut self) -> Result<AdvisorySemaphoreGuard<M>, Error> {
-        let hold = acquire(&mut *self.conn, &self.ask, self.permits, self.cancel.take()).await?;
+        let hold = acquire(&mut *self.conn, &self.ask, self.permits, &mut self.cancel).await?;
         let hold = hold.expect("BUG: a limit that passes is an error");
         Ok(self.guard(hold))
     }
@@ -197,7 +198,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
         mut self,
     ) -> Result<Result<AdvisorySemaphoreGuard<M>, M>, Error> {
         self.ask = self.ask.as_try();
-        let hold = acquire(&mut *self.conn, &self.ask, self.permits, self.cancel.take()).await?;
+        let hold = acquire(&mut *self.conn, &self.ask, self.permits, &mut self.cancel).await?;
         Ok(match hold {
             Some(hold) => Ok(self.guard(hold)),
             None => Err(self.conn),
@@ -293,7 +294,7 @@ async fn run_on<'a, C, F, T, E>(
     conn: &mut C,
     ask: Ask,
     permits: u32,
-    cancel: Option<Cancel>,
+    mut cancel: Option<Cancel>,
     in_transaction: bool,
     f: F,
 ) -> Result<T, E>
@@ -306,13 +307,12 @@ where
     T: Send + 'a,
     E: From<DieselError> + Send + 'a,
 {
-    let semaphore = AdvisorySemaphore {
-        conn,
-        ask,
-        permits,
-        cancel,
-    };
-    let mut guard = semaphore.acquire().await.map_err(DieselError::from)?;
+    let hold = acquire(conn, &ask, permits, &mut cancel)
+        .await
+        .map_err(DieselError::from)?;
+    let hold = hold.expect("BUG: a limit that passes is an error");
+    let mut guard = AdvisoryLockGuard::new(conn, ask, hold);
+    guard.cancel = cancel.map(OnDrop::new);
     let result = match in_transaction {
         true => {
             let key = guard.key().clone();
@@ -320,23 +320,19 @@ where
         }
         false => f(&mut *guard).await,
     };
-    // An error of the release does not hide one of `f`.
-    match (result, guard.undo().await) {
-        (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
-        (result, _) => result,
-    }
+    body::release_after(guard, result).await
 }
 
 async fn acquire<C: LockConnection>(
     conn: &mut C,
     ask: &Ask,
     permits: u32,
-    cancel: Option<Cancel>,
+    cancel: &mut Option<Cancel>,
 ) -> Result<Option<Hold<KeyOf<C>>>, Error> {
     let session = run::session(conn, &ask.key)?;
     let machine = DialectOf::<C>::acquire_slot(ask, permits, session)
         .map_err(|failure| refused(failure, &ask.key))?;
-    run(conn, machine, &ask.key, cancel).await
+    run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
 }
 
 pub(crate) async fn holders<C: LockConnection>(

@@ -111,10 +111,6 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     pub async fn release(self) -> Result<M, Error> {
         self.guard.release().await
     }
-
-    pub(crate) async fn undo(&mut self) -> Result<(), Error> {
-        self.guard.undo().await
-    }
 }
 
 impl<M: DerefMut<Target: LockConnection>> Deref for AdvisorySemaphoreGuard<M> {

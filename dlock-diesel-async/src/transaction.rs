@@ -11,7 +11,7 @@ use dlock_core::proto::{Ask, Depth, TransactionDialect};
 use dlock_diesel::{TransactionLocks, shared};
 
 use crate::backend::{AsyncFunc, AsyncLockBackend, Cancel, DialectOf, LockConnection};
-use crate::body::OnDrop;
+use crate::body::{self, OnDrop};
 use crate::run::{self, refused, run_within};
 use crate::{AdvisoryLock, Error, session};
 
@@ -184,11 +184,7 @@ where
     let mut guard = lock.acquire_for_body().await.map_err(DieselError::from)?;
     let key = guard.key().clone();
     let result = under_lock(&mut *guard, &key, immediate, f).await;
-    // An error of the release does not hide one of the transaction.
-    match (result, guard.undo().await) {
-        (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
-        (result, _) => result,
-    }
+    body::release_after(guard, result).await
 }
 
 /// Runs `f` in a transaction of a session that holds the lock.

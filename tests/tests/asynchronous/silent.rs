@@ -65,6 +65,32 @@ on_every_network_server_async! {
         }
     }
 
+    async fn a_limited_wait_for_a_permit_ends_although_the_network_is_silent<C: LockTest>(server: &Server) {
+        for way in 0..4 {
+            let key = unique_key("silent_permit");
+            let proxy = Proxy::start(server);
+            let mut conn = C::open_url(proxy.url()).await;
+            proxy.pause();
+            let permit = conn.advisory_semaphore(&key, 1);
+            let ended = async {
+                match way {
+                    0 => permit.timeout(SHORT).acquire().await.map(drop),
+                    1 => permit.try_acquire().await.map(drop),
+                    2 => permit.timeout(SHORT).run(async |_conn| Ok::<(), Error>(())).await,
+                    _ => permit.timeout(SHORT).transaction(async |_conn| Ok::<(), Error>(())).await,
+                }
+            };
+            let ended = timeout(PATIENCE, ended).await.expect("it ends by itself");
+            assert_silent(ended, &key);
+            assert!(is_broken(&mut conn), "a pool would hand it out again");
+            drop(conn);
+            proxy.cut();
+            let mut conn = C::open(server).await;
+            let permit = conn.advisory_semaphore(&key, 1).timeout(PATIENCE).acquire().await;
+            permit.expect("the slot is free").release().await.expect("it is held");
+        }
+    }
+
     async fn an_outer_guard_keeps_its_lock_when_an_inner_wait_ends_in_silence<C: LockTest>(server: &Server) {
         let (outer, inner) = (unique_key("silent_outer"), unique_key("silent_inner"));
         let proxy = Proxy::start(server);
