@@ -5,15 +5,17 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
-use preset::Preset;
-
+mod invalid;
 mod mapping;
+mod postgres_key;
 mod preset;
 mod presets;
 mod semaphore;
 
-pub(crate) use semaphore::SemaphoreLock;
+pub use invalid::InvalidKey;
+pub use postgres_key::PostgresKey;
 
 /// The name of a lock.
 ///
@@ -93,6 +95,43 @@ enum Leaf {
     Preset(&'static Preset, Box<LockKey>),
     /// One of the locks of the semaphore with this key.
     Semaphore(Box<LockKey>, SemaphoreLock),
+}
+
+/// One of the locks of a semaphore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum SemaphoreLock {
+    /// Waiting sessions queue for it, and the one that has it looks for a free slot.
+    Gate,
+    /// Its holder is inside.
+    Slot(u32),
+}
+
+/// How another library maps a key to one server.
+///
+/// The error is what is wrong with the key: the end of a sentence that starts with "lock key ..".
+type Map<T> = fn(&LockKey) -> Result<T, &'static str>;
+
+/// How another library maps a key. `None` means that the library has no locks on that server. SQLite has no function
+/// here: dlock's locks for SQLite are its own invention, so no other library can share them.
+struct Preset {
+    /// The library's name, which also tells presets apart.
+    name: &'static str,
+    postgres: Option<Map<PostgresKey>>,
+    mysql: Option<Map<String>>,
+}
+
+impl PartialEq for Preset {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Preset {}
+
+impl Hash for Preset {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
 }
 
 impl LockKey {
@@ -267,72 +306,6 @@ impl fmt::Display for LockKey {
 impl fmt::Debug for LockKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "LockKey({self})")
-    }
-}
-
-/// A [`LockKey`] in the form that PostgreSQL's advisory lock functions accept: one number or two.
-///
-/// The two forms never meet: `pg_advisory_lock(1)` and `pg_advisory_lock(0, 1)` are different locks.
-///
-/// # Examples
-///
-/// ```
-/// use dlock_core::{LockKey, PostgresKey};
-///
-/// let sql = match LockKey::from((1, 2)).to_postgres()? {
-///     PostgresKey::BigInt(key) => format!("SELECT pg_advisory_lock({key})"),
-///     PostgresKey::Pair(first, second) => format!("SELECT pg_advisory_lock({first}, {second})"),
-/// };
-/// assert_eq!(sql, "SELECT pg_advisory_lock(1, 2)");
-/// # Ok::<(), dlock_core::InvalidKey>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PostgresKey {
-    /// One `bigint`.
-    BigInt(i64),
-    /// Two `integer`s.
-    Pair(i32, i32),
-}
-
-/// The error for a [`LockKey`] that cannot be a lock on the server.
-///
-/// dlock returns it before it sends anything. The message names the key, the problem and the remedy.
-///
-/// # Examples
-///
-/// ```
-/// use dlock_core::LockKey;
-///
-/// let error = LockKey::namespaced("billing", "").to_postgres().unwrap_err();
-/// assert_eq!(
-///     error.to_string(),
-///     concat!(
-///         r#"lock key "billing"/"" is empty, which nearly always is a missing setting: "#,
-///         "name what is locked in at least one character"
-///     )
-/// );
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("lock key {key} {problem}")]
-#[non_exhaustive]
-pub struct InvalidKey {
-    key: LockKey,
-    problem: Cow<'static, str>,
-}
-
-impl InvalidKey {
-    /// The key that was refused.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use dlock_core::LockKey;
-    ///
-    /// let error = LockKey::from("").to_mysql().unwrap_err();
-    /// assert_eq!(error.key(), &LockKey::from(""));
-    /// ```
-    pub fn key(&self) -> &LockKey {
-        &self.key
     }
 }
 

@@ -1,33 +1,11 @@
 //! What runs under a lock, and may be dropped in the middle of a statement.
 
 use diesel::result::Error as DieselError;
-use dlock_core::proto::Ask;
-use tokio::runtime::Handle;
+use dlock_core::proto::{Ask, Hold};
 
-use crate::backend::{AsyncFunc, Cancel, LockConnection};
-use crate::run::spawn;
-use crate::{AdvisoryLock, AdvisoryLockGuard};
-
-/// What cancels the statement that runs on a connection, if the body that sent it is dropped.
-pub(crate) struct OnDrop {
-    cancel: Option<Cancel>,
-    /// The body may be dropped outside of its runtime.
-    runtime: Option<Handle>,
-}
-
-impl OnDrop {
-    pub(crate) fn new(cancel: Cancel) -> Self {
-        Self {
-            cancel: Some(cancel),
-            runtime: Handle::try_current().ok(),
-        }
-    }
-
-    /// The body was dropped. The connection is no longer fit for others: a late cancel hits what it is asked next.
-    pub(crate) fn cancel(&mut self) {
-        spawn(self.runtime.as_ref(), self.cancel.take());
-    }
-}
+use crate::backend::{AsyncFunc, Cancel, KeyOf, LockConnection};
+use crate::cancel::OnDrop;
+use crate::{AdvisoryLockGuard, acquire};
 
 pub(crate) async fn run<'a, C, F, T, E>(
     conn: &mut C,
@@ -44,10 +22,32 @@ where
     T: Send + 'a,
     E: From<DieselError> + Send + 'a,
 {
-    let lock = AdvisoryLock::asking(conn, ask, cancel);
-    let mut guard = lock.acquire_for_body().await.map_err(DieselError::from)?;
+    let mut guard = lock(conn, ask, cancel).await?;
     let result = f(&mut *guard).await;
     release_after(guard, result).await
+}
+
+/// Takes the lock for a body.
+pub(crate) async fn lock<C: LockConnection>(
+    conn: &mut C,
+    ask: Ask,
+    mut cancel: Option<Cancel>,
+) -> Result<AdvisoryLockGuard<&mut C>, DieselError> {
+    let hold = acquire::lock(conn, &ask, &mut cancel).await?;
+    Ok(guard(conn, ask, hold, cancel))
+}
+
+/// The guard of a body. It cancels the statement during which the body is dropped.
+pub(crate) fn guard<C: LockConnection>(
+    conn: &mut C,
+    ask: Ask,
+    hold: Option<Hold<KeyOf<C>>>,
+    cancel: Option<Cancel>,
+) -> AdvisoryLockGuard<&mut C> {
+    let hold = hold.expect("BUG: a limit that passes is an error");
+    let mut guard = AdvisoryLockGuard::new(conn, ask, hold);
+    guard.cancel = cancel.map(OnDrop::new);
+    guard
 }
 
 /// Releases the lock when the body has ended. An error of the release does not hide one of the body.

@@ -8,9 +8,9 @@ use dlock_diesel::{Held, LockBackend, shared};
 use tokio::task::unconstrained;
 
 use crate::backend::{AsyncLockBackend, DialectOf, KeyOf, LockConnection};
-use crate::body::OnDrop;
+use crate::cancel::{self, OnDrop};
 use crate::run::{self, ask, run};
-use crate::{Error, session, several};
+use crate::{Error, holders, session};
 
 /// A lock that is held: the async form of [`dlock_diesel::AdvisoryLockGuard`]. It is itself an
 /// [`AsyncConnection`](diesel_async::AsyncConnection), so the session that holds the lock does the work.
@@ -95,7 +95,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     where
         F: Future + Send + 'static,
     {
-        self.cancel = Some(OnDrop::new(run::cancel(cancel)));
+        self.cancel = Some(OnDrop::new(cancel::boxed(cancel)));
         self
     }
 
@@ -208,7 +208,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        several::holders(conn, &self.key, &self.more).await
+        holders::of_locks(conn, &self.key, &self.more).await
     }
 
     /// Releases the lock and returns the connection: see [`dlock_diesel`](dlock_diesel::AdvisoryLockGuard::release).

@@ -112,11 +112,14 @@
     allow(unused, reason = "some of it is for one server only")
 )]
 
+mod acquire;
 mod backend;
 mod body;
+mod cancel;
 mod check;
 mod ext;
 mod guard;
+mod holders;
 mod lock;
 mod manager;
 #[cfg(feature = "migrations")]

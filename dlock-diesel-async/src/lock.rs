@@ -4,16 +4,12 @@ use std::time::Duration;
 
 use diesel::result::Error as DieselError;
 use diesel_async::AsyncConnectionCore;
-use dlock_core::proto::{Ask, Dialect, Hold};
+use dlock_core::proto::Ask;
 use dlock_core::{Holder, LockKey, Mode};
 use dlock_diesel::SharedLocks;
 
-use crate::backend::{
-    AsyncFunc, AsyncLockBackend, BoxFuture, Cancel, DialectOf, KeyOf, LockConnection,
-};
-use crate::body::{self, OnDrop};
-use crate::run::{self, refused, run_within};
-use crate::{AdvisoryLockGuard, Error, several};
+use crate::backend::{AsyncFunc, AsyncLockBackend, BoxFuture, Cancel, LockConnection};
+use crate::{AdvisoryLockGuard, Error, acquire, body, cancel, holders};
 
 /// A lock that is not held yet, and how to ask for it: the async form of [`dlock_diesel::AdvisoryLock`].
 ///
@@ -151,7 +147,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
         F: Future + Send + 'static,
     {
         self.ask.cancellable = true;
-        self.cancel = Some(run::cancel(cancel));
+        self.cancel = Some(cancel::boxed(cancel));
         self
     }
 
@@ -191,18 +187,9 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// prepared takes 2, sometimes 3. So on PostgreSQL a timeout takes 4 in all (3 without naming the holders), the end
     /// of the first turn 2, and each further turn 5. On MySQL, a step of the part below a second takes up to 3.
     pub async fn acquire(mut self) -> Result<AdvisoryLockGuard<M>, Error> {
-        let hold = acquire(&mut *self.conn, &self.ask, &mut self.cancel).await?;
+        let hold = acquire::lock(&mut *self.conn, &self.ask, &mut self.cancel).await?;
         let hold = hold.expect("BUG: a limit that passes is an error");
         Ok(AdvisoryLockGuard::new(self.conn, self.ask, hold))
-    }
-
-    /// The same for a body that may be dropped in the middle of a statement.
-    pub(crate) async fn acquire_for_body(mut self) -> Result<AdvisoryLockGuard<M>, Error> {
-        let hold = acquire(&mut *self.conn, &self.ask, &mut self.cancel).await?;
-        let hold = hold.expect("BUG: a limit that passes is an error");
-        let mut guard = AdvisoryLockGuard::new(self.conn, self.ask, hold);
-        guard.cancel = self.cancel.map(OnDrop::new);
-        Ok(guard)
     }
 
     /// Acquires the lock if it is free, otherwise returns `None` (1 round trip, once prepared): see
@@ -231,7 +218,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// ```
     pub async fn try_acquire_or_return(mut self) -> Result<Result<AdvisoryLockGuard<M>, M>, Error> {
         self.ask = self.ask.as_try();
-        let hold = acquire(&mut *self.conn, &self.ask, &mut self.cancel).await?;
+        let hold = acquire::lock(&mut *self.conn, &self.ask, &mut self.cancel).await?;
         Ok(match hold {
             Some(hold) => Ok(AdvisoryLockGuard::new(self.conn, self.ask, hold)),
             None => Err(self.conn),
@@ -314,17 +301,6 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// # Ok(()) }
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        several::holders(&mut *self.conn, &self.ask.key, &self.ask.more).await
+        holders::of_locks(&mut *self.conn, &self.ask.key, &self.ask.more).await
     }
-}
-
-async fn acquire<C: LockConnection>(
-    conn: &mut C,
-    ask: &Ask,
-    cancel: &mut Option<Cancel>,
-) -> Result<Option<Hold<KeyOf<C>>>, Error> {
-    let session = run::session(conn, &ask.key)?;
-    let machine =
-        DialectOf::<C>::acquire(ask, session).map_err(|failure| refused(failure, &ask.key))?;
-    run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
 }

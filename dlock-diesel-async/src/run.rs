@@ -8,20 +8,8 @@ use dlock_diesel::shared::{self, Pump};
 use tokio::runtime::Handle;
 
 use crate::backend::{AsyncLockBackend, Cancel, LockConnection};
+use crate::cancel::spawn;
 use crate::{Error, session};
-
-pub(crate) fn cancel(cancel: impl Future + Send + 'static) -> Cancel {
-    Box::pin(async move {
-        cancel.await;
-    })
-}
-
-/// Cancels what runs on the connection.
-pub(crate) fn spawn(runtime: Option<&Handle>, cancel: Option<Cancel>) {
-    if let (Some(runtime), Some(cancel)) = (runtime, cancel) {
-        runtime.spawn(cancel);
-    }
-}
 
 /// Hears of each statement.
 pub(crate) trait Watch: Send {

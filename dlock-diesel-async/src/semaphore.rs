@@ -3,13 +3,11 @@ use std::ops::DerefMut;
 use std::time::Duration;
 
 use diesel::result::Error as DieselError;
-use dlock_core::proto::{Ask, Dialect, Hold};
+use dlock_core::proto::{Ask, Hold};
 use dlock_core::{Holder, LockKey};
 
-use crate::backend::{AsyncFunc, BoxFuture, Cancel, DialectOf, KeyOf, LockConnection};
-use crate::body::{self, OnDrop};
-use crate::run::{self, refused, run_within};
-use crate::{AdvisoryLockGuard, AdvisorySemaphoreGuard, Error, transaction};
+use crate::backend::{AsyncFunc, BoxFuture, Cancel, KeyOf, LockConnection};
+use crate::{AdvisorySemaphoreGuard, Error, acquire, body, cancel, holders, transaction};
 
 /// A semaphore that is not held yet, and how to ask for it: the async form of [`dlock_diesel::AdvisorySemaphore`],
 /// whose page says what its slots are, what happens with different numbers of permits, and who is next.
@@ -128,7 +126,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
         F: Future + Send + 'static,
     {
         self.ask.cancellable = true;
-        self.cancel = Some(run::cancel(cancel));
+        self.cancel = Some(cancel::boxed(cancel));
         self
     }
 
@@ -161,7 +159,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     /// That of [`AdvisoryLock::acquire`](crate::AdvisoryLock::acquire): no slot stays behind, and the gate is free for
     /// others when the statement has ended or the connection is closed.
     pub async fn acquire(mut self) -> Result<AdvisorySemaphoreGuard<M>, Error> {
-        let hold = acquire(&mut *self.conn, &self.ask, self.permits, &mut self.cancel).await?;
+        let hold =
+            acquire::permit(&mut *self.conn, &self.ask, self.permits, &mut self.cancel).await?;
         let hold = hold.expect("BUG: a limit that passes is an error");
         Ok(self.guard(hold))
     }
@@ -198,7 +197,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
         mut self,
     ) -> Result<Result<AdvisorySemaphoreGuard<M>, M>, Error> {
         self.ask = self.ask.as_try();
-        let hold = acquire(&mut *self.conn, &self.ask, self.permits, &mut self.cancel).await?;
+        let hold =
+            acquire::permit(&mut *self.conn, &self.ask, self.permits, &mut self.cancel).await?;
         Ok(match hold {
             Some(hold) => Ok(self.guard(hold)),
             None => Err(self.conn),
@@ -285,7 +285,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     /// # Ok(()) }
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        holders(&mut *self.conn, &self.ask.key, self.permits).await
+        holders::of_semaphore(&mut *self.conn, &self.ask.key, self.permits).await
     }
 }
 
@@ -307,12 +307,10 @@ where
     T: Send + 'a,
     E: From<DieselError> + Send + 'a,
 {
-    let hold = acquire(conn, &ask, permits, &mut cancel)
+    let hold = acquire::permit(conn, &ask, permits, &mut cancel)
         .await
         .map_err(DieselError::from)?;
-    let hold = hold.expect("BUG: a limit that passes is an error");
-    let mut guard = AdvisoryLockGuard::new(conn, ask, hold);
-    guard.cancel = cancel.map(OnDrop::new);
+    let mut guard = body::guard(conn, ask, hold, cancel);
     let result = match in_transaction {
         true => {
             let key = guard.key().clone();
@@ -321,26 +319,4 @@ where
         false => f(&mut *guard).await,
     };
     body::release_after(guard, result).await
-}
-
-async fn acquire<C: LockConnection>(
-    conn: &mut C,
-    ask: &Ask,
-    permits: u32,
-    cancel: &mut Option<Cancel>,
-) -> Result<Option<Hold<KeyOf<C>>>, Error> {
-    let session = run::session(conn, &ask.key)?;
-    let machine = DialectOf::<C>::acquire_slot(ask, permits, session)
-        .map_err(|failure| refused(failure, &ask.key))?;
-    run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
-}
-
-pub(crate) async fn holders<C: LockConnection>(
-    conn: &mut C,
-    key: &LockKey,
-    permits: u32,
-) -> Result<Vec<Holder>, Error> {
-    let machine =
-        DialectOf::<C>::slot_holders(key, permits).map_err(|failure| refused(failure, key))?;
-    run::ask(conn, machine, key).await
 }

@@ -5,7 +5,7 @@ use dlock_core::proto::{Ask, Hold};
 use dlock_core::{Holder, LockKey};
 
 use crate::backend::{KeyOf, LockConnection};
-use crate::{AdvisoryLockGuard, Error, semaphore};
+use crate::{AdvisoryLockGuard, Error, holders};
 
 /// A permit of a semaphore: the async form of [`dlock_diesel::AdvisorySemaphoreGuard`]. It is itself an
 /// [`AsyncConnection`](diesel_async::AsyncConnection), so the session that holds the slot does the work.
@@ -94,7 +94,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let key = self.guard.key().clone();
-        semaphore::holders(&mut *self.guard, &key, self.permits).await
+        holders::of_semaphore(&mut *self.guard, &key, self.permits).await
     }
 
     /// Releases the permit and returns the connection. It has the errors and the cancel safety of

@@ -11,9 +11,9 @@ use dlock_core::proto::{Ask, Depth, TransactionDialect};
 use dlock_diesel::{TransactionLocks, shared};
 
 use crate::backend::{AsyncFunc, AsyncLockBackend, Cancel, DialectOf, LockConnection};
-use crate::body::{self, OnDrop};
+use crate::cancel::OnDrop;
 use crate::run::{self, refused, run_within};
-use crate::{AdvisoryLock, Error, session};
+use crate::{Error, body, session};
 
 /// The transaction holds the lock. Inside an open transaction, a savepoint takes its place.
 pub(crate) async fn with_lock_inside<'a, C, F, T, E>(
@@ -180,8 +180,7 @@ where
 {
     // `inside_transaction` does not count here: the lock would be free before the outer COMMIT.
     ask.inside_transaction = false;
-    let lock = AdvisoryLock::asking(conn, ask, cancel);
-    let mut guard = lock.acquire_for_body().await.map_err(DieselError::from)?;
+    let mut guard = body::lock(conn, ask, cancel).await?;
     let key = guard.key().clone();
     let result = under_lock(&mut *guard, &key, immediate, f).await;
     body::release_after(guard, result).await

@@ -7,7 +7,7 @@ use dlock_diesel::{SharedLocks, TransactionLocks};
 
 use crate::backend::{Cancel, DialectOf, LockConnection};
 use crate::transaction::lock_transaction;
-use crate::{Error, run, several};
+use crate::{Error, cancel, holders, run};
 
 /// A lock that is not held yet, and that will end with the open transaction: the async form of
 /// [`dlock_diesel::AdvisoryXactLock`].
@@ -127,7 +127,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
         F: Future + Send + 'static,
     {
         self.ask.cancellable = true;
-        self.cancel = Some(run::cancel(cancel));
+        self.cancel = Some(cancel::boxed(cancel));
         self
     }
 
@@ -247,6 +247,6 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # Ok(()) }
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        several::holders(self.conn, &self.ask.key, &self.ask.more).await
+        holders::of_locks(self.conn, &self.ask.key, &self.ask.more).await
     }
 }

@@ -7,7 +7,7 @@ use dlock_core::{FencingToken, Holder, LockKey};
 
 use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection};
 use crate::run::{self, run};
-use crate::{Error, Held, session, several, shared};
+use crate::{Error, Held, holders, session, shared};
 
 /// A lock that is held. It derefs to the connection, so the session that holds the lock does the work.
 ///
@@ -214,7 +214,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// 1 on PostgreSQL, once prepared. 2 or 4 on MySQL and MariaDB.
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        several::holders(conn, &self.key, &self.more)
+        holders::of_locks(conn, &self.key, &self.more)
     }
 
     /// Releases the lock and returns the connection. Other holds of the same lock on this connection stay.

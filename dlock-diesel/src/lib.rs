@@ -100,12 +100,15 @@
     allow(unused, reason = "some of it is for one server only")
 )]
 
+mod acquire;
 mod backend;
+mod body;
 mod check;
 mod error;
 mod ext;
 mod guard;
 mod held;
+mod holders;
 mod lock;
 mod manager;
 #[cfg(feature = "migrations")]

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
-use dlock_core::proto::{Ask, Dialect, Hold};
+use dlock_core::proto::Ask;
 use dlock_core::{Holder, LockKey, Mode};
 
-use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection, SharedLocks};
-use crate::run::{self, refused, run};
-use crate::{AdvisoryLockGuard, Error, several};
+use crate::backend::{LockBackend, LockConnection, SharedLocks};
+use crate::{AdvisoryLockGuard, Error, acquire, body, holders};
 
 /// A lock that is not held yet, and how to ask for it.
 ///
@@ -190,7 +189,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// - MySQL and MariaDB: all databases of a server share lock names. No cycle with a row lock is found.
     /// - SQLite: each connection has to be [made ready](crate#features) once. There are no round trips.
     pub fn acquire(mut self) -> Result<AdvisoryLockGuard<M>, Error> {
-        let hold = acquire(&mut *self.conn, &self.ask)?;
+        let hold = acquire::lock(&mut *self.conn, &self.ask)?;
         let hold = hold.expect("BUG: a limit that passes is an error");
         Ok(AdvisoryLockGuard::new(self.conn, self.ask, hold))
     }
@@ -235,7 +234,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// ```
     pub fn try_acquire_or_return(mut self) -> Result<Result<AdvisoryLockGuard<M>, M>, Error> {
         self.ask = self.ask.as_try();
-        let hold = acquire(&mut *self.conn, &self.ask)?;
+        let hold = acquire::lock(&mut *self.conn, &self.ask)?;
         Ok(match hold {
             Some(hold) => Ok(AdvisoryLockGuard::new(self.conn, self.ask, hold)),
             None => Err(self.conn),
@@ -258,14 +257,11 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// Those of [`acquire`](Self::acquire) and of `f`. If `f` succeeded, those of
     /// [`release`](AdvisoryLockGuard::release). dlock's errors arrive as a [`diesel::result::Error`]. [`Error::from`]
     /// takes them out again.
-    pub fn run<T, E>(self, f: impl FnOnce(&mut M::Target) -> Result<T, E>) -> Result<T, E>
+    pub fn run<T, E>(mut self, f: impl FnOnce(&mut M::Target) -> Result<T, E>) -> Result<T, E>
     where
         E: From<DieselError>,
     {
-        let mut guard = self.acquire().map_err(DieselError::from)?;
-        let value = f(&mut guard)?; // an error drops the guard, which releases
-        guard.release().map_err(DieselError::from)?;
-        Ok(value)
+        body::run(&mut *self.conn, self.ask, f)
     }
 
     /// Begins a transaction that holds the lock, runs `f` in it, and commits. If `f` fails or panics, it rolls back.
@@ -330,13 +326,6 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// # Ok(()) }
     /// ```
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        several::holders(&mut *self.conn, &self.ask.key, &self.ask.more)
+        holders::of_locks(&mut *self.conn, &self.ask.key, &self.ask.more)
     }
-}
-
-fn acquire<C: LockConnection>(conn: &mut C, ask: &Ask) -> Result<Option<Hold<KeyOf<C>>>, Error> {
-    let session = run::session(conn, &ask.key)?;
-    let machine =
-        DialectOf::<C>::acquire(ask, session).map_err(|failure| refused(failure, &ask.key))?;
-    run(conn, machine, &ask.key)
 }

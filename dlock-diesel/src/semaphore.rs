@@ -5,12 +5,11 @@ use std::time::Duration;
 use diesel::connection::TransactionManager;
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
-use dlock_core::proto::{Ask, Dialect, Hold};
+use dlock_core::proto::{Ask, Hold};
 use dlock_core::{Holder, LockKey};
 
-use crate::backend::{DialectOf, KeyOf, LockConnection};
-use crate::run::{self, refused, run};
-use crate::{AdvisorySemaphoreGuard, Error, transaction};
+use crate::backend::{KeyOf, LockConnection};
+use crate::{AdvisorySemaphoreGuard, Error, acquire, holders, transaction};
 
 /// A semaphore that is not held yet, and how to ask for it: at most so many sessions hold it at once, over all
 /// processes and hosts.
@@ -188,7 +187,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     /// - MySQL: of a limit, only whole seconds are spent in the queue. The rest is spent trying for the gate, each time
     ///   after a pause of up to 10 ms.
     pub fn acquire(mut self) -> Result<AdvisorySemaphoreGuard<M>, Error> {
-        let hold = acquire(&mut *self.conn, &self.ask, self.permits)?;
+        let hold = acquire::permit(&mut *self.conn, &self.ask, self.permits)?;
         let hold = hold.expect("BUG: a limit that passes is an error");
         Ok(self.guard(hold))
     }
@@ -226,10 +225,12 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     /// ```
     pub fn try_acquire_or_return(mut self) -> Result<Result<AdvisorySemaphoreGuard<M>, M>, Error> {
         self.ask = self.ask.as_try();
-        Ok(match acquire(&mut *self.conn, &self.ask, self.permits)? {
-            Some(hold) => Ok(self.guard(hold)),
-            None => Err(self.conn),
-        })
+        Ok(
+            match acquire::permit(&mut *self.conn, &self.ask, self.permits)? {
+                Some(hold) => Ok(self.guard(hold)),
+                None => Err(self.conn),
+            },
+        )
     }
 
     /// Acquires a permit, runs `f` and releases the permit, also after an error or a panic of `f`: see
@@ -296,27 +297,6 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     /// # Ok(()) }
     /// ```
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        holders(&mut *self.conn, &self.ask.key, self.permits)
+        holders::of_semaphore(&mut *self.conn, &self.ask.key, self.permits)
     }
-}
-
-fn acquire<C: LockConnection>(
-    conn: &mut C,
-    ask: &Ask,
-    permits: u32,
-) -> Result<Option<Hold<KeyOf<C>>>, Error> {
-    let session = run::session(conn, &ask.key)?;
-    let machine = DialectOf::<C>::acquire_slot(ask, permits, session)
-        .map_err(|failure| refused(failure, &ask.key))?;
-    run(conn, machine, &ask.key)
-}
-
-pub(crate) fn holders<C: LockConnection>(
-    conn: &mut C,
-    key: &LockKey,
-    permits: u32,
-) -> Result<Vec<Holder>, Error> {
-    let machine =
-        DialectOf::<C>::slot_holders(key, permits).map_err(|failure| refused(failure, key))?;
-    run(conn, machine, key)
 }

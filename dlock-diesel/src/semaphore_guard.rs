@@ -5,7 +5,7 @@ use dlock_core::proto::{Ask, Hold};
 use dlock_core::{Holder, LockKey};
 
 use crate::backend::{KeyOf, LockConnection};
-use crate::{AdvisoryLockGuard, Error, semaphore};
+use crate::{AdvisoryLockGuard, Error, holders};
 
 /// A permit of a semaphore: a slot that is held. It derefs to the connection, so the session that holds the slot does
 /// the work.
@@ -96,7 +96,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     /// ```
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let key = self.guard.key().clone();
-        semaphore::holders(&mut *self.guard, &key, self.permits)
+        holders::of_semaphore(&mut *self.guard, &key, self.permits)
     }
 
     /// Releases the permit and returns the connection. It has the errors and round trips of

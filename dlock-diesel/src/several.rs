@@ -1,11 +1,10 @@
 use std::ops::DerefMut;
 
-use dlock_core::proto::{Ask, Dialect};
-use dlock_core::{Holder, LockKey};
+use dlock_core::LockKey;
+use dlock_core::proto::Ask;
 
-use crate::backend::{DialectOf, LockConnection};
-use crate::run::{refused, run};
-use crate::{AdvisoryLock, Error};
+use crate::AdvisoryLock;
+use crate::backend::LockConnection;
 
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// Several locks that are taken and released as one, on a connection that it owns:
@@ -58,18 +57,4 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     pub fn keys(&self) -> impl Iterator<Item = &LockKey> {
         self.ask.keys()
     }
-}
-
-/// Who holds one of these locks or waits for it, one lock after the other.
-pub(crate) fn holders<C: LockConnection>(
-    conn: &mut C,
-    key: &LockKey,
-    more: &[LockKey],
-) -> Result<Vec<Holder>, Error> {
-    let mut holders = Vec::new();
-    for key in std::iter::once(key).chain(more) {
-        let machine = DialectOf::<C>::holders(key).map_err(|failure| refused(failure, key))?;
-        holders.append(&mut run(conn, machine, key)?);
-    }
-    Ok(holders)
 }

@@ -10,7 +10,7 @@ use dlock_core::proto::{Ask, Depth, TransactionDialect};
 
 use crate::backend::{DialectOf, LockConnection, TransactionLocks};
 use crate::run::{self, refused, run};
-use crate::{AdvisoryLock, Error, session, shared};
+use crate::{Error, body, session, shared};
 
 /// The transaction holds the lock. Inside an open transaction, a savepoint takes its place.
 pub(crate) fn with_lock_inside<C, T, E>(
@@ -106,7 +106,7 @@ where
     // `inside_transaction` does not count here: the lock would be free before the outer COMMIT.
     ask.inside_transaction = false;
     let key = ask.key.clone();
-    AdvisoryLock::asking(conn, ask).run(|conn| under_lock(conn, &key, begin, f))
+    body::run(conn, ask, |conn| under_lock(conn, &key, begin, f))
 }
 
 /// Runs `f` in a transaction of a session that holds the lock.

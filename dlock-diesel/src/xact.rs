@@ -6,7 +6,7 @@ use dlock_core::{FencingToken, Holder, LockKey, Mode};
 
 use crate::backend::{DialectOf, LockConnection, SharedLocks, TransactionLocks};
 use crate::transaction::lock_transaction;
-use crate::{Error, run, several};
+use crate::{Error, holders, run};
 
 /// A lock that is not held yet, and that will end with the open transaction: at COMMIT, at ROLLBACK, or at ROLLBACK TO
 /// a savepoint before it. There is nothing to release.
@@ -255,6 +255,6 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     ///
     /// 1, once prepared.
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
-        several::holders(self.conn, &self.ask.key, &self.ask.more)
+        holders::of_locks(self.conn, &self.ask.key, &self.ask.more)
     }
 }

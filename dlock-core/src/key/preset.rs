@@ -1,38 +1,7 @@
-//! What a preset is: another library's name, and how that library maps a key to each server.
-//!
-//! SQLite has no function here. dlock's locks for SQLite are its own invention, so no other library can share them.
-
-use std::hash::{Hash, Hasher};
+//! What the keys of other libraries have in common.
 
 use super::mapping::EMPTY;
-use super::{Leaf, LockKey, PostgresKey};
-
-/// How another library maps a key to one server.
-///
-/// The error is what is wrong with the key: the end of a sentence that starts with "lock key ..".
-pub(super) type Map<T> = fn(&LockKey) -> Result<T, &'static str>;
-
-/// How another library maps a key. `None` means that the library has no locks on that server.
-pub(super) struct Preset {
-    /// The library's name, which also tells presets apart.
-    pub(super) name: &'static str,
-    pub(super) postgres: Option<Map<PostgresKey>>,
-    pub(super) mysql: Option<Map<String>>,
-}
-
-impl PartialEq for Preset {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-    }
-}
-
-impl Eq for Preset {}
-
-impl Hash for Preset {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.name.hash(state);
-    }
-}
+use super::{Leaf, LockKey};
 
 /// `key` without its namespaces, or what is wrong with them.
 pub(super) fn leaf(key: &LockKey) -> Result<&Leaf, &'static str> {

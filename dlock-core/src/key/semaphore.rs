@@ -5,16 +5,7 @@
 use siphasher::{sip, sip128};
 
 use super::mapping::{RESERVED, SQLITE_HASHED, STRUCTURED};
-use super::{InvalidKey, Leaf, LockKey};
-
-/// One of the locks of a semaphore.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum SemaphoreLock {
-    /// Waiting sessions queue for it, and the one that has it looks for a free slot.
-    Gate,
-    /// Its holder is inside.
-    Slot(u32),
-}
+use super::{InvalidKey, Leaf, LockKey, SemaphoreLock};
 
 impl SemaphoreLock {
     /// The gate is the first of 1024 neighbours.

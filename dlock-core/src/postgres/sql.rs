@@ -14,6 +14,7 @@ mod prepared;
 mod semaphore;
 mod several;
 mod token;
+mod tokens;
 mod turn;
 
 pub(super) use check::*;
@@ -25,4 +26,5 @@ pub(super) use prepared::*;
 pub(super) use semaphore::*;
 pub(super) use several::*;
 pub(super) use token::*;
+pub(super) use tokens::*;
 pub(super) use turn::*;

@@ -4,8 +4,8 @@
 use sha1::Sha1;
 use sha2::{Digest, Sha512};
 
-use crate::key::preset::{self, Preset};
-use crate::key::{Leaf, LockKey, PostgresKey};
+use crate::key::preset;
+use crate::key::{Leaf, LockKey, PostgresKey, Preset};
 
 static DISTRIBUTED_LOCK: Preset = Preset {
     name: "distributed-lock",

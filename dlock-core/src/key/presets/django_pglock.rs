@@ -3,8 +3,8 @@
 use sha2::{Digest, Sha256};
 
 use crate::key::mapping::EMPTY;
-use crate::key::preset::{self, Preset};
-use crate::key::{Leaf, LockKey, PostgresKey};
+use crate::key::preset;
+use crate::key::{Leaf, LockKey, PostgresKey, Preset};
 
 static DJANGO_PGLOCK: Preset = Preset {
     name: "django-pglock",

@@ -1,7 +1,7 @@
 //! A lock name of MySQL and MariaDB, exactly as a program without any library passes it to `GET_LOCK`.
 
-use crate::key::preset::{self, Preset};
-use crate::key::{Leaf, LockKey};
+use crate::key::preset;
+use crate::key::{Leaf, LockKey, Preset};
 
 static MYSQL_NAME: Preset = Preset {
     name: "mysql-name",

@@ -4,8 +4,8 @@
 use blake2::digest::consts::U8;
 use blake2::{Blake2b, Digest};
 
-use crate::key::preset::{self, Preset};
-use crate::key::{Leaf, LockKey, PostgresKey};
+use crate::key::preset;
+use crate::key::{Leaf, LockKey, PostgresKey, Preset};
 
 static SQLALCHEMY_DLOCK: Preset = Preset {
     name: "sqlalchemy-dlock",

@@ -4,8 +4,8 @@
 use hkdf::Hkdf;
 use sha2::Sha256;
 
-use crate::key::preset::{self, Preset};
-use crate::key::{Leaf, LockKey, PostgresKey};
+use crate::key::preset;
+use crate::key::{Leaf, LockKey, PostgresKey, Preset};
 
 static SQLX: Preset = Preset {
     name: "sqlx",

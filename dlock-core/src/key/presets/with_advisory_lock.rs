@@ -1,8 +1,8 @@
 //! The keys of with_advisory_lock 7.5.0, read from its `lib/with_advisory_lock/core_advisory.rb`,
 //! `postgresql_advisory.rb` and `mysql_advisory.rb`: <https://github.com/ClosureTree/with_advisory_lock>
 
-use crate::key::preset::{self, Preset};
-use crate::key::{Leaf, LockKey, PostgresKey};
+use crate::key::preset;
+use crate::key::{Leaf, LockKey, PostgresKey, Preset};
 
 static WITH_ADVISORY_LOCK: Preset = Preset {
     name: "with_advisory_lock",

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::parts::{Scope, literal, shared, unlock_text};
 use super::prepared::transaction_timeout_is_set;
+use super::tokens::IS_STANDBY;
 use super::turn::{turn, wait, without_limits_until_undone};
 use crate::postgres::mark::Mark;
 use crate::proto::{Bind, OpenTransaction, Prepared, Savepoint, Statement, unique_nonzero};
@@ -110,20 +111,6 @@ pub(in crate::postgres) fn unread(statement: &str) -> String {
 pub(in crate::postgres) fn undo(savepoint: &Savepoint) -> String {
     format!("ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}")
 }
-
-/// In the DETAIL of an error with which dlock tells something: PostgreSQL quotes the token that it could not read as
-/// JSON, in quotation marks of the server's language.
-pub(in crate::postgres) const TOKEN_TAKEN: &str = "dlock_taken";
-pub(in crate::postgres) const TOKEN_STANDBY: &str = "dlock_standby";
-/// Fails with that token where it is evaluated. `concat` is not evaluated by the planner.
-pub(super) const IS_STANDBY: &str = "pg_catalog.concat('dlock_standby')::pg_catalog.json";
-/// The user's `transaction_timeout` might end the session in the middle of the wait.
-pub(in crate::postgres) const TOKEN_CUT_SHORT: &str = "dlock_cut_short";
-/// The first word of an isolation level.
-pub(in crate::postgres) const TOKENS_OF_ISOLATION: [&str; 3] =
-    ["repeatable", "serializable", "read"];
-pub(in crate::postgres) const TOKEN_RELEASED: &str = "dlock_released";
-pub(in crate::postgres) const TOKEN_NOT_HELD: &str = "dlock_not_held";
 
 /// Begins a transaction, takes the lock and waits for it where it must, as one message: at READ COMMITTED. Where it
 /// cannot, it fails with a token: on a standby, whose locks are its own; at the other levels, because there the

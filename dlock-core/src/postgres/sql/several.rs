@@ -1,8 +1,8 @@
 //! Statements about several locks. The keys are one bind, or one constant in a message, so that there is one text for
 //! any number of them.
 
-use super::message::IS_STANDBY;
 use super::parts::{Scope, hold_mode, shared};
+use super::tokens::IS_STANDBY;
 use super::unread;
 use crate::proto::{Bind, Columns, OpenTransaction, Prepared, Statement};
 use crate::{Mode, PostgresKey};

@@ -1,7 +1,7 @@
 //! Waits that stand in a message, and the limits that are lifted for them.
 
-use super::message::IS_STANDBY;
 use super::parts::{Scope, high_and_low, literal, lock_row, shared};
+use super::tokens::IS_STANDBY;
 use crate::proto::{Bind, Prepared, Statement};
 use crate::{Mode, PostgresKey};
 

@@ -1,0 +1,30 @@
+//! Takes a lock or a permit. `None`: it was only tried, and another session has it.
+
+use dlock_core::proto::{Ask, Dialect, Hold};
+
+use crate::Error;
+use crate::backend::{Cancel, DialectOf, KeyOf, LockConnection};
+use crate::run::{self, refused, run_within};
+
+pub(crate) async fn lock<C: LockConnection>(
+    conn: &mut C,
+    ask: &Ask,
+    cancel: &mut Option<Cancel>,
+) -> Result<Option<Hold<KeyOf<C>>>, Error> {
+    let session = run::session(conn, &ask.key)?;
+    let machine =
+        DialectOf::<C>::acquire(ask, session).map_err(|failure| refused(failure, &ask.key))?;
+    run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
+}
+
+pub(crate) async fn permit<C: LockConnection>(
+    conn: &mut C,
+    ask: &Ask,
+    permits: u32,
+    cancel: &mut Option<Cancel>,
+) -> Result<Option<Hold<KeyOf<C>>>, Error> {
+    let session = run::session(conn, &ask.key)?;
+    let machine = DialectOf::<C>::acquire_slot(ask, permits, session)
+        .map_err(|failure| refused(failure, &ask.key))?;
+    run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
+}
