@@ -202,24 +202,9 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
     );
     section.if_missed(
         "PostgreSQL",
-        "PostgreSQL: the wait is a block, so that a grant at the very moment of a timeout or a cancel leaves no lock \
-         behind and an error tells its SQLSTATE. After the grant the server still has to leave the block, its \
-         subtransaction and the settings of the wait, which raw has not: 10 µs where the process is warm, 25 µs where it \
-         has slept.",
+        "PostgreSQL: after the grant the server has to leave the statement in the statement that waited, and to put the \
+         limits of the wait back, which raw has not.",
     );
-    for server in bench.of_kind(Kind::Mysql) {
-        section.if_missed(
-            &format!("{} sync: hand-over", server.name),
-            &format!(
-                "{}, sync: the wait is not kept prepared, for MariaDB's Connector/C hangs when it executes one again that \
-                 has failed, and with a limit the text is a new one each time. So the driver tells the server that it is \
-                 done with the statement, by a message of its own after the grant and before it returns. Raw that is not \
-                 kept prepared takes as long. A derived table would make it safe to keep, and costs the server as much \
-                 after the grant.",
-                server.name
-            ),
-        );
-    }
     plot::bars(
         &bench.pictures.join("hand-over.svg"),
         "from release here to acquire there (each line is ten times the one before)",

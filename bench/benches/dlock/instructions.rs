@@ -17,7 +17,19 @@ pub(crate) fn run(bench: &Bench) -> Section {
     let mut rows = Vec::new();
     for server in &bench.servers {
         for api in Api::BOTH {
-            rows.push(row(bench, server, api, Counted::Instructions));
+            let row = row(bench, server, api, Counted::Instructions);
+            if let Some(Ok(ratio)) = row.get(5).map(|ratio| ratio.parse()) {
+                let limit = match server.kind {
+                    Kind::Postgres => 1.1,
+                    _ => 1.15,
+                };
+                let what = format!(
+                    "{} {api}: instructions of the client, against raw",
+                    server.name
+                );
+                section.at_most(what, ratio, limit, "×");
+            }
+            rows.push(row);
         }
     }
     section.table(

@@ -36,6 +36,11 @@ impl RawKey {
         Self { number, name }
     }
 
+    pub(crate) fn numbered(number: i64) -> Self {
+        let name = LockKey::from(number).to_mysql().expect("a valid key");
+        Self { number, name }
+    }
+
     /// The two messages of a transaction that holds the lock, on PostgreSQL.
     pub(crate) fn begin(&self) -> String {
         format!("BEGIN; SELECT pg_advisory_xact_lock('{}')", self.number)

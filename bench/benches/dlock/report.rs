@@ -74,6 +74,17 @@ impl Section {
         )
     }
 
+    /// Notes that `measured` is to be at least `limit`.
+    pub(crate) fn at_least(&mut self, what: String, measured: f64, limit: f64) -> String {
+        self.bar(
+            what,
+            measured >= limit,
+            measured,
+            format!("at least {limit}×"),
+            "×",
+        )
+    }
+
     /// Notes that a ratio is to be below 1.
     pub(crate) fn faster(&mut self, what: String, measured: f64) -> String {
         self.bar(what, measured < 1.0, measured, "faster".into(), "×")

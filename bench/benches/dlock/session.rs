@@ -20,6 +20,8 @@ pub(crate) enum How {
     RawTry,
     /// Raw SQL that waits in the server's queue.
     RawWait,
+    /// dlock, async, with what cancels the wait if it is dropped.
+    Cancellable,
     /// dlock, with a limit and an interval to poll at.
     Dlock {
         limit: Option<Duration>,
@@ -76,6 +78,8 @@ pub(crate) trait Session: Locker {
     fn time_out(&mut self, limit: Duration, ask_who: bool);
     /// Takes one more lock, and never releases it. `false` if the server has no room.
     fn hold(&mut self, number: i64) -> bool;
+    /// The same with raw SQL, which does not expect that there is no room.
+    fn hold_raw(&mut self, key: &RawKey);
 }
 
 /// Sync or async connections.
@@ -159,6 +163,7 @@ impl<C: Raw> Locker for SyncSession<C> {
         match how {
             How::RawTry => ok(self.conn.as_mut().expect(FREE).raw_try(&self.raw_key)),
             How::RawWait => ok(self.conn.as_mut().expect(FREE).raw_wait(&self.raw_key)),
+            How::Cancellable => unreachable!("BUG: a thread that waits cannot be dropped"),
             How::Dlock { limit, poll } => {
                 let conn = self.conn.take().expect(FREE);
                 let mut lock = dlock_diesel::AdvisoryLock::new(conn, self.key.as_str());
@@ -212,6 +217,10 @@ impl<C: Raw> Session for SyncSession<C> {
         } else {
             assert!(ok(lock.try_acquire()).is_none());
         }
+    }
+
+    fn hold_raw(&mut self, key: &RawKey) {
+        ok(self.conn.as_mut().expect(FREE).raw_try(key));
     }
 
     fn hold(&mut self, number: i64) -> bool {
@@ -277,6 +286,7 @@ impl<C: AsyncRaw> Locker for AsyncSession<C> {
                     .expect(FREE)
                     .raw_wait(&self.raw_key)
                     .await),
+                How::Cancellable => unreachable!("BUG: section 4 has tasks of its own"),
                 How::Dlock { limit, poll } => {
                     let conn = self.conn.take().expect(FREE);
                     let mut lock = dlock_diesel_async::AdvisoryLock::new(conn, self.key.as_str());
@@ -345,6 +355,11 @@ impl<C: AsyncRaw> Session for AsyncSession<C> {
                 assert!(ok(lock.try_acquire().await).is_none());
             }
         });
+    }
+
+    fn hold_raw(&mut self, key: &RawKey) {
+        let conn = self.conn.as_mut().expect(FREE);
+        ok(self.runtime.block_on(conn.raw_try(key)));
     }
 
     fn hold(&mut self, number: i64) -> bool {

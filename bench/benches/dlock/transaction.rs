@@ -95,10 +95,9 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
     section.if_missed(
         "PostgreSQL",
         "PostgreSQL: a text of several statements cannot be kept prepared, so the server parses and plans it each time, \
-         and dlock's says more than raw: it takes the lock only if that is free, at READ COMMITTED, where the transaction \
-         sees what the previous holder committed, and in a transaction that this message has begun. That takes 5 µs of the \
-         server's time, most of it to parse; raw does without, waits with a snapshot that may be too old, and would \
-         commit somebody else's transaction.",
+         and dlock's says more than raw. It looks at the isolation level, because at other levels than READ COMMITTED the \
+         transaction would not see what the previous holder committed; it refuses a standby, whose locks are its own; and \
+         it has the wait at hand, which is parsed only if the lock is taken.",
     );
     for server in bench.of_kind(Kind::Mysql) {
         section.if_missed(
