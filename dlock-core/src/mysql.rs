@@ -42,7 +42,7 @@ fn ask_holders(key: &str) -> Question<Vec<Holder>> {
 }
 
 fn ask_slot_holders(base: &str, permits: u32) -> Question<Vec<Holder>> {
-    Question::holders(slot_sql::slot_holders(base, permits), Abandoned::broken())
+    Question::slot_holders(slot_sql::slot_holders(base, permits), Abandoned::broken())
 }
 
 /// What the names of a semaphore's locks begin with.

@@ -69,17 +69,32 @@ impl<T> Question<T> {
 }
 
 impl Question<Vec<Holder>> {
-    /// Who holds a lock or waits for it on MySQL. A server that does not collect what the first statement asks for
-    /// answers without rows.
+    /// Who holds a lock of MySQL, which has one holder, or waits for it. A server that does not collect what the first
+    /// statement asks for answers without rows. While a lock changes hands the server may list both holders: then the
+    /// next statement counts, which asks for one.
     pub(crate) fn holders(statements: Vec<Statement>, abandoned: Abandoned) -> Self {
-        let read = |rows| match rows {
-            Rows::Holders(holders) if !holders.is_empty() => {
-                let of_server = |holder: Holder| holder.on(ServerKind::Mysql);
-                Read::Accept(holders.into_iter().map(of_server).collect())
+        let read = |rows| match listed(rows) {
+            Read::Accept(holders) if holders.iter().filter(|holder| holder.granted).count() > 1 => {
+                Read::Fallback(holders)
             }
-            _ => Read::Fallback(Vec::new()),
+            read => read,
         };
         Self::new(statements, read, abandoned)
+    }
+
+    /// The same for the slots of a semaphore, which has many holders.
+    pub(crate) fn slot_holders(statements: Vec<Statement>, abandoned: Abandoned) -> Self {
+        Self::new(statements, listed, abandoned)
+    }
+}
+
+fn listed(rows: Rows) -> Read<Vec<Holder>> {
+    match rows {
+        Rows::Holders(holders) if !holders.is_empty() => {
+            let of_server = |holder: Holder| holder.on(ServerKind::Mysql);
+            Read::Accept(holders.into_iter().map(of_server).collect())
+        }
+        _ => Read::Fallback(Vec::new()),
     }
 }
 
