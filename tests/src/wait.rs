@@ -4,7 +4,7 @@ use std::{
 };
 
 /// How long tests wait for something that should happen at once: machines are slow at times.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls until `condition` holds. For states that the server shows; a sleep proves nothing.
 ///
