@@ -15,8 +15,13 @@ use dlock_tests::{
 
 use crate::support::*;
 
-/// How long each kind of race is run for, on each server.
+/// How long each kind of race is run for, on each server, unless `DLOCK_RACES` is the number of rounds.
 const RUN: Duration = Duration::from_secs(1);
+
+fn wanted_rounds() -> Option<u32> {
+    let number = std::env::var("DLOCK_RACES").ok()?;
+    Some(number.parse().expect("DLOCK_RACES is a number"))
+}
 
 /// A delay that moves towards the moment at which either outcome is as likely.
 struct Aim {
@@ -140,8 +145,13 @@ fn race<C: LockTest>(
         step: Duration::from_micros(60),
     };
     let started = Instant::now();
+    let (wanted, mut rounds) = (wanted_rounds(), 0);
+    let is_enough = |rounds| match wanted {
+        Some(wanted) => rounds >= wanted,
+        None => started.elapsed() >= RUN,
+    };
     // On a busy machine it takes more rounds to find the aim.
-    while started.elapsed() < RUN || outcomes.len() < 2 && started.elapsed() < PATIENCE {
+    while !is_enough(rounds) || outcomes.len() < 2 && started.elapsed() < PATIENCE {
         waiter.says("ready");
         let lock = holder.advisory_lock(&key).acquire().expect("a free lock");
         let id = waiter_id.load(Ordering::SeqCst);
@@ -202,6 +212,7 @@ fn race<C: LockTest>(
             "its session is ended after {outcome}"
         );
         *outcomes.entry(outcome).or_default() += 1;
+        rounds += 1;
         waiter.go_on();
     }
     waiter.says("ready");
@@ -214,8 +225,7 @@ fn race<C: LockTest>(
     canceller.go_on();
     canceller.join();
     assert_free(&mut observer, &key);
-    eprintln!("{name} on {}: {outcomes:?}", server.name);
-    let rounds: u32 = outcomes.values().sum();
+    eprintln!("{name} on {}: {rounds} rounds, no stray hold: {outcomes:?}", server.name);
     assert!(
         rounds >= 10 && outcomes.len() >= 2,
         "both outcomes in {rounds} rounds: {outcomes:?}"
