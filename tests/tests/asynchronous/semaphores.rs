@@ -12,7 +12,7 @@ use dlock_tests::{
     Kind, Server, on_every_network_server_async, on_every_server_async, unique_key, wait_for_within,
 };
 
-use crate::both::semaphore::{assert_all_free, gate, slot};
+use crate::both::semaphore::{assert_all_free, gate, looking, slot};
 use crate::support::*;
 
 const PERMITS: u32 = 2;
@@ -234,8 +234,12 @@ async fn drop_again_and_again<C: LockTest>(
             assert_holds_nothing(conn, &mut observer).await;
         }
     }
+    // What the last drop has sent may come late, and have one of them for a moment.
     for lock in [slot(&key, 0), slot(&key, 1), gate(&key)] {
-        wait_until_free(&mut observer, lock);
+        wait_for_within(FREE, format!("{lock} to be free"), || {
+            try_lock(&mut observer, &lock)
+        });
+        unlock(&mut observer, lock);
     }
     count
 }
@@ -255,27 +259,35 @@ on_every_network_server_async! {
 
     async fn a_dropped_wait_that_is_cancelled_leaves_the_gate_at_once<C: LockTest>(server: &'static Server) {
         let key = unique_key("cancel_gate");
-        let (mut conn, mut observer) = (C::open(server).await, C::observer(server));
-        let id = conn.backend_id().await;
+        let mut observer = C::observer(server);
         assert!(try_lock(&mut observer, slot(&key, 0)));
-        let wait = async {
-            let cancel = conn.cancellation();
-            let semaphore = conn.advisory_semaphore(&key, 1).cancel_with(cancel);
-            semaphore.acquire().await.map(drop)
-        };
-        let looks = async {
-            while holders(&mut observer, gate(&key)) != [id] {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+        for attempt in 0.. {
+            let mut conn = C::open(server).await;
+            let id = conn.backend_id().await;
+            let wait = async {
+                let cancel = conn.cancellation();
+                let semaphore = conn.advisory_semaphore(&key, 1).cancel_with(cancel);
+                semaphore.acquire().await.map(drop)
+            };
+            let looks = async {
+                while looking(&mut observer, &key) != [id] {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            tokio::select! {
+                biased;
+                result = wait => panic!("it waits: {result:?}"),
+                () = looks => {}
             }
-        };
-        tokio::select! {
-            biased;
-            result = wait => panic!("it waits: {result:?}"),
-            () = looks => {}
+            assert!(is_broken(&mut conn));
+            let begin = Instant::now();
+            wait_for_within(FREE, "the gate to be free", || looking(&mut observer, &key).is_empty());
+            // A turn would end after 900 milliseconds. A slow machine tries again.
+            if begin.elapsed() < Duration::from_millis(500) {
+                break;
+            }
+            assert!(attempt < 10, "{:?}", begin.elapsed());
         }
-        let at_once = Duration::from_millis(700);
-        wait_for_within(at_once, "the gate to be free", || holders(&mut observer, gate(&key)).is_empty());
-        assert!(is_broken(&mut conn));
         unlock(&mut observer, slot(&key, 0));
         // It is not granted it later, either.
         assert_all_free(&mut observer, &key, 1);

@@ -29,6 +29,28 @@ impl<T: Send + 'static> Background<T> {
         });
     }
 
+    /// Cancels its statement once it waits, and waits for the end of the work. A cancel that comes between two statements
+    /// has no effect. Then another one follows, as soon as that cannot be a second one for the same wait.
+    #[track_caller]
+    pub(crate) fn is_cancelled<O: TestConnection>(
+        &self,
+        observer: &mut O,
+        mut waits: impl FnMut(&mut O) -> bool,
+    ) {
+        const AGAIN: Duration = Duration::from_secs(3);
+        let mut cancelled: Option<Instant> = None;
+        wait_for(format!("session {} to be cancelled", self.id), || {
+            if self.is_finished() {
+                return true;
+            }
+            if cancelled.is_none_or(|at| at.elapsed() > AGAIN) && waits(observer) {
+                observer.cancel(self.id);
+                cancelled = Some(Instant::now());
+            }
+            false
+        });
+    }
+
     /// Waits until PostgreSQL shows that its wait has started over: a further turn.
     #[track_caller]
     pub(crate) fn waits_again<O: TestConnection>(&self, observer: &mut O) {

@@ -181,27 +181,35 @@ on_every_server! {
     async fn there_is_one_deadline_for_all<C: LockTest>(server: &Server) {
         let keys = keys(C::KIND, "several_deadline", 2);
         let (mut first, mut second) = (C::open(server).await, C::open(server).await);
-        let (conn, mut observer) = (C::open(server).await, C::observer(server));
-        let held = first.advisory_lock(&keys[0]).acquire().await.expect("a free lock");
+        let mut observer = C::observer(server);
         let held_to_the_end = second.advisory_lock(&keys[1]).acquire().await.expect("a free lock");
         let limit = Duration::from_millis(2_000);
-        let waiter = on_connection(conn, {
-            let keys = keys.clone();
-            async move |mut conn: C, _| {
-                let started = std::time::Instant::now();
-                let result = conn.advisory_locks(&keys).timeout(limit).acquire().await;
-                let Err(Error::Timeout { key, .. }) = result else { panic!("{result:?}") };
-                assert_eq!(key, keys[1]);
-                started.elapsed()
+        for attempt in 0.. {
+            let held = first.advisory_lock(&keys[0]).acquire().await.expect("a free lock");
+            let waiter = on_connection(C::open(server).await, {
+                let keys = keys.clone();
+                async move |mut conn: C, _| {
+                    let started = std::time::Instant::now();
+                    let result = conn.advisory_locks(&keys).timeout(limit).acquire().await;
+                    let Err(Error::Timeout { key, .. }) = result else { panic!("{result:?}") };
+                    (key, started.elapsed())
+                }
+            })
+            .await;
+            wait_for("the wait", || {
+                waiter.is_finished() || observer.is_waiting(waiter.id)
+            });
+            thread::sleep(Duration::from_millis(1_200));
+            held.release().await.expect("a release");
+            let (key, waited) = waiter.join().await;
+            assert!(waited >= limit, "{waited:?}");
+            assert_free(&mut observer, &keys[0]);
+            // With a deadline for each it would be more than 3,200 ms. A slow machine tries again.
+            if key == keys[1] && waited < Duration::from_millis(3_100) {
+                break;
             }
-        })
-        .await;
-        waiter.still_waits(&mut observer, Duration::from_millis(1_200));
-        held.release().await.expect("a release");
-        let waited = waiter.join().await;
-        // With a deadline for each it were more than 3,200 ms.
-        assert!(waited >= limit && waited < Duration::from_millis(3_100), "{waited:?}");
-        assert_free(&mut observer, &keys[0]);
+            assert!(attempt < 5, "{waited:?} for {key}");
+        }
         held_to_the_end.release().await.expect("a release");
     }
 
@@ -248,7 +256,13 @@ on_every_server! {
             }
         })
         .await;
-        waiter.holds(&mut observer, &keys[1]);
+        // Before that it tries all of them together, and has this one for a moment.
+        let mut times = 0;
+        wait_for("the first two to stay", || {
+            let held = keys[..2].iter().all(|key| holders(&mut observer, key) == [waiter.id]);
+            times = if held { times + 1 } else { 0 };
+            times >= 20
+        });
         held.release().await.expect("a release");
         waiter.join().await;
         assert_all_free(&mut observer, &keys);
@@ -603,8 +617,7 @@ on_every_network_server! {
             }
         })
         .await;
-        waiter.waits(&mut observer);
-        observer.cancel(waiter.id);
+        waiter.is_cancelled(&mut observer, |observer| observer.is_waiting(waiter.id));
         let mut conn = waiter.join().await;
         assert_free(&mut observer, &keys[0]);
         assert_free(&mut observer, &keys[1]);
@@ -649,7 +662,9 @@ on_every_network_server! {
             let mut counted = Counted::<C>::open(server).await;
             let id = counted.conn.backend_id().await;
             let mut observer = C::observer(server);
-            for prepared in [false, true] {
+            // The sync driver asks once more on MySQL, with a statement that is not kept.
+            let most = if C::KIND == Kind::Mysql { 5 } else { 4 };
+            for attempt in 0.. {
                 assert!(try_lock(&mut observer, &keys[taken]));
                 counted.proxy.reset();
                 let holder = thread::spawn({
@@ -664,11 +679,11 @@ on_every_network_server! {
                 let trips = counted.proxy.round_trips();
                 lock.release().await.expect("a release");
                 observer = holder.join().expect("the holder's assertions");
-                // The sync driver asks once more on MySQL, with a statement that is not kept.
-                let more = if C::KIND == Kind::Mysql { 4 } else { 3 };
-                if prepared {
-                    assert!(trips <= 1 + more, "{trips}");
+                // The first time it prepares what is kept. A slow machine needs a second turn.
+                if attempt > 0 && trips <= most {
+                    break;
                 }
+                assert!(attempt < 10, "{trips}");
             }
         }
     }

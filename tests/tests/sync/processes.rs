@@ -4,6 +4,7 @@ use dlock_tests::{
     Process, Server, dlock_child, on_every_network_server, on_every_server, unique_key, wait_for,
 };
 
+use crate::both::semaphore::looking;
 use crate::support::*;
 
 /// Starts a child, and waits until it is connected.
@@ -262,11 +263,11 @@ on_every_server! {
         let (mut holder, holder_id) = work("60000");
         wait_for("the holder", || holders(&mut observer, &slot) == [holder_id]);
         let (mut waiter, waiter_id) = work("0");
-        wait_for("the waiter", || holders(&mut observer, &gate) == [waiter_id]);
+        wait_for("the waiter", || looking(&mut observer, &key) == [waiter_id]);
         let (mut next, next_id) = work("60000");
         wait_for("the next waiter", || observer.is_waiting(next_id));
         waiter.kill9();
-        wait_for("the next waiter to look", || holders(&mut observer, &gate) == [next_id]);
+        wait_for("the next waiter to look", || looking(&mut observer, &key) == [next_id]);
         holder.kill9();
         wait_for("the next waiter to be inside", || holders(&mut observer, &slot) == [next_id]);
         next.kill9();
@@ -289,7 +290,7 @@ on_every_network_server! {
         ]);
         stopped.expect_line("ready");
         stopped.send("go on");
-        wait_for("the waiter", || holders(&mut observer, &gate) == [stopped_id]);
+        wait_for("the waiter", || looking(&mut observer, &key) == [stopped_id]);
         let signal = |name: &str, process: &Process| {
             let id = process.id().to_string();
             let sent = std::process::Command::new("kill").args([name, &id]).status();
