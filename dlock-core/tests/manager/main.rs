@@ -55,30 +55,39 @@ fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
     }
 }
 
-fn each_seed(seeds: std::ops::Range<u64>, mut run: impl FnMut(u64) -> World) -> (u64, u64, u64) {
-    let mut sum = (0, 0, 0);
+/// What has happened in all runs.
+#[derive(Debug, Default)]
+struct Sum {
+    steps: u64,
+    grants: u64,
+    losses: u64,
+    drawn: u64,
+}
+
+fn each_seed(seeds: std::ops::Range<u64>, mut run: impl FnMut(u64) -> World) -> Sum {
+    let mut sum = Sum::default();
     for seed in seeds {
         let world = catch_unwind(AssertUnwindSafe(|| run(seed)));
         let world = world.unwrap_or_else(|_| panic!("seed {seed} fails: DLOCK_SEED={seed}"));
-        sum = (
-            sum.0 + world.steps,
-            sum.1 + world.grants,
-            sum.2 + world.losses,
-        );
+        sum.steps += world.steps;
+        sum.grants += world.grants;
+        sum.losses += world.losses;
+        sum.drawn += world.drawn;
     }
-    eprintln!("{} steps, {} grants, {} losses", sum.0, sum.1, sum.2);
+    eprintln!("{sum:?}");
     sum
 }
 
 #[test]
 fn whatever_happens_two_never_believe_that_they_hold_and_nobody_is_forgotten() {
-    let (steps, grants, losses) = each_seed(seeds(0..600), |seed| {
+    let sum = each_seed(seeds(0..600), |seed| {
         let mut world = World::new(seed, plan(seed));
         world.run(u64::MAX);
         world
     });
     if std::env::var_os("DLOCK_SEED").is_none() {
-        assert!(steps > 1_000_000 && grants > 100_000 && losses > 300);
+        assert!(sum.steps > 1_000_000 && sum.grants > 100_000 && sum.losses > 300);
+        assert!(sum.drawn > 10_000);
     }
 }
 

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::Mode;
 use dlock_core::proto::manager::{
-    Action, Config, ConnId, HoldId, Identity, Manager, News, Outcome, Ticket, Wanted,
+    Action, Config, ConnId, HoldId, Identity, Manager, News, Outcome, QuestionId, Ticket, Wanted,
 };
 use dlock_core::proto::{Aftermath, Cause, Failure, Reason};
+use dlock_core::{FencingToken, Mode};
 
 use crate::random::Random;
 use crate::server::{Key, Server, Session, Time};
@@ -68,6 +68,12 @@ enum Event {
         task: usize,
         round: u32,
     },
+    /// A holder wants a fencing token.
+    Draw {
+        process: usize,
+        task: usize,
+        round: u32,
+    },
     Tick {
         process: usize,
     },
@@ -115,6 +121,7 @@ enum Said {
     Yes,
     No,
     Error,
+    Token(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -127,6 +134,9 @@ enum Statement {
     Release {
         key: Key,
         mode: Mode,
+    },
+    DrawToken {
+        key: Key,
     },
     KeepAlive,
 }
@@ -178,6 +188,8 @@ struct Process {
     manager: Manager,
     tasks: Vec<Task>,
     by_ticket: HashMap<Ticket, usize>,
+    /// Who wants a token.
+    questions: HashMap<QuestionId, Ticket>,
     conns: BTreeMap<u64, Option<Session>>,
     ids: Vec<ConnId>,
     hold_keys: HashMap<HoldId, (Key, Mode, Session)>,
@@ -206,12 +218,16 @@ pub(crate) struct World {
     waiting: HashMap<(usize, Key), BTreeSet<(Time, usize)>>,
     /// What was told to be released in this step.
     released: Vec<(usize, Key, Session)>,
+    /// The last token that the server gave, and the greatest that a holder of each lock was told.
+    token: u64,
+    tokens: HashMap<Key, u64>,
     trace: bool,
     pub(crate) steps: u64,
     pub(crate) longest_wait: Time,
     pub(crate) most_connections: usize,
     pub(crate) losses: u64,
     pub(crate) grants: u64,
+    pub(crate) drawn: u64,
 }
 
 impl World {
@@ -237,6 +253,7 @@ impl World {
                     })
                     .collect(),
                 by_ticket: HashMap::new(),
+                questions: HashMap::new(),
                 conns: BTreeMap::new(),
                 ids: Vec::new(),
                 hold_keys: HashMap::new(),
@@ -258,12 +275,15 @@ impl World {
             believed: HashMap::new(),
             waiting: HashMap::new(),
             released: Vec::new(),
+            token: 0,
+            tokens: HashMap::new(),
             trace: std::env::var_os("DLOCK_TRACE").is_some(),
             steps: 0,
             longest_wait: 0,
             most_connections: 0,
             losses: 0,
             grants: 0,
+            drawn: 0,
             plan,
         };
         for process in 0..world.plan.processes {
@@ -312,6 +332,7 @@ impl World {
         }
         if self.plan.closed_at.is_none() && end == Time::MAX {
             for process in &self.processes {
+                assert!(process.questions.is_empty(), "a question was forgotten");
                 for task in &process.tasks {
                     assert!(
                         task.state == TaskState::Away && task.round == self.plan.rounds,
@@ -361,6 +382,22 @@ impl World {
                 task,
                 round,
             } => self.finish(process, task, round),
+            Event::Draw {
+                process,
+                task,
+                round,
+            } => {
+                let it = &self.processes[process];
+                if let TaskState::Holding { ticket } = it.tasks[task].state {
+                    if it.tasks[task].round == round {
+                        let now = self.clock(process);
+                        let it = &mut self.processes[process];
+                        let question = it.manager.draw_token(ticket, now);
+                        it.questions.insert(question, ticket);
+                        self.act(process);
+                    }
+                }
+            }
             Event::Tick { process } => {
                 self.processes[process].tick_at = None;
                 let now = self.clock(process);
@@ -513,7 +550,16 @@ impl World {
             return;
         }
         let now = self.clock(process);
+        let forgets = self.random.one_in(2);
         let it = &mut self.processes[process];
+        let manager = &mut it.manager;
+        it.questions.retain(|question, of| {
+            let forgotten = forgets && *of == ticket;
+            if forgotten {
+                manager.forget(*question);
+            }
+            !forgotten
+        });
         if self.random.one_in(5) {
             it.manager.cancel(ticket, now);
             self.away(process, task);
@@ -582,6 +628,12 @@ impl World {
                     self.processes[process].hold_keys.remove(&hold);
                     self.send(session, Statement::Release { key, mode });
                 }
+                Action::DrawToken { conn, hold } => {
+                    let session = self.session(process, conn);
+                    let (key, _, of) = self.processes[process].hold_keys[&hold];
+                    assert_eq!(of, session, "a token is drawn on another connection");
+                    self.send(session, Statement::DrawToken { key });
+                }
                 Action::KeepAlive(conn) => {
                     let session = self.session(process, conn);
                     self.send(session, Statement::KeepAlive);
@@ -601,6 +653,7 @@ impl World {
                     );
                 }
                 Action::Tell(ticket, news) => self.tell(process, ticket, news),
+                Action::Answer(question, answer) => self.answered(process, question, answer),
                 Action::Closed => {
                     assert!(self.processes[process].conns.is_empty(), "closed too early");
                     self.processes[process].closed = true;
@@ -670,6 +723,17 @@ impl World {
                     true => self.random.range(0, 2 * self.plan.lease),
                     false => self.random.range(0, self.plan.work.max(1)),
                 };
+                for _ in 0..3 {
+                    if self.random.one_in(12) {
+                        let at = self.random.range(0, work.max(1));
+                        let draw = Event::Draw {
+                            process,
+                            task,
+                            round,
+                        };
+                        self.later(at, draw);
+                    }
+                }
                 self.later(
                     work,
                     Event::Finish {
@@ -711,6 +775,47 @@ impl World {
             }
             (state, news) => panic!("{news:?} came to a task that is {state:?}"),
         }
+    }
+
+    /// A holder is told a token, or that it has lost the lock.
+    fn answered(
+        &mut self,
+        process: usize,
+        question: QuestionId,
+        answer: Result<FencingToken, Failure>,
+    ) {
+        let it = &mut self.processes[process];
+        let ticket = it
+            .questions
+            .remove(&question)
+            .expect("a question that was asked once");
+        let task = it.by_ticket.get(&ticket).map(|task| &it.tasks[*task]);
+        let Some((task, hold)) = task.zip(it.manager.hold_of(ticket)) else {
+            return;
+        };
+        if task.state != (TaskState::Holding { ticket }) {
+            return;
+        }
+        let (key, session) = (task.key, it.hold_keys[&hold.1].2);
+        let killed = self.clients[session].killed_at.is_some();
+        let token = match answer {
+            Ok(token) => i64::from(token) as u64,
+            Err(failure) => {
+                assert!(
+                    killed,
+                    "a holder is told {failure:?}, and was not told the loss"
+                );
+                return;
+            }
+        };
+        self.drawn += 1;
+        let last = self.tokens.entry(key).or_default();
+        let rises = token > *last;
+        assert!(
+            rises || killed || task.mode == Mode::Shared,
+            "an earlier holder of {key} has a greater token"
+        );
+        *last = token.max(*last);
     }
 
     /// Readers may share a hold without limits where no connection is left to ask for another one.
@@ -847,6 +952,18 @@ impl World {
                 self.say(session, if held { Said::Yes } else { Said::Error });
                 self.granted(woken);
             }
+            Statement::DrawToken { key } => {
+                self.token += 1;
+                let held = self.server.holds(session, key);
+                self.say(
+                    session,
+                    if held {
+                        Said::Token(self.token)
+                    } else {
+                        Said::Error
+                    },
+                );
+            }
             Statement::KeepAlive => self.say(session, Said::Yes),
         }
     }
@@ -902,6 +1019,10 @@ impl World {
             (Statement::Release { .. }, _) => {
                 panic!("a lock was released that was not held")
             }
+            (Statement::DrawToken { .. }, Said::Token(token)) => {
+                Outcome::Drawn((token as i64).into())
+            }
+            (Statement::DrawToken { .. }, _) => panic!("a token of a lock that is not held"),
             (Statement::KeepAlive, _) => Outcome::Alive,
         };
         self.clients[session].hold = None;

@@ -94,13 +94,14 @@ impl<C: LockConnection + 'static> Inner<C> {
                 }
                 Action::Acquire { conn, .. }
                 | Action::Release { conn, .. }
+                | Action::DrawToken { conn, .. }
                 | Action::KeepAlive(conn) => {
                     if let Some(worker) = self.workers().get(&conn) {
                         // A task that has ended has reported it.
                         let _ = worker.jobs.send(action);
                     }
                 }
-                Action::Tell(..) | Action::Closed => {}
+                Action::Tell(..) | Action::Answer(..) | Action::Closed => {}
             }
         }
     }
@@ -204,6 +205,7 @@ async fn serve<C: LockConnection + 'static>(
                 Err(failure) => Outcome::from(failure),
             },
             Action::Release { hold, .. } => release(&mut conn, &mut holds, hold, told()).await,
+            Action::DrawToken { hold, .. } => draw_token(&mut conn, holds.get(&hold), told()).await,
             _ => {
                 let is_there = DialectOf::<C>::is_there(token);
                 match talk(&mut conn, is_there, &mut None, told()).await {
@@ -256,6 +258,20 @@ async fn release<C: LockConnection>(
     let machine = DialectOf::<C>::release(hold, OUTSIDE);
     match talk(conn, machine, &mut None, watch).await {
         Ok(()) => Outcome::Released,
+        Err(failure) => Outcome::Failed(failure),
+    }
+}
+
+async fn draw_token<C: LockConnection>(
+    conn: &mut C,
+    hold: Option<&Hold<KeyOf<C>>>,
+    watch: impl Watch,
+) -> Outcome {
+    let Some(hold) = hold else {
+        return Outcome::Failed(desk::gone());
+    };
+    match talk(conn, DialectOf::<C>::fencing_token(hold), &mut None, watch).await {
+        Ok(token) => Outcome::Drawn(token),
         Err(failure) => Outcome::Failed(failure),
     }
 }

@@ -1,6 +1,7 @@
 //! What the managers of both crates share: the core's machine behind a mutex, with a clock, and the slots of those who
 //! wait or hold.
 
+mod drawing;
 mod errors;
 
 use std::collections::HashMap;
@@ -9,11 +10,13 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use dlock_core::proto::manager::{
-    Action, Config, ConnId, HoldId, Identity, ManagedDialect, Manager, News, Ticket, Wanted,
+    Action, Config, ConnId, Identity, ManagedDialect, Manager, News, QuestionId, Ticket, Wanted,
 };
 use dlock_core::{LockKey, Mode};
 
-pub use self::errors::{error, gone, lost, not_opened};
+use self::drawing::Answered;
+pub use self::drawing::Drawing;
+pub use self::errors::{error, failed, gone, lost, not_opened};
 use super::slot::Awake;
 pub use super::slot::{Callback, Slot};
 use crate::Error;
@@ -40,6 +43,7 @@ pub struct Desk {
 struct Inner {
     manager: Manager,
     slots: HashMap<Ticket, Arc<Slot>>,
+    answers: HashMap<QuestionId, Arc<Answered>>,
     /// When the timer wakes up by itself.
     wakes_at: Option<Duration>,
     timer: Option<Waker>,
@@ -71,6 +75,7 @@ impl Desk {
             inner: Mutex::new(Inner {
                 manager: Manager::new(config),
                 slots: HashMap::new(),
+                answers: HashMap::new(),
                 wakes_at: None,
                 timer: None,
                 is_over: false,
@@ -121,9 +126,22 @@ impl Desk {
         !inner.manager.is_held(ticket, self.started.elapsed())
     }
 
-    /// The connection of a lock that is held.
-    pub fn hold_of(&self, ticket: Ticket) -> Option<(ConnId, HoldId)> {
-        self.lock().manager.hold_of(ticket)
+    /// Draws a fencing token for the holder of a lock.
+    pub fn draw_token(&self, ticket: Ticket) -> (Drawing<'_>, Vec<Action>) {
+        let mut inner = self.lock();
+        let now = self.started.elapsed();
+        let question = inner.manager.draw_token(ticket, now);
+        let answered = Arc::new(Answered::default());
+        inner.answers.insert(question, Arc::clone(&answered));
+        let drawing = Drawing::new(self, question, answered);
+        (drawing, self.spread(inner))
+    }
+
+    /// Hears no more of a question.
+    fn forget(&self, question: QuestionId) {
+        let mut inner = self.lock();
+        inner.answers.remove(&question);
+        inner.manager.forget(question);
     }
 
     /// A statement is about to be sent.
@@ -154,6 +172,11 @@ impl Desk {
                     };
                     slot.into_iter()
                         .for_each(|slot| slot.put(news.clone(), &mut awake));
+                }
+                Action::Answer(question, answer) => {
+                    let answered = inner.answers.remove(&question);
+                    let waker = answered.and_then(|answered| answered.put(answer));
+                    awake.wakers.extend(waker);
                 }
                 Action::Closed => {
                     inner.is_over = true;

@@ -88,13 +88,14 @@ impl<C: LockConnection + 'static> Inner<C> {
                 }
                 Action::Acquire { conn, .. }
                 | Action::Release { conn, .. }
+                | Action::DrawToken { conn, .. }
                 | Action::KeepAlive(conn) => {
                     if let Some(worker) = self.workers().get(&conn) {
                         // A thread that has ended has reported it.
                         let _ = worker.jobs.send(action);
                     }
                 }
-                Action::Tell(..) | Action::Closed => {}
+                Action::Tell(..) | Action::Answer(..) | Action::Closed => {}
             }
         }
     }
@@ -194,6 +195,7 @@ fn serve<C: LockConnection + 'static>(report: Report<C>, jobs: &Receiver<Action>
                 None => return,
             },
             Action::Release { hold, .. } => release(&mut conn, &mut holds, hold, &report),
+            Action::DrawToken { hold, .. } => draw_token(&mut conn, holds.get(&hold), &report),
             _ => match talk(&mut conn, DialectOf::<C>::is_there(token), &report) {
                 Some(Ok(())) => Outcome::Alive,
                 Some(Err(failure)) => Outcome::Failed(failure),
@@ -246,6 +248,18 @@ fn release<C: LockConnection>(
         Some(Ok(())) => Outcome::Released,
         Some(Err(failure)) => Outcome::Failed(failure),
         None => Outcome::Failed(desk::gone()),
+    }
+}
+
+fn draw_token<C: LockConnection>(
+    conn: &mut C,
+    hold: Option<&Hold<KeyOf<C>>>,
+    watch: &impl Watch,
+) -> Outcome {
+    let drawn = hold.and_then(|hold| talk(conn, DialectOf::<C>::fencing_token(hold), watch));
+    match drawn.unwrap_or_else(|| Err(desk::gone())) {
+        Ok(token) => Outcome::Drawn(token),
+        Err(failure) => Outcome::Failed(failure),
     }
 }
 

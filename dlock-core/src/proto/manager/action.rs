@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::slab::Id;
 use crate::proto::{Aftermath, Ask, Failure, Reason, Wait};
-use crate::{Holder, LockKey, Mode, PostgresKey};
+use crate::{FencingToken, Holder, LockKey, Mode, PostgresKey};
 
 /// A request for a lock, from the call on until its end is told, or until it is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,6 +16,10 @@ pub struct ConnId(pub(super) Id);
 /// What a connection acquires, holds or releases. The driver keeps the [`Hold`](crate::proto::Hold) under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HoldId(pub(super) Id);
+
+/// A question about a hold, from the call on until its answer is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct QuestionId(pub(super) Id);
 
 /// What the server locks. Two keys can be one lock to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -65,7 +69,7 @@ pub enum Action {
     /// Open a connection. The answer is [`opened`](super::Manager::opened) or
     /// [`open_failed`](super::Manager::open_failed).
     Open(ConnId),
-    /// Acquire a lock. The answer is [`done`](super::Manager::done), for this action and the next two.
+    /// Acquire a lock. The answer is [`done`](super::Manager::done), for this action and the next three.
     Acquire {
         /// On this connection.
         conn: ConnId,
@@ -85,6 +89,13 @@ pub enum Action {
         /// What it holds.
         hold: HoldId,
     },
+    /// Draw a fencing token, if the session still has the hold.
+    DrawToken {
+        /// On this connection.
+        conn: ConnId,
+        /// What it holds.
+        hold: HoldId,
+    },
     /// Ask whether the session is still there.
     KeepAlive(ConnId),
     /// Close the connection at once, also in the middle of a conversation, and answer
@@ -92,6 +103,8 @@ pub enum Action {
     Close(ConnId),
     /// Tell somebody.
     Tell(Ticket, News),
+    /// Answer a question. This is its end.
+    Answer(QuestionId, Result<FencingToken, Failure>),
     /// All connections are closed after [`close`](super::Manager::close).
     Closed,
 }
@@ -132,6 +145,8 @@ pub enum Outcome {
     },
     /// It is released.
     Released,
+    /// A fencing token was drawn.
+    Drawn(FencingToken),
     /// The session is there.
     Alive,
     /// It failed. If the failure leaves the connection unfit for use, the driver has closed it.

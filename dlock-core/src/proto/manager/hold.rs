@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::line::Asking;
+use super::question::Errand;
 use super::slab::Id;
 use super::{Config, Manager, News, Outcome, Wanted};
 use crate::Mode;
@@ -86,7 +87,7 @@ impl Manager {
         if hold.state == HoldState::Held && hold.tickets.is_empty() {
             hold.state = HoldState::Releasing(None);
             if let Some(conn) = self.conns.get_mut(hold.conn) {
-                conn.releases.push_back(id);
+                conn.errands.push_back(Errand::Release(id));
             }
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::conn::{Conn, Job, State};
 use super::hold::Hold;
 use super::line::Asking;
+use super::question::Errand;
 use super::slab::Id;
 use super::{Action, Config, ConnId, HoldId, Manager};
 use crate::Holder;
@@ -29,6 +30,11 @@ impl Manager {
         }
         for id in self.conns.ids() {
             self.tend(id, now);
+        }
+        if std::mem::take(&mut self.questions_moved) {
+            for id in self.conns.ids() {
+                self.tend(id, now);
+            }
         }
         while let Some(&line) = self.ready.front() {
             match self.place_to_try(line) {
@@ -56,7 +62,7 @@ impl Manager {
         }
     }
 
-    /// Releases what is to be released, and asks whether the session is there.
+    /// Asks whether the session is there, releases what is to be released, and draws tokens.
     fn tend(&mut self, id: Id, now: Duration) {
         let Some(conn) = self.conns.get_mut(id) else {
             return;
@@ -67,12 +73,31 @@ impl Manager {
         if conn.unconfirmed || conn.asked_at(&self.config).is_some_and(|at| at <= now) {
             conn.state = State::Busy(Job::KeepAlive);
             self.actions.push_back(Action::KeepAlive(ConnId(id)));
-        } else if let Some(hold) = conn.releases.pop_front() {
-            conn.state = State::Busy(Job::Release(hold));
-            self.actions.push_back(Action::Release {
-                conn: ConnId(id),
-                hold: HoldId(hold),
-            });
+            return;
+        }
+        while let Some(errand) = self
+            .conns
+            .get_mut(id)
+            .and_then(|conn| conn.errands.pop_front())
+        {
+            let (job, action) = match errand {
+                Errand::Release(hold) => {
+                    let (conn, hold) = (ConnId(id), HoldId(hold));
+                    (Job::Release(hold.0), Action::Release { conn, hold })
+                }
+                Errand::DrawToken(question) => match self.hold_to_draw_for(question, id) {
+                    Some(hold) => {
+                        let (conn, hold) = (ConnId(id), HoldId(hold));
+                        (Job::DrawToken(question), Action::DrawToken { conn, hold })
+                    }
+                    None => continue,
+                },
+            };
+            if let Some(conn) = self.conns.get_mut(id) {
+                conn.state = State::Busy(job);
+            }
+            self.actions.push_back(action);
+            return;
         }
     }
 

@@ -54,7 +54,8 @@ pub fn lost(key: &LockKey) -> Error {
     failed(gone(), key)
 }
 
-fn failed(mut failure: Failure, key: &LockKey) -> Error {
+/// The error of a conversation about a lock.
+pub fn failed(mut failure: Failure, key: &LockKey) -> Error {
     if let Some(NotOpened(source)) = failure.cause.get::<NotOpened>() {
         return Error::NotConnected {
             key: key.clone(),
