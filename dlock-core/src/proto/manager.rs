@@ -15,7 +15,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use action::{Action, ConnId, HoldId, Identity, News, Outcome, QuestionId, Ticket, Wanted};
+pub use action::{
+    Action, ConnId, HoldId, How, Identity, News, Outcome, QuestionId, Ticket, Wanted,
+};
 pub use config::Config;
 pub use dialect::{ManagedDialect, Token};
 
@@ -140,7 +142,7 @@ impl Manager {
         let line = self.line(identity);
         let tries = limit == Some(Duration::ZERO);
         // A try does not wait long for the answer to somebody of this process who leaves the queue or the lock.
-        let behind = self.lines.get(line).is_some_and(Line::is_busy);
+        let behind = self.is_busy(line, &what);
         let limit = match tries {
             true => behind.then_some(Config::GRACE),
             false => limit,

@@ -189,15 +189,12 @@ async fn serve<C: LockConnection + 'static>(
     while let Some(job) = jobs.recv().await {
         let outcome = match job {
             Action::Acquire {
-                hold,
-                what,
-                limit,
-                name_holders,
-                ..
-            } => match acquire(&mut conn, what.ask(limit, name_holders, true), told()).await {
+                hold, what, how, ..
+            } => match acquire(&mut conn, what.ask(how, true), what.permits, told()).await {
                 Ok(Some(held)) => {
+                    let slot = held.slot();
                     holds.insert(hold, held);
-                    Outcome::Granted
+                    Outcome::Granted { slot }
                 }
                 Ok(None) => Outcome::Taken {
                     holders: Vec::new(),
@@ -240,9 +237,10 @@ const OUTSIDE: Session = Session {
 async fn acquire<C: LockConnection>(
     conn: &mut C,
     ask: dlock_core::proto::Ask,
+    permits: Option<u32>,
     watch: impl Watch,
 ) -> Result<Option<Hold<KeyOf<C>>>, Failure> {
-    let machine = DialectOf::<C>::acquire(&ask, OUTSIDE)?;
+    let machine = DialectOf::<C>::acquire_managed(&ask, permits)?;
     talk(conn, machine, &mut None, watch).await
 }
 

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use dlock_core::proto::Ask;
 use dlock_core::proto::manager::{
-    Action, Config, ConnId, Identity, ManagedDialect, Manager, News, QuestionId, Ticket, Wanted,
+    Action, Config, ConnId, ManagedDialect, Manager, News, QuestionId, Ticket, Wanted,
 };
-use dlock_core::{LockKey, Mode};
 
 use self::drawing::Answered;
 pub use self::drawing::Drawing;
@@ -96,19 +96,31 @@ impl Desk {
         (output, self.spread(inner))
     }
 
-    /// Wants a lock.
-    pub fn request(
+    /// Wants what is asked for: a lock, or a slot of a semaphore with so many permits.
+    ///
+    /// # Errors
+    ///
+    /// It is refused, and nothing is sent.
+    pub fn request<D: ManagedDialect>(
         &self,
-        identity: Identity,
-        what: Arc<Wanted>,
-        limit: Option<Duration>,
-    ) -> (Ticket, Arc<Slot>, Vec<Action>) {
+        ask: &Ask,
+        permits: Option<u32>,
+    ) -> Result<(Ticket, Arc<Slot>, Vec<Action>), Error> {
+        let identity = match permits {
+            None => D::identity(&ask.key)?,
+            Some(permits) => D::identity_of_semaphore(&ask.key, permits)?,
+        };
+        let what = Arc::new(Wanted {
+            key: ask.key.clone(),
+            mode: ask.mode,
+            permits,
+        });
         let mut inner = self.lock();
         let now = self.started.elapsed();
-        let ticket = inner.manager.request(identity, what, limit, now);
+        let ticket = inner.manager.request(identity, what, ask.wait.limit, now);
         let slot = Arc::new(Slot::default());
         inner.slots.insert(ticket, Arc::clone(&slot));
-        (ticket, slot, self.spread(inner))
+        Ok((ticket, slot, self.spread(inner)))
     }
 
     /// Hears no more of a request.
@@ -167,7 +179,7 @@ impl Desk {
             match action {
                 Action::Tell(ticket, news) => {
                     let slot = match news {
-                        News::Granted => inner.slots.get(&ticket).cloned(),
+                        News::Granted { .. } => inner.slots.get(&ticket).cloned(),
                         _ => inner.slots.remove(&ticket),
                     };
                     slot.into_iter()
@@ -219,14 +231,4 @@ impl Inner {
             _ => self.timer.take(),
         }
     }
-}
-
-/// What is wanted, and what the server locks.
-pub fn wanted<D: ManagedDialect>(
-    key: &LockKey,
-    mode: Mode,
-) -> Result<(Identity, Arc<Wanted>), Error> {
-    let identity = D::identity(key)?;
-    let key = key.clone();
-    Ok((identity, Arc::new(Wanted { key, mode })))
 }

@@ -178,15 +178,12 @@ fn serve<C: LockConnection + 'static>(report: Report<C>, jobs: &Receiver<Action>
     while let Ok(job) = jobs.recv() {
         let outcome = match job {
             Action::Acquire {
-                hold,
-                what,
-                limit,
-                name_holders,
-                ..
-            } => match acquire(&mut conn, &what.ask(limit, name_holders, false), &report) {
+                hold, what, how, ..
+            } => match acquire(&mut conn, &what.ask(how, false), what.permits, &report) {
                 Some(Ok(Some(held))) => {
+                    let slot = held.slot();
                     holds.insert(hold, held);
-                    Outcome::Granted
+                    Outcome::Granted { slot }
                 }
                 Some(Ok(None)) => Outcome::Taken {
                     holders: Vec::new(),
@@ -227,9 +224,10 @@ const OUTSIDE: Session = Session {
 fn acquire<C: LockConnection>(
     conn: &mut C,
     ask: &Ask,
+    permits: Option<u32>,
     watch: &impl Watch,
 ) -> Option<Result<Option<Hold<KeyOf<C>>>, Failure>> {
-    match DialectOf::<C>::acquire(ask, OUTSIDE) {
+    match DialectOf::<C>::acquire_managed(ask, permits) {
         Ok(machine) => talk(conn, machine, watch),
         Err(failure) => Some(Err(failure)),
     }

@@ -101,7 +101,7 @@ on_every_network_server! {
 
     async fn a_silent_network_gives_no_token<C: LockTest>(server: &Server) {
         let proxy = Proxy::start(server);
-        let locks = manager::<C>(proxy.url()).lease(Duration::from_secs(1)).build();
+        let locks = manager::<C>(proxy.url()).lease(Duration::from_secs(5)).build();
         let held = locks.lock(unique_key("silent")).acquire().await.expect("a free lock");
         proxy.silence();
         let refused = held.fencing_token().await;

@@ -30,6 +30,8 @@ pub enum Identity {
     Pair(i32, i32),
     /// A name.
     Name(Arc<str>),
+    /// The slots of a semaphore, by its gate.
+    Semaphore(Box<Identity>),
 }
 
 impl From<PostgresKey> for Identity {
@@ -48,19 +50,37 @@ pub struct Wanted {
     pub key: LockKey,
     /// Alone or together with other readers.
     pub mode: Mode,
+    /// Of a semaphore: how many slots it has.
+    pub permits: Option<u32>,
 }
 
 impl Wanted {
     /// What a conversation asks for.
-    pub fn ask(&self, limit: Option<Duration>, name_holders: bool, droppable: bool) -> Ask {
+    pub fn ask(&self, how: How, droppable: bool) -> Ask {
+        let wait = Wait {
+            limit: how.limit,
+            poll: None,
+        };
         Ask {
             mode: self.mode,
-            wait: Wait { limit, poll: None },
+            except: how.except,
+            wait,
             droppable,
-            name_holders,
+            name_holders: how.name_holders,
             ..Ask::new(self.key.clone())
         }
     }
+}
+
+/// How a conversation asks for a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct How {
+    /// How long to wait; `None` waits without a limit, zero tries once.
+    pub limit: Option<Duration>,
+    /// Whether somebody's limit passes with it, who is told who has the lock.
+    pub name_holders: bool,
+    /// Of a semaphore: the slots that the connection has already.
+    pub except: Vec<u32>,
 }
 
 /// What the driver does next.
@@ -77,10 +97,8 @@ pub enum Action {
         hold: HoldId,
         /// The lock.
         what: Arc<Wanted>,
-        /// How long to wait; `None` waits without a limit, zero tries once.
-        limit: Option<Duration>,
-        /// Whether somebody's limit passes with it, who is told who has the lock.
-        name_holders: bool,
+        /// How long to wait, and the like.
+        how: How,
     },
     /// Release a hold.
     Release {
@@ -113,7 +131,10 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq)]
 pub enum News {
     /// The lock is held.
-    Granted,
+    Granted {
+        /// Of a semaphore: which slot.
+        slot: Option<u32>,
+    },
     /// The limit has passed, or it was a try. This is the end of the request.
     Taken {
         /// How long it has waited.
@@ -137,7 +158,10 @@ pub enum News {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// The lock is held.
-    Granted,
+    Granted {
+        /// Of a semaphore: which slot.
+        slot: Option<u32>,
+    },
     /// Another session holds it.
     Taken {
         /// Who, as far as known.

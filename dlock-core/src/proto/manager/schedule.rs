@@ -6,7 +6,7 @@ use super::hold::Hold;
 use super::line::Asking;
 use super::question::Errand;
 use super::slab::Id;
-use super::{Action, Config, ConnId, HoldId, Manager};
+use super::{Action, Config, ConnId, HoldId, How, Manager};
 use crate::Holder;
 
 /// Where a line may ask.
@@ -113,7 +113,7 @@ impl Manager {
     }
 
     /// The connection with the most holds, so that others stay free for waits. Never one that holds the lock already:
-    /// the server would grant it once more, whoever waits.
+    /// the server would grant it once more, whoever waits. (The slots of a semaphore are told apart.)
     fn place_to_try(&self, line: Id) -> Place {
         let mut best: Option<(usize, Id)> = None;
         let mut empty = None;
@@ -146,11 +146,8 @@ impl Manager {
     }
 
     fn holds_on(&self, line: Id, conn: Id) -> bool {
-        let holds = self
-            .lines
-            .get(line)
-            .map(|line| &line.holds[..])
-            .unwrap_or_default();
+        let line = self.lines.get(line).filter(|line| !line.is_semaphore());
+        let holds = line.map(|line| &line.holds[..]).unwrap_or_default();
         let mut holds = holds.iter().filter_map(|hold| self.holds.get(*hold));
         holds.any(|hold| hold.conn == conn)
     }
@@ -216,7 +213,10 @@ impl Manager {
                 }
             }
         };
-        line.asking = Asking::Now { until };
+        line.asking = Asking::Now { until, waits };
+        let held = line.holds.iter().filter_map(|hold| self.holds.get(*hold));
+        let on_it = held.filter(|hold| hold.conn == conn_id);
+        let except = on_it.filter_map(|hold| hold.slot).collect();
         let what = Arc::clone(&first.what);
         let hold = self
             .holds
@@ -229,8 +229,11 @@ impl Manager {
             conn: ConnId(conn_id),
             hold: HoldId(hold),
             what,
-            limit,
-            name_holders: until.is_some(),
+            how: How {
+                limit,
+                name_holders: until.is_some(),
+                except,
+            },
         });
     }
 

@@ -45,7 +45,7 @@ pub fn error(news: News, key: &LockKey) -> Error {
         },
         News::Failed(failure) | News::NotReleased(failure) => failed(failure, key),
         News::Closed => Error::ManagerClosed { key: key.clone() },
-        News::Lost | News::Granted | News::Released => lost(key),
+        News::Lost | News::Granted { .. } | News::Released => lost(key),
     }
 }
 
