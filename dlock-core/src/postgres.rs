@@ -209,7 +209,7 @@ impl Dialect for Postgres {
     ) -> Result<impl Machine<Output = Option<Hold<PostgresKey>>>, Failure> {
         let gate = gate(&ask.key, permits)?;
         ask.check_session(session)?;
-        let acquire = semaphore::AcquireSlot::new(gate, permits, ask.wait, session, ask.droppable);
+        let acquire = semaphore::AcquireSlot::new(gate, permits, ask, session);
         let ask_holders = |acquire: &semaphore::AcquireSlot| {
             let (gate, permits) = acquire.semaphore();
             ask_slot_holders(gate, permits)

@@ -144,7 +144,10 @@ pub use dlock_diesel::{
 pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
 pub use lock::AdvisoryLock;
-pub use manager::{LockManager, LockManagerBuilder, ManagedLock, ManagedLockGuard};
+pub use manager::{
+    LockManager, LockManagerBuilder, ManagedLock, ManagedLockGuard, ManagedSemaphore,
+    ManagedSemaphoreGuard,
+};
 pub use semaphore::AdvisorySemaphore;
 pub use semaphore_guard::AdvisorySemaphoreGuard;
 #[cfg(feature = "sqlite")]

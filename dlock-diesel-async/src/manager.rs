@@ -1,5 +1,6 @@
 mod guard;
 mod lock;
+mod semaphore;
 mod worker;
 
 use std::error::Error as StdError;
@@ -10,10 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dlock_core::LockKey;
+use dlock_core::proto::Ask;
 use dlock_core::proto::manager::Manager;
 use dlock_diesel::shared::desk;
 pub use guard::ManagedLockGuard;
 pub use lock::ManagedLock;
+pub use semaphore::{ManagedSemaphore, ManagedSemaphoreGuard};
 use worker::{Inner, Open};
 
 use crate::LockConnection;
@@ -137,7 +140,25 @@ impl<C: LockConnection + 'static> LockManager<C> {
     /// # Ok(()) }
     /// ```
     pub fn lock(&self, key: impl Into<LockKey>) -> ManagedLock<C> {
-        ManagedLock::new(Arc::clone(&self.owner.0), key.into())
+        ManagedLock::new(Arc::clone(&self.owner.0), Ask::new(key.into()))
+    }
+
+    /// A semaphore that is not held yet: at most `permits` hold it at once, over all processes and hosts. It is the
+    /// same one as [`AdvisoryLockExt::advisory_semaphore`](crate::AdvisoryLockExt::advisory_semaphore).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
+    /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
+    /// let inside = locks.semaphore("gpu", 4).acquire().await?;
+    /// println!("on device {}", inside.slot());
+    /// inside.release().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn semaphore(&self, key: impl Into<LockKey>, permits: u32) -> ManagedSemaphore<C> {
+        let ask = Ask::new(key.into());
+        ManagedSemaphore::new(Arc::clone(&self.owner.0), ask, permits)
     }
 
     /// Closes the manager, and returns when all its connections are closed. Tasks that wait for a lock get

@@ -135,7 +135,10 @@ pub use ext::AdvisoryLockExt;
 pub use guard::AdvisoryLockGuard;
 pub use held::Held;
 pub use lock::AdvisoryLock;
-pub use manager::{LockManager, LockManagerBuilder, ManagedLock, ManagedLockGuard};
+pub use manager::{
+    LockManager, LockManagerBuilder, ManagedLock, ManagedLockGuard, ManagedSemaphore,
+    ManagedSemaphoreGuard,
+};
 pub use semaphore::AdvisorySemaphore;
 pub use semaphore_guard::AdvisorySemaphoreGuard;
 #[cfg(all(feature = "sqlite", feature = "r2d2"))]

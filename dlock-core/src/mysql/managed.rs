@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Mysql, sql};
+use super::{Mysql, base, sql};
 use crate::proto::manager::{Identity, ManagedDialect, Token};
 use crate::proto::{
     Abandoned, Aftermath, Answer, Cause, Failure, Machine, Reason, Rows, Statement, Step,
@@ -20,6 +20,11 @@ impl ManagedDialect for Mysql {
 
     fn identity(key: &LockKey) -> Result<Identity, InvalidKey> {
         Ok(Identity::Name(key.to_mysql()?.into()))
+    }
+
+    fn identity_of_semaphore(key: &LockKey, permits: u32) -> Result<Identity, InvalidKey> {
+        let base = Identity::Name(base(key, permits)?.into());
+        Ok(Identity::Semaphore(Box::new(base)))
     }
 
     fn prepare(lease: Duration, token: Token) -> impl Machine<Output = ()> {

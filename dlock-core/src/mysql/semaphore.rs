@@ -33,6 +33,8 @@ use crate::proto::{
 pub(super) struct AcquireSlot {
     base: String,
     permits: u32,
+    /// The session has slots already, and wants another one.
+    another: bool,
     wait: Wait,
     depth: Depth,
     droppable: bool,
@@ -72,6 +74,7 @@ impl AcquireSlot {
         Self {
             base,
             permits,
+            another: !ask.except.is_empty(),
             wait: ask.wait,
             depth,
             droppable: ask.droppable,
@@ -94,7 +97,8 @@ impl AcquireSlot {
             waits: false,
             sent: now,
         });
-        let take = slot_sql::take_slot(tag, &self.base, self.permits, self.cluster);
+        let which = (self.permits, self.another);
+        let take = slot_sql::take_slot(tag, &self.base, which, self.cluster);
         Step::Query(take)
     }
 

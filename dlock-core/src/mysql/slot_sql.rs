@@ -37,8 +37,16 @@ macro_rules! if_cluster {
     };
 }
 
+/// Whether the session has a slot already.
+macro_rules! own {
+    () => {
+        "IS_USED_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits)) <=> CONNECTION_ID()"
+    };
+}
+
+/// `$may` is the condition under which a slot is tried.
 macro_rules! take_or_release {
-    ($check:ident) => {
+    ($check:ident, $may:expr) => {
         &[
             explained!("SELECT CAST(MAX(t.slot) AS SIGNED) AS slot, 4611686018427387904 + CAST("),
             concat!(
@@ -56,11 +64,13 @@ macro_rules! take_or_release {
                 " s WHERE IF(p.to_release, 1, ",
                 if_cluster!(
                     "0",
-                    "IF(IF(IS_FREE_LOCK(CONCAT(p.base, ':gate')), 1, \
-                     IS_USED_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits)) <=> CONNECTION_ID()) AND \
-                     GET_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits), 0) = 1, (@dlock_gate := 0) + \
-                     (@dlock_slot := (s.n + CONNECTION_ID()) MOD p.permits) + ((@dlock_base := p.base) IS NULL) + \
-                     (@dlock_request := p.tag) IS NOT NULL, 0)",
+                    concat!(
+                        "IF(",
+                        $may,
+                        " AND GET_LOCK(CONCAT(p.base, ':', (s.n + CONNECTION_ID()) MOD p.permits), 0) = 1, \
+                         (@dlock_gate := 0) + (@dlock_slot := (s.n + CONNECTION_ID()) MOD p.permits) + \
+                         ((@dlock_base := p.base) IS NULL) + (@dlock_request := p.tag) IS NOT NULL, 0)"
+                    ),
                     $check
                 ),
                 ") LIMIT 1) t"
@@ -69,23 +79,43 @@ macro_rules! take_or_release {
     };
 }
 
+macro_rules! any_slot {
+    () => {
+        concat!("IF(IS_FREE_LOCK(CONCAT(p.base, ':gate')), 1, ", own!(), ")")
+    };
+}
+
+macro_rules! another_slot {
+    () => {
+        concat!(
+            "IF(IS_FREE_LOCK(CONCAT(p.base, ':gate')), NOT (",
+            own!(),
+            "), 0)"
+        )
+    };
+}
+
 /// Takes a free slot without waiting, or releases a lock. It answers with the number of the slot, and 1 or 0 behind the
 /// tag.
 ///
 /// While others wait at the gate there is no free slot for a newcomer. But a session that has a slot already gets that
-/// one once more, since the others may be waiting for it.
+/// one once more, since the others may be waiting for it, unless it wants `another`.
 fn take_or_release(
     tag: Tag,
     release: bool,
     base: &str,
-    permits: u32,
+    (permits, another): (u32, bool),
     cluster: Cluster,
 ) -> Statement {
-    const CHECKED: Text = take_or_release!(checked);
-    const UNCHECKED: Text = take_or_release!(unchecked);
-    let (prepared, sql) = match cluster {
-        Cluster::Checked => (Prepared::MysqlSlot, CHECKED),
-        Cluster::Unchecked => (Prepared::ByText, UNCHECKED),
+    const CHECKED: Text = take_or_release!(checked, any_slot!());
+    const UNCHECKED: Text = take_or_release!(unchecked, any_slot!());
+    const ANOTHER_CHECKED: Text = take_or_release!(checked, another_slot!());
+    const ANOTHER_UNCHECKED: Text = take_or_release!(unchecked, another_slot!());
+    let (prepared, sql) = match (cluster, another) {
+        (Cluster::Checked, false) => (Prepared::MysqlSlot, CHECKED),
+        (Cluster::Unchecked, false) => (Prepared::ByText, UNCHECKED),
+        (Cluster::Checked, true) => (Prepared::ByText, ANOTHER_CHECKED),
+        (Cluster::Unchecked, true) => (Prepared::ByText, ANOTHER_UNCHECKED),
     };
     let binds = [
         tag.bind(),
@@ -101,13 +131,19 @@ fn take_or_release(
 pub(super) const CLUSTER: i64 = 3;
 
 /// Takes a free slot without waiting: its number, and 1, 0 or [`CLUSTER`] behind the tag.
-pub(super) fn take_slot(tag: Tag, base: &str, permits: u32, cluster: Cluster) -> Statement {
-    take_or_release(tag, false, base, permits, cluster)
+/// `another`: not one that the session has already.
+pub(super) fn take_slot(
+    tag: Tag,
+    base: &str,
+    (permits, another): (u32, bool),
+    cluster: Cluster,
+) -> Statement {
+    take_or_release(tag, false, base, (permits, another), cluster)
 }
 
 /// Releases a slot by its name: 1 or 0 behind the tag.
 pub(super) fn release_slot(tag: Tag, name: &str, cluster: Cluster) -> Statement {
-    take_or_release(tag, true, name, 1, cluster)
+    take_or_release(tag, true, name, (1, false), cluster)
 }
 
 /// Waits for a slot: its number, and [`GRANTED`](super::sql::GRANTED), [`TAKEN`](super::sql::TAKEN) or

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Postgres, sql};
+use super::{Postgres, gate, sql};
 use crate::proto::manager::{Identity, ManagedDialect, Token};
 use crate::proto::{Abandoned, Aftermath};
 use crate::proto::{Answer, Cause, Failure, Machine, Reason, Rows, Statement, Step};
@@ -18,6 +18,11 @@ impl ManagedDialect for Postgres {
 
     fn identity(key: &LockKey) -> Result<Identity, InvalidKey> {
         Ok(key.to_postgres()?.into())
+    }
+
+    fn identity_of_semaphore(key: &LockKey, permits: u32) -> Result<Identity, InvalidKey> {
+        let gate = Identity::Number(gate(key, permits)?);
+        Ok(Identity::Semaphore(Box::new(gate)))
     }
 
     fn prepare(lease: Duration, token: Token) -> impl Machine<Output = ()> {

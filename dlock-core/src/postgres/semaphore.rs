@@ -6,8 +6,8 @@ use super::mark::Mark;
 use super::sql::{self, Lift};
 use super::turns::{Next, QuietTurn, Turn, Turns};
 use crate::proto::{
-    Abandoned, Answer, ErrorFields, Failure, Hold, Machine, Reason, Rows, Savepoint, Session,
-    Statement, Step, Wait,
+    Abandoned, Answer, Ask, ErrorFields, Failure, Hold, Machine, Reason, Rows, Savepoint, Session,
+    Statement, Step,
 };
 use crate::{Mode, PostgresKey};
 
@@ -41,6 +41,7 @@ use crate::{Mode, PostgresKey};
 pub(super) struct AcquireSlot {
     gate: i64,
     permits: u32,
+    except: Vec<u32>,
     mark: Mark,
     session: Session,
     droppable: bool,
@@ -74,21 +75,16 @@ impl AcquireSlot {
     /// Between two tries, where nothing else was asked for.
     const PAUSE: Duration = Duration::from_millis(10);
 
-    pub(super) fn new(
-        gate: i64,
-        permits: u32,
-        wait: Wait,
-        session: Session,
-        droppable: bool,
-    ) -> Self {
+    pub(super) fn new(gate: i64, permits: u32, ask: &Ask, session: Session) -> Self {
         Self {
             gate,
             permits,
+            except: ask.except.clone(),
             mark: Mark::new(),
             session,
-            droppable,
+            droppable: ask.droppable,
             savepoint: None,
-            turns: Turns::new(wait),
+            turns: Turns::new(ask.wait),
             polls: session.depth.is_some(),
             unprepared: false,
             state: State::Sleep,
@@ -113,7 +109,14 @@ impl AcquireSlot {
 
     fn try_all(&mut self) -> Acquired {
         self.state = State::Try;
-        Step::Query(self.kept(sql::take_slot(self.mark, self.gate, self.permits)))
+        Step::Query(self.kept(self.take()))
+    }
+
+    fn take(&self) -> Statement {
+        match &self.except[..] {
+            [] => sql::take_slot(self.mark, self.gate, self.permits),
+            except => sql::take_another_slot(self.mark, self.gate, self.permits, except),
+        }
     }
 
     /// The statement as the session may know it.
@@ -239,9 +242,13 @@ impl AcquireSlot {
 
     fn verify(&mut self, failed: Failed, tried: bool) -> Acquired {
         self.state = State::Verify { failed, tried };
-        let asked = sql::take_slot(self.mark, self.gate, self.permits);
-        let text = asked.sql.first().copied().unwrap_or_default();
-        Step::Query(sql::verify_slots(self.gate, self.permits, text))
+        let text = self.take().sql.first().copied().unwrap_or_default();
+        Step::Query(sql::verify_slots(
+            self.gate,
+            self.permits,
+            &self.except,
+            text,
+        ))
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Ask {
     pub more: Vec<LockKey>,
     /// Nothing was named: [`key`](Self::key) stands for nothing and is refused.
     pub nothing: bool,
+    /// Of a semaphore: the slots that the session has already. They are not granted to it once more.
+    pub except: Vec<u32>,
     /// Alone or together with other readers.
     pub mode: Mode,
     /// How long to wait, and where.
@@ -33,6 +35,7 @@ impl Ask {
             key,
             more: Vec::new(),
             nothing: false,
+            except: Vec::new(),
             mode: Mode::Exclusive,
             wait: Wait::default(),
             inside_transaction: false,

@@ -6,6 +6,7 @@ mod conn;
 mod dialect;
 mod hold;
 mod line;
+mod question;
 mod schedule;
 mod slab;
 mod timers;
@@ -14,13 +15,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use action::{Action, ConnId, HoldId, Identity, News, Outcome, Ticket, Wanted};
+pub use action::{
+    Action, ConnId, HoldId, How, Identity, News, Outcome, QuestionId, Ticket, Wanted,
+};
 pub use config::Config;
 pub use dialect::{ManagedDialect, Token};
 
 use self::conn::{Conn, Job, State};
 use self::hold::{Hold, HoldState};
 use self::line::{Line, Request};
+use self::question::Question;
 use self::slab::{Id, Slab};
 use super::{Aftermath, Failure, Reason};
 
@@ -64,6 +68,9 @@ pub struct Manager {
     requests: Slab<Request>,
     holds: Slab<Hold>,
     conns: Slab<Conn>,
+    questions: Slab<Question>,
+    /// To a connection that may have had its turn already.
+    questions_moved: bool,
     /// The limits of requests.
     limits: BTreeSet<(Duration, Id)>,
     /// Lines that ask as soon as a connection is free.
@@ -103,6 +110,8 @@ impl Manager {
             requests: Slab::default(),
             holds: Slab::default(),
             conns: Slab::default(),
+            questions: Slab::default(),
+            questions_moved: false,
             limits: BTreeSet::new(),
             ready: VecDeque::new(),
             parked: BTreeMap::new(),
@@ -133,7 +142,7 @@ impl Manager {
         let line = self.line(identity);
         let tries = limit == Some(Duration::ZERO);
         // A try does not wait long for the answer to somebody of this process who leaves the queue or the lock.
-        let behind = self.lines.get(line).is_some_and(Line::is_busy);
+        let behind = self.is_busy(line, &what);
         let limit = match tries {
             true => behind.then_some(Config::GRACE),
             false => limit,
@@ -259,6 +268,7 @@ impl Manager {
         match job {
             Job::Acquire { hold, waits } => self.acquired(hold, waits.is_some(), outcome, now),
             Job::Release(hold) => self.released(hold, outcome, now),
+            Job::DrawToken(question) => self.drawn(question, outcome),
             Job::KeepAlive => self.alive(id, now),
         }
         self.schedule(now);

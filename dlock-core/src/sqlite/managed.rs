@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Sqlite;
+use super::{Sqlite, gate};
 use crate::proto::manager::{Identity, ManagedDialect, Token};
 use crate::proto::{Abandoned, Answer, Machine, Step};
 use crate::{InvalidKey, LockKey};
@@ -17,6 +17,11 @@ impl ManagedDialect for Sqlite {
 
     fn identity(key: &LockKey) -> Result<Identity, InvalidKey> {
         Ok(Identity::Number(key.to_sqlite()? as i64))
+    }
+
+    fn identity_of_semaphore(key: &LockKey, permits: u32) -> Result<Identity, InvalidKey> {
+        let gate = Identity::Number(gate(key, permits)? as i64);
+        Ok(Identity::Semaphore(Box::new(gate)))
     }
 
     fn prepare(_lease: Duration, _token: Token) -> impl Machine<Output = ()> {

@@ -25,6 +25,8 @@ use crate::proto::{
 pub(super) struct AcquireSlot {
     gate: u64,
     permits: u32,
+    /// The session has slots already, and wants another one.
+    another: bool,
     request: Request,
     depth: Depth,
     droppable: bool,
@@ -45,6 +47,7 @@ impl AcquireSlot {
         Self {
             gate,
             permits,
+            another: !ask.except.is_empty(),
             request,
             depth: session.depth,
             droppable: ask.droppable,
@@ -64,7 +67,8 @@ impl AcquireSlot {
             request: self.request,
         };
         let millis = self.waiting.first(now);
-        Step::Query(sql::acquire_slot(gate, self.permits, millis))
+        let which = (self.permits, self.another);
+        Step::Query(sql::acquire_slot(gate, which, millis))
     }
 
     fn granted(&self, slot: u32) -> Acquired {

@@ -38,12 +38,20 @@ pub(super) fn acquire(key: SqliteKey, mode: Mode, millis: Option<u32>) -> Statem
 }
 
 /// Asks for a slot of a semaphore and waits at most so many milliseconds, or without a limit: the number of the slot,
-/// [`NO_SLOT`] or [`GIVEN_UP`].
-pub(super) fn acquire_slot(gate: SqliteKey, permits: u32, millis: Option<u32>) -> Statement {
+/// [`NO_SLOT`] or [`GIVEN_UP`]. `another`: not one that the session has already.
+pub(super) fn acquire_slot(
+    gate: SqliteKey,
+    (permits, another): (u32, bool),
+    millis: Option<u32>,
+) -> Statement {
+    let sql: &'static [&'static str] = match another {
+        false => &["SELECT dlock_acquire_slot(", ", ", ", 1, ", ", ", ")"],
+        true => &["SELECT dlock_acquire_slot(", ", ", ", 0, ", ", ", ")"],
+    };
     let millis = Bind::BigInt(millis.map_or(NO_LIMIT, i64::from));
     of_request(
         gate,
-        &["SELECT dlock_acquire_slot(", ", ", ", ", ", ", ")"],
+        sql,
         [
             number(gate.key),
             Bind::BigInt(permits.into()),

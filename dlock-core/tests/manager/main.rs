@@ -26,11 +26,13 @@ fn plan(seed: u64) -> Plan {
         processes: random.range(1, 4) as usize,
         connections: random.range(1, 5) as usize,
         tasks: random.range(1, 9) as usize,
+        first_key: 0,
         keys: random.range(1, 6),
         rounds: 30,
         lease: random.range(2, 6) * SECOND,
         longest_wait: random.one_in(2).then_some(2 * SECOND),
         turns: [2, 8, 64][random.range(0, 3) as usize],
+        permits: [0, 1, 2, 5][random.range(0, 4) as usize],
         exclusive: random.one_in(2),
         work: [MILLI, 10 * MILLI, 60 * MILLI][random.range(0, 3) as usize],
         long: 40,
@@ -55,30 +57,39 @@ fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
     }
 }
 
-fn each_seed(seeds: std::ops::Range<u64>, mut run: impl FnMut(u64) -> World) -> (u64, u64, u64) {
-    let mut sum = (0, 0, 0);
+/// What has happened in all runs.
+#[derive(Debug, Default)]
+struct Sum {
+    steps: u64,
+    grants: u64,
+    losses: u64,
+    drawn: u64,
+}
+
+fn each_seed(seeds: std::ops::Range<u64>, mut run: impl FnMut(u64) -> World) -> Sum {
+    let mut sum = Sum::default();
     for seed in seeds {
         let world = catch_unwind(AssertUnwindSafe(|| run(seed)));
         let world = world.unwrap_or_else(|_| panic!("seed {seed} fails: DLOCK_SEED={seed}"));
-        sum = (
-            sum.0 + world.steps,
-            sum.1 + world.grants,
-            sum.2 + world.losses,
-        );
+        sum.steps += world.steps;
+        sum.grants += world.grants;
+        sum.losses += world.losses;
+        sum.drawn += world.drawn;
     }
-    eprintln!("{} steps, {} grants, {} losses", sum.0, sum.1, sum.2);
+    eprintln!("{sum:?}");
     sum
 }
 
 #[test]
 fn whatever_happens_two_never_believe_that_they_hold_and_nobody_is_forgotten() {
-    let (steps, grants, losses) = each_seed(seeds(0..600), |seed| {
+    let sum = each_seed(seeds(0..600), |seed| {
         let mut world = World::new(seed, plan(seed));
         world.run(u64::MAX);
         world
     });
     if std::env::var_os("DLOCK_SEED").is_none() {
-        assert!(steps > 1_000_000 && grants > 100_000 && losses > 300);
+        assert!(sum.steps > 1_000_000 && sum.grants > 100_000 && sum.losses > 300);
+        assert!(sum.drawn > 10_000);
     }
 }
 
@@ -127,11 +138,13 @@ const QUIET: Plan = Plan {
     processes: 1,
     connections: 4,
     tasks: 1,
+    first_key: 0,
     keys: 1,
     rounds: 1,
     lease: 30 * SECOND,
     longest_wait: None,
     turns: 64,
+    permits: 0,
     exclusive: true,
     work: MILLI,
     long: 0,
@@ -144,6 +157,53 @@ const QUIET: Plan = Plan {
     limited: 0,
     closed_at: None,
 };
+
+#[test]
+fn two_processes_share_a_semaphore_fairly_and_use_all_its_slots() {
+    let fair = Plan {
+        processes: 2,
+        tasks: 32,
+        rounds: u32::MAX,
+        first_key: 1,
+        permits: 3,
+        ..QUIET
+    };
+    for seed in seeds(0..3) {
+        for longest_wait in [None, Some(2 * SECOND)] {
+            let plan = Plan {
+                longest_wait,
+                ..fair.clone()
+            };
+            let mut world = World::new(seed, plan);
+            world.run(10 * SECOND);
+            let turns = world.turns();
+            let share = turns[0] as f64 / (turns[0] + turns[1]) as f64;
+            assert!((0.35..0.65).contains(&share), "seed {seed}: {turns:?}");
+            assert!(
+                world.longest_wait < SECOND,
+                "seed {seed}: {}",
+                world.longest_wait
+            );
+            assert!(world.most_inside == 3, "seed {seed}: {}", world.most_inside);
+        }
+    }
+}
+
+#[test]
+fn a_thousand_slots_need_two_connections() {
+    let plan = Plan {
+        connections: 2,
+        tasks: 1000,
+        first_key: 1,
+        permits: 1000,
+        work: 600 * SECOND,
+        ..QUIET
+    };
+    let mut world = World::new(1, plan);
+    world.run(40 * SECOND);
+    assert!(world.grants >= 900, "{}", world.grants);
+    assert!(world.most_connections <= 2);
+}
 
 #[test]
 fn a_thousand_tasks_wait_for_one_lock_over_one_waiting_connection() {

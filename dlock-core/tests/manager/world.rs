@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::Mode;
 use dlock_core::proto::manager::{
-    Action, Config, ConnId, HoldId, Identity, Manager, News, Outcome, Ticket, Wanted,
+    Action, Config, ConnId, HoldId, How, Identity, Manager, News, Outcome, QuestionId, Ticket,
+    Wanted,
 };
 use dlock_core::proto::{Aftermath, Cause, Failure, Reason};
+use dlock_core::{FencingToken, Mode};
 
 use crate::random::Random;
-use crate::server::{Key, Server, Session, Time};
+use crate::server::{Key, Server, Session, Time, slot_key};
 
 pub(crate) const MILLI: Time = 1000;
 pub(crate) const SECOND: Time = 1_000_000;
@@ -23,11 +24,14 @@ pub(crate) struct Plan {
     pub(crate) processes: usize,
     pub(crate) connections: usize,
     pub(crate) tasks: usize,
+    pub(crate) first_key: u64,
     pub(crate) keys: u64,
     pub(crate) rounds: u32,
     pub(crate) lease: Time,
     pub(crate) longest_wait: Option<Time>,
     pub(crate) turns: u32,
+    /// Every second key is a semaphore with so many permits, which some requests do not know of; 0: none.
+    pub(crate) permits: u32,
     /// Requests are exclusive only.
     pub(crate) exclusive: bool,
     /// The longest that a holder works, usually.
@@ -64,6 +68,12 @@ enum Event {
         round: u32,
     },
     Finish {
+        process: usize,
+        task: usize,
+        round: u32,
+    },
+    /// A holder wants a fencing token.
+    Draw {
         process: usize,
         task: usize,
         round: u32,
@@ -115,6 +125,8 @@ enum Said {
     Yes,
     No,
     Error,
+    Token(u64),
+    Slot(u32),
 }
 
 #[derive(Clone, Debug)]
@@ -124,9 +136,18 @@ enum Statement {
         mode: Mode,
         limit: Option<Time>,
     },
+    TakeSlot {
+        key: Key,
+        permits: u32,
+        except: Vec<u32>,
+        limit: Option<Time>,
+    },
     Release {
         key: Key,
         mode: Mode,
+    },
+    DrawToken {
+        key: Key,
     },
     KeepAlive,
 }
@@ -168,6 +189,9 @@ enum TaskState {
 struct Task {
     state: TaskState,
     key: Key,
+    /// What it holds: the lock, or the lock of the slot.
+    lock: Key,
+    permits: Option<u32>,
     mode: Mode,
     round: u32,
     /// The session of the lock that it has given back.
@@ -178,6 +202,8 @@ struct Process {
     manager: Manager,
     tasks: Vec<Task>,
     by_ticket: HashMap<Ticket, usize>,
+    /// Who wants a token.
+    questions: HashMap<QuestionId, Ticket>,
     conns: BTreeMap<u64, Option<Session>>,
     ids: Vec<ConnId>,
     hold_keys: HashMap<HoldId, (Key, Mode, Session)>,
@@ -206,12 +232,17 @@ pub(crate) struct World {
     waiting: HashMap<(usize, Key), BTreeSet<(Time, usize)>>,
     /// What was told to be released in this step.
     released: Vec<(usize, Key, Session)>,
+    /// The last token that the server gave, and the greatest that a holder of each lock was told.
+    token: u64,
+    tokens: HashMap<Key, u64>,
     trace: bool,
     pub(crate) steps: u64,
     pub(crate) longest_wait: Time,
     pub(crate) most_connections: usize,
     pub(crate) losses: u64,
+    pub(crate) most_inside: usize,
     pub(crate) grants: u64,
+    pub(crate) drawn: u64,
 }
 
 impl World {
@@ -231,12 +262,15 @@ impl World {
                     .map(|_| Task {
                         state: TaskState::Away,
                         key: 0,
+                        lock: 0,
+                        permits: None,
                         mode: Mode::Exclusive,
                         round: 0,
                         released: None,
                     })
                     .collect(),
                 by_ticket: HashMap::new(),
+                questions: HashMap::new(),
                 conns: BTreeMap::new(),
                 ids: Vec::new(),
                 hold_keys: HashMap::new(),
@@ -258,12 +292,16 @@ impl World {
             believed: HashMap::new(),
             waiting: HashMap::new(),
             released: Vec::new(),
+            token: 0,
+            tokens: HashMap::new(),
             trace: std::env::var_os("DLOCK_TRACE").is_some(),
             steps: 0,
             longest_wait: 0,
             most_connections: 0,
             losses: 0,
+            most_inside: 0,
             grants: 0,
+            drawn: 0,
             plan,
         };
         for process in 0..world.plan.processes {
@@ -312,6 +350,7 @@ impl World {
         }
         if self.plan.closed_at.is_none() && end == Time::MAX {
             for process in &self.processes {
+                assert!(process.questions.is_empty(), "a question was forgotten");
                 for task in &process.tasks {
                     assert!(
                         task.state == TaskState::Away && task.round == self.plan.rounds,
@@ -361,6 +400,22 @@ impl World {
                 task,
                 round,
             } => self.finish(process, task, round),
+            Event::Draw {
+                process,
+                task,
+                round,
+            } => {
+                let it = &self.processes[process];
+                if let TaskState::Holding { ticket } = it.tasks[task].state {
+                    if it.tasks[task].round == round {
+                        let now = self.clock(process);
+                        let it = &mut self.processes[process];
+                        let question = it.manager.draw_token(ticket, now);
+                        it.questions.insert(question, ticket);
+                        self.act(process);
+                    }
+                }
+            }
             Event::Tick { process } => {
                 self.processes[process].tick_at = None;
                 let now = self.clock(process);
@@ -415,8 +470,18 @@ impl World {
 
     fn start(&mut self, process: usize, task: usize) {
         let exclusive = self.plan.exclusive || self.random.one_in(2);
-        let key = self.random.range(0, self.plan.keys);
-        let mode = if exclusive {
+        let first = self.plan.first_key;
+        let key = self.random.range(first, first + self.plan.keys);
+        let permits = match self.plan.permits {
+            permits if permits > 0 && key % 2 == 1 => {
+                Some(match permits < 10 && self.random.one_in(8) {
+                    true => self.random.range(1, u64::from(permits) + 1) as u32,
+                    false => permits,
+                })
+            }
+            _ => None,
+        };
+        let mode = if exclusive || permits.is_some() {
             Mode::Exclusive
         } else {
             Mode::Shared
@@ -431,13 +496,19 @@ impl World {
         let what = Arc::new(Wanted {
             key: (key as i64).into(),
             mode,
+            permits,
         });
-        let identity = Identity::Number(key as i64);
+        let mut identity = Identity::Number(key as i64);
+        if permits.is_some() {
+            identity = Identity::Semaphore(Box::new(identity));
+        }
         let ticket = it
             .manager
             .request(identity, what, limit.map(Duration::from_micros), now);
         it.by_ticket.insert(ticket, task);
         it.tasks[task].key = key;
+        it.tasks[task].lock = key;
+        it.tasks[task].permits = permits;
         it.tasks[task].mode = mode;
         // A try is on its way until it is known that nothing comes through.
         let until = limit.map(|limit| match limit {
@@ -481,7 +552,7 @@ impl World {
                 }
             }
             TaskState::Holding { .. } => {
-                if let Some(believed) = self.believed.get_mut(&it.key) {
+                if let Some(believed) = self.believed.get_mut(&it.lock) {
                     believed.retain(|holder| *holder != (process, task));
                 }
             }
@@ -513,7 +584,16 @@ impl World {
             return;
         }
         let now = self.clock(process);
+        let forgets = self.random.one_in(2);
         let it = &mut self.processes[process];
+        let manager = &mut it.manager;
+        it.questions.retain(|question, of| {
+            let forgotten = forgets && *of == ticket;
+            if forgotten {
+                manager.forget(*question);
+            }
+            !forgotten
+        });
         if self.random.one_in(5) {
             it.manager.cancel(ticket, now);
             self.away(process, task);
@@ -560,20 +640,28 @@ impl World {
                     conn,
                     hold,
                     what,
-                    limit,
-                    ..
+                    how: How { limit, except, .. },
                 } => {
                     let key = key_of(&what);
                     let session = self.session(process, conn);
                     // The server would grant it once more, whoever waits.
-                    let holds = self.server.holds(session, key);
-                    assert!(!holds, "a session is asked for what it holds");
+                    let holds = match what.permits {
+                        None => self.server.holds(session, key),
+                        Some(_) => self.server.slots_of(session, key) != sorted(&except),
+                    };
+                    let killed = self.clients[session].killed_at.is_some();
+                    assert!(!holds || killed, "a session is asked for what it holds");
                     self.clients[session].hold = Some(hold);
                     let it = &mut self.processes[process];
                     it.hold_keys.insert(hold, (key, what.mode, session));
                     let limit = limit.map(|limit| limit.as_micros() as Time);
                     self.clients[session].give_up_at = limit.map(|limit| self.now + limit);
-                    self.ask(session, key, what.mode);
+                    self.ask(
+                        session,
+                        key,
+                        what.mode,
+                        what.permits.map(|permits| (permits, except)),
+                    );
                 }
                 Action::Release { conn, hold } => {
                     let session = self.session(process, conn);
@@ -581,6 +669,12 @@ impl World {
                     assert_eq!(of, session, "a hold is released on another connection");
                     self.processes[process].hold_keys.remove(&hold);
                     self.send(session, Statement::Release { key, mode });
+                }
+                Action::DrawToken { conn, hold } => {
+                    let session = self.session(process, conn);
+                    let (key, _, of) = self.processes[process].hold_keys[&hold];
+                    assert_eq!(of, session, "a token is drawn on another connection");
+                    self.send(session, Statement::DrawToken { key });
                 }
                 Action::KeepAlive(conn) => {
                     let session = self.session(process, conn);
@@ -601,6 +695,7 @@ impl World {
                     );
                 }
                 Action::Tell(ticket, news) => self.tell(process, ticket, news),
+                Action::Answer(question, answer) => self.answered(process, question, answer),
                 Action::Closed => {
                     assert!(self.processes[process].conns.is_empty(), "closed too early");
                     self.processes[process].closed = true;
@@ -639,20 +734,32 @@ impl World {
         let it = &mut self.processes[process];
         let task = it.by_ticket[&ticket];
         let round = it.tasks[task].round;
-        if news != News::Granted {
+        if !matches!(news, News::Granted { .. }) {
             it.by_ticket.remove(&ticket);
         }
-        let (key, state) = (it.tasks[task].key, it.tasks[task].state);
+        if let News::Granted { slot: Some(slot) } = news {
+            let it = &mut it.tasks[task];
+            assert!(
+                it.permits.is_some_and(|permits| slot < permits),
+                "a wrong slot"
+            );
+            it.lock = slot_key(it.key, slot);
+        }
+        let (key, state) = (it.tasks[task].lock, it.tasks[task].state);
         match (state, news) {
             (
                 TaskState::Waiting {
                     ticket: t, since, ..
                 },
-                News::Granted,
+                News::Granted { .. },
             ) if t == ticket => {
                 self.check_grant(process, task, ticket);
                 self.leaves(process, task);
                 self.believed.entry(key).or_default().push((process, task));
+                if self.plan.keys == 1 {
+                    let inside = self.believed.values().map(Vec::len).sum();
+                    self.most_inside = self.most_inside.max(inside);
+                }
                 self.grants += 1;
                 let it = &mut self.processes[process];
                 it.turns += 1;
@@ -670,6 +777,17 @@ impl World {
                     true => self.random.range(0, 2 * self.plan.lease),
                     false => self.random.range(0, self.plan.work.max(1)),
                 };
+                for _ in 0..3 {
+                    if self.random.one_in(12) {
+                        let at = self.random.range(0, work.max(1));
+                        let draw = Event::Draw {
+                            process,
+                            task,
+                            round,
+                        };
+                        self.later(at, draw);
+                    }
+                }
                 self.later(
                     work,
                     Event::Finish {
@@ -711,6 +829,47 @@ impl World {
             }
             (state, news) => panic!("{news:?} came to a task that is {state:?}"),
         }
+    }
+
+    /// A holder is told a token, or that it has lost the lock.
+    fn answered(
+        &mut self,
+        process: usize,
+        question: QuestionId,
+        answer: Result<FencingToken, Failure>,
+    ) {
+        let it = &mut self.processes[process];
+        let ticket = it
+            .questions
+            .remove(&question)
+            .expect("a question that was asked once");
+        let task = it.by_ticket.get(&ticket).map(|task| &it.tasks[*task]);
+        let Some((task, hold)) = task.zip(it.manager.hold_of(ticket)) else {
+            return;
+        };
+        if task.state != (TaskState::Holding { ticket }) {
+            return;
+        }
+        let (key, session) = (task.lock, it.hold_keys[&hold.1].2);
+        let killed = self.clients[session].killed_at.is_some();
+        let token = match answer {
+            Ok(token) => i64::from(token) as u64,
+            Err(failure) => {
+                assert!(
+                    killed,
+                    "a holder is told {failure:?}, and was not told the loss"
+                );
+                return;
+            }
+        };
+        self.drawn += 1;
+        let last = self.tokens.entry(key).or_default();
+        let rises = token > *last;
+        assert!(
+            rises || killed || task.mode == Mode::Shared,
+            "an earlier holder of {key} has a greater token"
+        );
+        *last = token.max(*last);
     }
 
     /// Readers may share a hold without limits where no connection is left to ask for another one.
@@ -771,7 +930,7 @@ impl World {
     }
 
     /// One statement of a conversation that acquires. Without a limit it waits in turns.
-    fn ask(&mut self, session: Session, key: Key, mode: Mode) {
+    fn ask(&mut self, session: Session, key: Key, mode: Mode, slots: Option<(u32, Vec<u32>)>) {
         const TURN: Time = 900 * MILLI;
         let rest = self.clients[session]
             .give_up_at
@@ -780,7 +939,16 @@ impl World {
             None => Some(rest.map_or(TURN, |rest| rest.min(TURN))),
             Some(_) => rest,
         };
-        self.send(session, Statement::Acquire { key, mode, limit });
+        let statement = match slots {
+            None => Statement::Acquire { key, mode, limit },
+            Some((permits, except)) => Statement::TakeSlot {
+                key,
+                permits,
+                except,
+                limit,
+            },
+        };
+        self.send(session, statement);
     }
 
     fn send(&mut self, session: Session, statement: Statement) {
@@ -842,10 +1010,41 @@ impl World {
                     self.say(session, Said::No);
                 }
             }
+            Statement::TakeSlot {
+                key,
+                permits,
+                except,
+                limit,
+            } => {
+                let waits = limit != Some(0);
+                let granted = self.server.ask_slot(session, key, permits, &except, waits);
+                match (granted, limit) {
+                    (Some(slot), _) => self.say(session, Said::Slot(slot)),
+                    (None, Some(0)) => self.say(session, Said::No),
+                    (None, limit) => {
+                        self.clients[session].waiting = true;
+                        if let Some(limit) = limit {
+                            self.later(limit, Event::Limit { session, number });
+                        }
+                    }
+                }
+            }
             Statement::Release { key, mode } => {
                 let (held, woken) = self.server.release(session, key, mode);
                 self.say(session, if held { Said::Yes } else { Said::Error });
                 self.granted(woken);
+            }
+            Statement::DrawToken { key } => {
+                self.token += 1;
+                let held = self.server.holds(session, key);
+                self.say(
+                    session,
+                    if held {
+                        Said::Token(self.token)
+                    } else {
+                        Said::Error
+                    },
+                );
             }
             Statement::KeepAlive => self.say(session, Said::Yes),
         }
@@ -873,7 +1072,8 @@ impl World {
     fn granted(&mut self, sessions: Vec<Session>) {
         for session in sessions {
             self.clients[session].waiting = false;
-            self.say(session, Said::Yes);
+            let slot = self.server.sessions[session].slot.take();
+            self.say(session, slot.map_or(Said::Yes, Said::Slot));
         }
     }
 
@@ -886,13 +1086,28 @@ impl World {
         let statement = client.statement.take().expect("a statement");
         self.processes[process].manager.answered(conn);
         let outcome = match (statement, answer) {
-            (Statement::Acquire { .. }, Said::Yes) => Outcome::Granted,
-            (Statement::Acquire { key, mode, .. }, _) => {
+            (Statement::Acquire { .. }, Said::Yes) => Outcome::Granted { slot: None },
+            (Statement::TakeSlot { key, .. }, Said::Slot(slot)) => {
+                let hold = self.clients[session].hold.expect("a hold");
+                let lock = (slot_key(key, slot), Mode::Exclusive, session);
+                self.processes[process].hold_keys.insert(hold, lock);
+                Outcome::Granted { slot: Some(slot) }
+            }
+            (asked @ (Statement::Acquire { .. } | Statement::TakeSlot { .. }), _) => {
                 let over = self.clients[session]
                     .give_up_at
                     .is_some_and(|at| at <= self.now);
                 if self.plan.longest_wait.is_none() && !over {
-                    return self.ask(session, key, mode);
+                    return match asked {
+                        Statement::Acquire { key, mode, .. } => self.ask(session, key, mode, None),
+                        Statement::TakeSlot {
+                            key,
+                            permits,
+                            except,
+                            ..
+                        } => self.ask(session, key, Mode::Exclusive, Some((permits, except))),
+                        _ => unreachable!(),
+                    };
                 }
                 Outcome::Taken {
                     holders: Vec::new(),
@@ -902,6 +1117,10 @@ impl World {
             (Statement::Release { .. }, _) => {
                 panic!("a lock was released that was not held")
             }
+            (Statement::DrawToken { .. }, Said::Token(token)) => {
+                Outcome::Drawn((token as i64).into())
+            }
+            (Statement::DrawToken { .. }, _) => panic!("a token of a lock that is not held"),
             (Statement::KeepAlive, _) => Outcome::Alive,
         };
         self.clients[session].hold = None;
@@ -962,7 +1181,7 @@ impl World {
     /// A task believes that it holds a lock from now on.
     fn check_grant(&self, process: usize, task: usize, ticket: Ticket) {
         let it = &self.processes[process].tasks[task];
-        let key = it.key;
+        let key = it.lock;
         let own = self.processes[process].manager.hold_of(ticket);
         let own = own.map(|(_, hold)| self.processes[process].hold_keys[&hold].2);
         if own.is_some_and(|own| self.clients[own].killed_at.is_some()) {
@@ -989,7 +1208,7 @@ impl World {
         let TaskState::Waiting { since, .. } = it.state else {
             return;
         };
-        let waiting = self.waiting.get(&(process, key)).into_iter().flatten();
+        let waiting = self.waiting.get(&(process, it.key)).into_iter().flatten();
         for &(earlier, of) in waiting {
             assert!(
                 earlier >= since || of == task,
@@ -1079,6 +1298,12 @@ impl World {
     pub(crate) fn all_closed(&self) -> bool {
         self.processes.iter().all(|process| process.closed)
     }
+}
+
+fn sorted(slots: &[u32]) -> Vec<u32> {
+    let mut slots = slots.to_vec();
+    slots.sort_unstable();
+    slots
 }
 
 fn key_of(what: &Wanted) -> Key {

@@ -3,8 +3,8 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use dlock_core::LockKey;
 use dlock_core::proto::manager::{News, Ticket};
+use dlock_core::{FencingToken, LockKey};
 use dlock_diesel::shared::desk::{self, Slot};
 
 use super::worker::Inner;
@@ -105,6 +105,39 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
 
     pub(super) fn poll_lost(&self, waker: &Waker) -> Poll<()> {
         self.slot.poll_ended(waker).map(drop)
+    }
+
+    /// Draws a fencing token: see [`dlock_diesel`](dlock_diesel::ManagedLockGuard::fencing_token).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
+    /// # async fn write(_: i64) {}
+    /// # async fn f(held: ManagedLockGuard<AsyncPgConnection>) -> Result<(), Error> {
+    /// write(held.fencing_token().await?.into()).await; // UPDATE .. WHERE fence < token
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`dlock_diesel`](dlock_diesel::ManagedLockGuard::fencing_token).
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, a number may be skipped. The lock stays held.
+    ///
+    /// # Round trips
+    ///
+    /// 1, once prepared, on the connection that holds the lock. Others that use it come first.
+    pub async fn fencing_token(&self) -> Result<FencingToken, Error> {
+        let Some(ticket) = self.ticket else {
+            return Err(desk::lost(&self.key));
+        };
+        let (drawing, actions) = self.inner.desk.draw_token(ticket);
+        self.inner.act(actions);
+        let answer = poll_fn(|cx| drawing.poll(cx.waker())).await;
+        answer.map_err(|failure| desk::failed(failure, &self.key))
     }
 
     /// Gives the lock back, and waits until the server has released it or another task of this process has it.

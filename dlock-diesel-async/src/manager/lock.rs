@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use diesel::result::Error as DieselError;
 use diesel_async::AsyncConnectionCore;
+use dlock_core::proto::Ask;
 use dlock_core::proto::manager::{News, Ticket};
 use dlock_core::{LockKey, Mode};
 use dlock_diesel::SharedLocks;
@@ -32,29 +33,20 @@ use crate::{Error, LockConnection};
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct ManagedLock<C: LockConnection + 'static> {
     inner: Arc<Inner<C>>,
-    key: LockKey,
-    mode: Mode,
-    limit: Option<Duration>,
+    ask: Ask,
 }
 
 impl<C: LockConnection + 'static> fmt::Debug for ManagedLock<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ManagedLock")
-            .field("key", &self.key)
-            .field("mode", &self.mode)
-            .field("limit", &self.limit)
+            .field("ask", &self.ask)
             .finish_non_exhaustive()
     }
 }
 
 impl<C: LockConnection + 'static> ManagedLock<C> {
-    pub(super) fn new(inner: Arc<Inner<C>>, key: LockKey) -> Self {
-        Self {
-            inner,
-            key,
-            mode: Mode::Exclusive,
-            limit: None,
-        }
+    pub(super) fn new(inner: Arc<Inner<C>>, ask: Ask) -> Self {
+        Self { inner, ask }
     }
 
     /// Asks for the lock together with other readers. PostgreSQL and SQLite only.
@@ -71,7 +63,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     where
         <C as AsyncConnectionCore>::Backend: SharedLocks,
     {
-        self.mode = Mode::Shared;
+        self.ask.mode = Mode::Shared;
         self
     }
 
@@ -86,7 +78,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
-        self.limit = Some(limit);
+        self.ask.wait.limit = Some(limit);
         self
     }
 
@@ -101,7 +93,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// # }
     /// ```
     pub fn key(&self) -> &LockKey {
-        &self.key
+        &self.ask.key
     }
 
     /// Acquires the lock. Waits until it is free.
@@ -134,8 +126,9 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// taken, of which the last waits. The first lock opens a connection, on PostgreSQL twice: that tells whether a
     /// pooler stands in between.
     pub async fn acquire(self) -> Result<ManagedLockGuard<C>, Error> {
-        let key = self.key.clone();
-        self.wait().await?.map_err(|news| desk::error(news, &key))
+        let waited = wait(self.inner, &self.ask, None).await?;
+        let (guard, _) = waited.map_err(|news| desk::error(news, &self.ask.key))?;
+        Ok(guard)
     }
 
     /// Acquires the lock if it is free, otherwise returns `None`. Everything else is as in [`acquire`](Self::acquire).
@@ -151,12 +144,11 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// # Ok(()) }
     /// ```
     pub async fn try_acquire(mut self) -> Result<Option<ManagedLockGuard<C>>, Error> {
-        self.limit.get_or_insert_default();
-        let key = self.key.clone();
-        match self.wait().await? {
-            Ok(guard) => Ok(Some(guard)),
+        self.ask = self.ask.as_try();
+        match wait(self.inner, &self.ask, None).await? {
+            Ok((guard, _)) => Ok(Some(guard)),
             Err(News::Taken { .. }) => Ok(None),
-            Err(news) => Err(desk::error(news, &key)),
+            Err(news) => Err(desk::error(news, &self.ask.key)),
         }
     }
 
@@ -189,26 +181,29 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
         let running: BoxFuture<'_, _> = Box::pin(run(self, f));
         running.await
     }
+}
 
-    /// Waits for the end of the request, or for the lock.
-    async fn wait(self) -> Result<Result<ManagedLockGuard<C>, News>, Error> {
-        let (identity, what) = desk::wanted::<DialectOf<C>>(&self.key, self.mode)?;
-        self.inner.start();
-        let (ticket, slot, actions) = self.inner.desk.request(identity, what, self.limit);
-        // Armed before anything else can happen: from here on the request is cancelled if the future is dropped.
-        let request = Waiting {
-            inner: self.inner,
-            ticket: Some(ticket),
-        };
-        request.inner.act(actions);
-        Ok(match request.poll(&slot).await {
-            Ok(()) => Ok(request.into_guard(slot, self.key)),
-            Err(news) => {
-                request.disarm();
-                Err(news)
-            }
-        })
-    }
+/// Waits for a lock, or a slot of a semaphore with so many permits, or for the end of the request.
+pub(super) async fn wait<C: LockConnection + 'static>(
+    inner: Arc<Inner<C>>,
+    ask: &Ask,
+    permits: Option<u32>,
+) -> Result<Result<(ManagedLockGuard<C>, Option<u32>), News>, Error> {
+    inner.start();
+    let (ticket, waits, actions) = inner.desk.request::<DialectOf<C>>(ask, permits)?;
+    // Armed before anything else can happen: from here on the request is cancelled if the future is dropped.
+    let request = Waiting {
+        inner,
+        ticket: Some(ticket),
+    };
+    request.inner.act(actions);
+    Ok(match request.poll(&waits).await {
+        Ok(slot) => Ok((request.into_guard(waits, ask.key.clone()), slot)),
+        Err(news) => {
+            request.disarm();
+            Err(news)
+        }
+    })
 }
 
 async fn run<'a, C, F, T, E>(lock: ManagedLock<C>, f: F) -> Result<T, E>
@@ -222,16 +217,34 @@ where
     E: From<DieselError> + Send + 'a,
 {
     let held = lock.acquire().await.map_err(DieselError::from)?;
-    let result = {
-        let mut body = pin!(f(&held));
-        // The loss comes first: the body does not go on after it.
-        poll_fn(|cx| match held.poll_lost(cx.waker()) {
-            Poll::Ready(()) => Poll::Ready(Err(DieselError::from(desk::lost(held.key())).into())),
-            Poll::Pending => body.as_mut().poll(cx),
-        })
-        .await
-    };
-    // An error of the release does not hide one of `f`.
+    let result = until_lost(&held, f(&held)).await;
+    after(result, held).await
+}
+
+/// Drops the body if the lock is lost.
+pub(super) async fn until_lost<C, T, E>(
+    held: &ManagedLockGuard<C>,
+    body: impl Future<Output = Result<T, E>>,
+) -> Result<T, E>
+where
+    C: LockConnection + 'static,
+    E: From<DieselError>,
+{
+    let mut body = pin!(body);
+    // The loss comes first: the body does not go on after it.
+    poll_fn(|cx| match held.poll_lost(cx.waker()) {
+        Poll::Ready(()) => Poll::Ready(Err(DieselError::from(desk::lost(held.key())).into())),
+        Poll::Pending => body.as_mut().poll(cx),
+    })
+    .await
+}
+
+/// Releases a lock after a body. An error of the release does not hide one of the body.
+pub(super) async fn after<C, T, E>(result: Result<T, E>, held: ManagedLockGuard<C>) -> Result<T, E>
+where
+    C: LockConnection + 'static,
+    E: From<DieselError>,
+{
     match (result, held.release().await) {
         (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
         (result, _) => result,
@@ -246,7 +259,7 @@ struct Waiting<C: LockConnection + 'static> {
 }
 
 impl<C: LockConnection + 'static> Waiting<C> {
-    async fn poll(&self, slot: &Slot) -> Result<(), News> {
+    async fn poll(&self, slot: &Slot) -> Result<Option<u32>, News> {
         poll_fn(|cx| slot.poll_held(cx.waker())).await
     }
 

@@ -94,13 +94,14 @@ impl<C: LockConnection + 'static> Inner<C> {
                 }
                 Action::Acquire { conn, .. }
                 | Action::Release { conn, .. }
+                | Action::DrawToken { conn, .. }
                 | Action::KeepAlive(conn) => {
                     if let Some(worker) = self.workers().get(&conn) {
                         // A task that has ended has reported it.
                         let _ = worker.jobs.send(action);
                     }
                 }
-                Action::Tell(..) | Action::Closed => {}
+                Action::Tell(..) | Action::Answer(..) | Action::Closed => {}
             }
         }
     }
@@ -188,15 +189,12 @@ async fn serve<C: LockConnection + 'static>(
     while let Some(job) = jobs.recv().await {
         let outcome = match job {
             Action::Acquire {
-                hold,
-                what,
-                limit,
-                name_holders,
-                ..
-            } => match acquire(&mut conn, what.ask(limit, name_holders, true), told()).await {
+                hold, what, how, ..
+            } => match acquire(&mut conn, what.ask(how, true), what.permits, told()).await {
                 Ok(Some(held)) => {
+                    let slot = held.slot();
                     holds.insert(hold, held);
-                    Outcome::Granted
+                    Outcome::Granted { slot }
                 }
                 Ok(None) => Outcome::Taken {
                     holders: Vec::new(),
@@ -204,6 +202,7 @@ async fn serve<C: LockConnection + 'static>(
                 Err(failure) => Outcome::from(failure),
             },
             Action::Release { hold, .. } => release(&mut conn, &mut holds, hold, told()).await,
+            Action::DrawToken { hold, .. } => draw_token(&mut conn, holds.get(&hold), told()).await,
             _ => {
                 let is_there = DialectOf::<C>::is_there(token);
                 match talk(&mut conn, is_there, &mut None, told()).await {
@@ -238,9 +237,10 @@ const OUTSIDE: Session = Session {
 async fn acquire<C: LockConnection>(
     conn: &mut C,
     ask: dlock_core::proto::Ask,
+    permits: Option<u32>,
     watch: impl Watch,
 ) -> Result<Option<Hold<KeyOf<C>>>, Failure> {
-    let machine = DialectOf::<C>::acquire(&ask, OUTSIDE)?;
+    let machine = DialectOf::<C>::acquire_managed(&ask, permits)?;
     talk(conn, machine, &mut None, watch).await
 }
 
@@ -256,6 +256,20 @@ async fn release<C: LockConnection>(
     let machine = DialectOf::<C>::release(hold, OUTSIDE);
     match talk(conn, machine, &mut None, watch).await {
         Ok(()) => Outcome::Released,
+        Err(failure) => Outcome::Failed(failure),
+    }
+}
+
+async fn draw_token<C: LockConnection>(
+    conn: &mut C,
+    hold: Option<&Hold<KeyOf<C>>>,
+    watch: impl Watch,
+) -> Outcome {
+    let Some(hold) = hold else {
+        return Outcome::Failed(desk::gone());
+    };
+    match talk(conn, DialectOf::<C>::fencing_token(hold), &mut None, watch).await {
+        Ok(token) => Outcome::Drawn(token),
         Err(failure) => Outcome::Failed(failure),
     }
 }

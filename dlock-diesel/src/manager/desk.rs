@@ -1,6 +1,7 @@
 //! What the managers of both crates share: the core's machine behind a mutex, with a clock, and the slots of those who
 //! wait or hold.
 
+mod drawing;
 mod errors;
 
 use std::collections::HashMap;
@@ -8,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use dlock_core::proto::Ask;
 use dlock_core::proto::manager::{
-    Action, Config, ConnId, HoldId, Identity, ManagedDialect, Manager, News, Ticket, Wanted,
+    Action, Config, ConnId, ManagedDialect, Manager, News, QuestionId, Ticket, Wanted,
 };
-use dlock_core::{LockKey, Mode};
 
-pub use self::errors::{error, gone, lost, not_opened};
+use self::drawing::Answered;
+pub use self::drawing::Drawing;
+pub use self::errors::{error, failed, gone, lost, not_opened};
 use super::slot::Awake;
 pub use super::slot::{Callback, Slot};
 use crate::Error;
@@ -40,6 +43,7 @@ pub struct Desk {
 struct Inner {
     manager: Manager,
     slots: HashMap<Ticket, Arc<Slot>>,
+    answers: HashMap<QuestionId, Arc<Answered>>,
     /// When the timer wakes up by itself.
     wakes_at: Option<Duration>,
     timer: Option<Waker>,
@@ -71,6 +75,7 @@ impl Desk {
             inner: Mutex::new(Inner {
                 manager: Manager::new(config),
                 slots: HashMap::new(),
+                answers: HashMap::new(),
                 wakes_at: None,
                 timer: None,
                 is_over: false,
@@ -91,19 +96,31 @@ impl Desk {
         (output, self.spread(inner))
     }
 
-    /// Wants a lock.
-    pub fn request(
+    /// Wants what is asked for: a lock, or a slot of a semaphore with so many permits.
+    ///
+    /// # Errors
+    ///
+    /// It is refused, and nothing is sent.
+    pub fn request<D: ManagedDialect>(
         &self,
-        identity: Identity,
-        what: Arc<Wanted>,
-        limit: Option<Duration>,
-    ) -> (Ticket, Arc<Slot>, Vec<Action>) {
+        ask: &Ask,
+        permits: Option<u32>,
+    ) -> Result<(Ticket, Arc<Slot>, Vec<Action>), Error> {
+        let identity = match permits {
+            None => D::identity(&ask.key)?,
+            Some(permits) => D::identity_of_semaphore(&ask.key, permits)?,
+        };
+        let what = Arc::new(Wanted {
+            key: ask.key.clone(),
+            mode: ask.mode,
+            permits,
+        });
         let mut inner = self.lock();
         let now = self.started.elapsed();
-        let ticket = inner.manager.request(identity, what, limit, now);
+        let ticket = inner.manager.request(identity, what, ask.wait.limit, now);
         let slot = Arc::new(Slot::default());
         inner.slots.insert(ticket, Arc::clone(&slot));
-        (ticket, slot, self.spread(inner))
+        Ok((ticket, slot, self.spread(inner)))
     }
 
     /// Hears no more of a request.
@@ -121,9 +138,22 @@ impl Desk {
         !inner.manager.is_held(ticket, self.started.elapsed())
     }
 
-    /// The connection of a lock that is held.
-    pub fn hold_of(&self, ticket: Ticket) -> Option<(ConnId, HoldId)> {
-        self.lock().manager.hold_of(ticket)
+    /// Draws a fencing token for the holder of a lock.
+    pub fn draw_token(&self, ticket: Ticket) -> (Drawing<'_>, Vec<Action>) {
+        let mut inner = self.lock();
+        let now = self.started.elapsed();
+        let question = inner.manager.draw_token(ticket, now);
+        let answered = Arc::new(Answered::default());
+        inner.answers.insert(question, Arc::clone(&answered));
+        let drawing = Drawing::new(self, question, answered);
+        (drawing, self.spread(inner))
+    }
+
+    /// Hears no more of a question.
+    fn forget(&self, question: QuestionId) {
+        let mut inner = self.lock();
+        inner.answers.remove(&question);
+        inner.manager.forget(question);
     }
 
     /// A statement is about to be sent.
@@ -149,11 +179,16 @@ impl Desk {
             match action {
                 Action::Tell(ticket, news) => {
                     let slot = match news {
-                        News::Granted => inner.slots.get(&ticket).cloned(),
+                        News::Granted { .. } => inner.slots.get(&ticket).cloned(),
                         _ => inner.slots.remove(&ticket),
                     };
                     slot.into_iter()
                         .for_each(|slot| slot.put(news.clone(), &mut awake));
+                }
+                Action::Answer(question, answer) => {
+                    let answered = inner.answers.remove(&question);
+                    let waker = answered.and_then(|answered| answered.put(answer));
+                    awake.wakers.extend(waker);
                 }
                 Action::Closed => {
                     inner.is_over = true;
@@ -196,14 +231,4 @@ impl Inner {
             _ => self.timer.take(),
         }
     }
-}
-
-/// What is wanted, and what the server locks.
-pub fn wanted<D: ManagedDialect>(
-    key: &LockKey,
-    mode: Mode,
-) -> Result<(Identity, Arc<Wanted>), Error> {
-    let identity = D::identity(key)?;
-    let key = key.clone();
-    Ok((identity, Arc::new(Wanted { key, mode })))
 }

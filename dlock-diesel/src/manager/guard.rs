@@ -4,8 +4,8 @@ use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dlock_core::LockKey;
 use dlock_core::proto::manager::{News, Ticket};
+use dlock_core::{FencingToken, LockKey};
 
 use super::desk::{self, Slot};
 use super::worker::{self, Inner};
@@ -123,6 +123,46 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
             }
         }
         true
+    }
+
+    /// Draws a fencing token: a number that is greater than every token that an earlier holder of any lock on this
+    /// server drew. See [`AdvisoryLockGuard::fencing_token`](crate::AdvisoryLockGuard::fencing_token) for what it is
+    /// for. The session that holds the lock draws it, and only if it still holds the lock.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn write(_: i64) {}
+    /// # fn f(held: ManagedLockGuard<PgConnection>) -> Result<(), Error> {
+    /// write(held.fencing_token()?.into()); // UPDATE .. WHERE fence < token
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Lost`] or [`Error::NotHeld`] if the lock is lost, also while the answer is due: at the latest when
+    ///   nine tenths of the lease have passed.
+    /// - [`Error::Database`] if the statement failed for another reason: a standby of PostgreSQL has no tokens.
+    ///
+    /// # Round trips
+    ///
+    /// 1, once prepared, on the connection that holds the lock. Others that use it come first.
+    pub fn fencing_token(&self) -> Result<FencingToken, Error> {
+        let Some(ticket) = self.ticket else {
+            return Err(desk::lost(&self.key));
+        };
+        let (drawing, actions) = self.inner.desk.draw_token(ticket);
+        self.inner.act(actions);
+        let waker = worker::waker();
+        loop {
+            match drawing.poll(&waker) {
+                Poll::Pending => thread::park(),
+                Poll::Ready(answer) => {
+                    return answer.map_err(|failure| desk::failed(failure, &self.key));
+                }
+            }
+        }
     }
 
     /// Gives the lock back, and waits until the server has released it or another thread of this process has it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
+use dlock_core::proto::Ask;
 use dlock_core::proto::manager::News;
 use dlock_core::{LockKey, Mode};
 
@@ -29,29 +30,20 @@ use crate::{Error, LockConnection, SharedLocks};
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct ManagedLock<C> {
     inner: Arc<Inner<C>>,
-    key: LockKey,
-    mode: Mode,
-    limit: Option<Duration>,
+    ask: Ask,
 }
 
 impl<C> fmt::Debug for ManagedLock<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ManagedLock")
-            .field("key", &self.key)
-            .field("mode", &self.mode)
-            .field("limit", &self.limit)
+            .field("ask", &self.ask)
             .finish_non_exhaustive()
     }
 }
 
 impl<C: LockConnection + 'static> ManagedLock<C> {
-    pub(super) fn new(inner: Arc<Inner<C>>, key: LockKey) -> Self {
-        Self {
-            inner,
-            key,
-            mode: Mode::Exclusive,
-            limit: None,
-        }
+    pub(super) fn new(inner: Arc<Inner<C>>, ask: Ask) -> Self {
+        Self { inner, ask }
     }
 
     /// Asks for the lock together with other readers. PostgreSQL and SQLite only.
@@ -68,7 +60,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     where
         <C as Connection>::Backend: SharedLocks,
     {
-        self.mode = Mode::Shared;
+        self.ask.mode = Mode::Shared;
         self
     }
 
@@ -83,7 +75,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
-        self.limit = Some(limit);
+        self.ask.wait.limit = Some(limit);
         self
     }
 
@@ -98,7 +90,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// # }
     /// ```
     pub fn key(&self) -> &LockKey {
-        &self.key
+        &self.ask.key
     }
 
     /// Acquires the lock. Waits until it is free.
@@ -132,8 +124,9 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// is taken, of which the last waits. The first lock opens a connection, on PostgreSQL twice: that tells whether a
     /// pooler stands in between.
     pub fn acquire(self) -> Result<ManagedLockGuard<C>, Error> {
-        let key = self.key.clone();
-        self.wait()?.map_err(|news| desk::error(news, &key))
+        let waited = wait(self.inner, &self.ask, None)?;
+        let (guard, _) = waited.map_err(|news| desk::error(news, &self.ask.key))?;
+        Ok(guard)
     }
 
     /// Acquires the lock if it is free, otherwise returns `None`. Everything else is as in [`acquire`](Self::acquire).
@@ -149,12 +142,11 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// # Ok(()) }
     /// ```
     pub fn try_acquire(mut self) -> Result<Option<ManagedLockGuard<C>>, Error> {
-        self.limit.get_or_insert_default();
-        let key = self.key.clone();
-        match self.wait()? {
-            Ok(guard) => Ok(Some(guard)),
+        self.ask = self.ask.as_try();
+        match wait(self.inner, &self.ask, None)? {
+            Ok((guard, _)) => Ok(Some(guard)),
             Err(News::Taken { .. }) => Ok(None),
-            Err(news) => Err(desk::error(news, &key)),
+            Err(news) => Err(desk::error(news, &self.ask.key)),
         }
     }
 
@@ -182,27 +174,39 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     {
         let held = self.acquire().map_err(DieselError::from)?;
         let result = f(&held);
-        // An error of the release does not hide one of `f`.
-        match (result, held.release()) {
-            (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
-            (result, _) => result,
-        }
+        after(result, held)
     }
+}
 
-    fn wait(self) -> Result<Result<ManagedLockGuard<C>, News>, Error> {
-        let (identity, what) = desk::wanted::<DialectOf<C>>(&self.key, self.mode)?;
-        self.inner.start();
-        let (ticket, slot, actions) = self.inner.desk.request(identity, what, self.limit);
-        self.inner.act(actions);
-        let waker = worker::waker();
-        loop {
-            match slot.poll_held(&waker) {
-                Poll::Pending => thread::park(),
-                Poll::Ready(Err(news)) => return Ok(Err(news)),
-                Poll::Ready(Ok(())) => {
-                    let guard = ManagedLockGuard::new(self.inner, ticket, slot, self.key);
-                    return Ok(Ok(guard));
-                }
+/// Releases a lock after a body. An error of the release does not hide one of the body.
+pub(super) fn after<C, T, E>(result: Result<T, E>, held: ManagedLockGuard<C>) -> Result<T, E>
+where
+    C: LockConnection + 'static,
+    E: From<DieselError>,
+{
+    match (result, held.release()) {
+        (Ok(_), Err(error)) => Err(DieselError::from(error).into()),
+        (result, _) => result,
+    }
+}
+
+/// Waits for a lock, or a slot of a semaphore with so many permits, or for the end of the request.
+pub(super) fn wait<C: LockConnection + 'static>(
+    inner: Arc<Inner<C>>,
+    ask: &Ask,
+    permits: Option<u32>,
+) -> Result<Result<(ManagedLockGuard<C>, Option<u32>), News>, Error> {
+    inner.start();
+    let (ticket, waits, actions) = inner.desk.request::<DialectOf<C>>(ask, permits)?;
+    inner.act(actions);
+    let waker = worker::waker();
+    loop {
+        match waits.poll_held(&waker) {
+            Poll::Pending => thread::park(),
+            Poll::Ready(Err(news)) => return Ok(Err(news)),
+            Poll::Ready(Ok(slot)) => {
+                let guard = ManagedLockGuard::new(inner, ticket, waits, ask.key.clone());
+                return Ok(Ok((guard, slot)));
             }
         }
     }

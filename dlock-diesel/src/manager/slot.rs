@@ -24,7 +24,8 @@ pub type Callback = Box<dyn FnOnce() + Send>;
 enum Phase {
     #[default]
     Waiting,
-    Held,
+    /// Of a semaphore: which slot.
+    Held(Option<u32>),
     Ended(News),
 }
 
@@ -53,18 +54,18 @@ impl Slot {
             awake.callbacks.append(&mut state.when_lost);
         }
         state.phase = match news {
-            News::Granted => Phase::Held,
+            News::Granted { slot } => Phase::Held(slot),
             news => Phase::Ended(news),
         };
         awake.wakers.append(&mut state.wakers);
     }
 
-    /// Ready when the lock is held, or the request has ended.
-    pub fn poll_held(&self, waker: &Waker) -> Poll<Result<(), News>> {
+    /// Ready when the lock is held (of a semaphore: which slot), or the request has ended.
+    pub fn poll_held(&self, waker: &Waker) -> Poll<Result<Option<u32>, News>> {
         let mut state = self.lock();
         match &state.phase {
             Phase::Waiting => state.wait(waker),
-            Phase::Held => Poll::Ready(Ok(())),
+            Phase::Held(slot) => Poll::Ready(Ok(*slot)),
             Phase::Ended(news) => Poll::Ready(Err(news.clone())),
         }
     }

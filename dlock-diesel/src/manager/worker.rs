@@ -88,13 +88,14 @@ impl<C: LockConnection + 'static> Inner<C> {
                 }
                 Action::Acquire { conn, .. }
                 | Action::Release { conn, .. }
+                | Action::DrawToken { conn, .. }
                 | Action::KeepAlive(conn) => {
                     if let Some(worker) = self.workers().get(&conn) {
                         // A thread that has ended has reported it.
                         let _ = worker.jobs.send(action);
                     }
                 }
-                Action::Tell(..) | Action::Closed => {}
+                Action::Tell(..) | Action::Answer(..) | Action::Closed => {}
             }
         }
     }
@@ -177,15 +178,12 @@ fn serve<C: LockConnection + 'static>(report: Report<C>, jobs: &Receiver<Action>
     while let Ok(job) = jobs.recv() {
         let outcome = match job {
             Action::Acquire {
-                hold,
-                what,
-                limit,
-                name_holders,
-                ..
-            } => match acquire(&mut conn, &what.ask(limit, name_holders, false), &report) {
+                hold, what, how, ..
+            } => match acquire(&mut conn, &what.ask(how, false), what.permits, &report) {
                 Some(Ok(Some(held))) => {
+                    let slot = held.slot();
                     holds.insert(hold, held);
-                    Outcome::Granted
+                    Outcome::Granted { slot }
                 }
                 Some(Ok(None)) => Outcome::Taken {
                     holders: Vec::new(),
@@ -194,6 +192,7 @@ fn serve<C: LockConnection + 'static>(report: Report<C>, jobs: &Receiver<Action>
                 None => return,
             },
             Action::Release { hold, .. } => release(&mut conn, &mut holds, hold, &report),
+            Action::DrawToken { hold, .. } => draw_token(&mut conn, holds.get(&hold), &report),
             _ => match talk(&mut conn, DialectOf::<C>::is_there(token), &report) {
                 Some(Ok(())) => Outcome::Alive,
                 Some(Err(failure)) => Outcome::Failed(failure),
@@ -225,9 +224,10 @@ const OUTSIDE: Session = Session {
 fn acquire<C: LockConnection>(
     conn: &mut C,
     ask: &Ask,
+    permits: Option<u32>,
     watch: &impl Watch,
 ) -> Option<Result<Option<Hold<KeyOf<C>>>, Failure>> {
-    match DialectOf::<C>::acquire(ask, OUTSIDE) {
+    match DialectOf::<C>::acquire_managed(ask, permits) {
         Ok(machine) => talk(conn, machine, watch),
         Err(failure) => Some(Err(failure)),
     }
@@ -246,6 +246,18 @@ fn release<C: LockConnection>(
         Some(Ok(())) => Outcome::Released,
         Some(Err(failure)) => Outcome::Failed(failure),
         None => Outcome::Failed(desk::gone()),
+    }
+}
+
+fn draw_token<C: LockConnection>(
+    conn: &mut C,
+    hold: Option<&Hold<KeyOf<C>>>,
+    watch: &impl Watch,
+) -> Outcome {
+    let drawn = hold.and_then(|hold| talk(conn, DialectOf::<C>::fencing_token(hold), watch));
+    match drawn.unwrap_or_else(|| Err(desk::gone())) {
+        Ok(token) => Outcome::Drawn(token),
+        Err(failure) => Outcome::Failed(failure),
     }
 }
 

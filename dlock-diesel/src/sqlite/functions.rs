@@ -26,6 +26,7 @@ mod sql {
         fn dlock_acquire_slot(
             gate: BigInt,
             permits: BigInt,
+            again: BigInt,
             millis: BigInt,
             request: BigInt,
         ) -> BigInt;
@@ -122,10 +123,10 @@ fn add(conn: &mut SqliteConnection, session: &Arc<Session>) -> QueryResult<()> {
     sql::dlock_acquire_utils::register_nondeterministic_impl(conn, acquire)?;
 
     let session = of();
-    let acquire_slot = move |gate: i64, permits: i64, millis: i64, request: i64| {
+    let acquire_slot = move |gate: i64, permits: i64, again: i64, millis: i64, request: i64| {
         let limit = u64::try_from(millis).ok().map(Duration::from_millis);
-        let searched =
-            slots(gate, permits).and_then(|slots| session.acquire_slot(slots, limit, request));
+        let searched = slots(gate, permits)
+            .and_then(|slots| session.acquire_slot(slots, again == 1, limit, request));
         Reply(searched.map(|searched| match searched {
             Searched::Found(slot) => slot.into(),
             Searched::NotFound => Sqlite::NO_SLOT,

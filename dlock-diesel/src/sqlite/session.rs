@@ -125,11 +125,12 @@ impl Session {
         result
     }
 
-    /// Acquires a slot of a semaphore. While others wait it queues for the gate, and then looks for a free slot for as
+    /// Acquires a slot of a semaphore, one that this session has already only `again`. While others wait it queues for the gate, and then looks for a free slot for as
     /// long as the limit allows.
     pub(super) fn acquire_slot(
         &self,
         slots: Slots,
+        again: bool,
         limit: Option<Duration>,
         request: i64,
     ) -> Result<Searched, FunctionError> {
@@ -141,7 +142,7 @@ impl Session {
             owner: self.id,
             mode: Mode::Exclusive,
         };
-        let tried = table().try_slots(self.database, slots, asked)?;
+        let tried = table().try_slots(self.database, slots, again, asked)?;
         if tried != Searched::NotFound || limit == Some(Duration::ZERO) {
             return Ok(tried);
         }

@@ -195,11 +195,12 @@ impl Table {
     }
 
     /// Takes a free slot of a semaphore, unless others wait at its gate. But a session that has a slot already gets
-    /// that one once more, since the others may be waiting for it.
+    /// that one once more, since the others may be waiting for it, or never, if not `again`.
     pub(super) fn try_slots(
         &mut self,
         database: DatabaseId,
         slots: Slots,
+        again: bool,
         request: Request<i64, i64>,
     ) -> Result<Searched, FunctionError> {
         if self.given_up.remove(&request.id) {
@@ -210,7 +211,10 @@ impl Table {
             None => true,
         };
         self.take_slot(database, slots, request, |database, slot| {
-            gate_is_free || database.is_held_by(slot, request.owner)
+            match database.is_held_by(slot, request.owner) {
+                true => again,
+                false => gate_is_free,
+            }
         })
     }
 

@@ -90,6 +90,20 @@ on_every_network_server_async! {
         locks.close().await;
     }
 
+    async fn a_token_that_nobody_waits_for_changes_nothing<C: LockTest>(server: &Server) {
+        let locks = manager::<C>(&server.url).build();
+        let held = locks.lock(unique_key("dropped_token")).acquire().await.expect("a free lock");
+        let mut last = held.fencing_token().await.expect("a token");
+        for micros in [0, 1, 50, 200, 500, 2000] {
+            let _ = timeout(Duration::from_micros(micros), held.fencing_token()).await;
+            let token = held.fencing_token().await.expect("a token");
+            assert!(token > last);
+            last = token;
+        }
+        held.release().await.expect("it is still held");
+        locks.close().await;
+    }
+
     async fn a_manager_that_is_closed_leaves_no_task<C: LockTest>(server: &Server) {
         let before = Handle::current().metrics().num_alive_tasks();
         let locks = manager::<C>(&server.url).build();

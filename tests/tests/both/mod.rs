@@ -21,6 +21,8 @@ mod guard;
 mod holders;
 pub(crate) mod inside_transaction;
 mod losses;
+mod managed_semaphores;
+mod managed_tokens;
 pub(crate) mod manager;
 pub(crate) mod semaphore;
 mod several;

@@ -25,7 +25,7 @@ macro_rules! marked {
 /// Tries all slots, beginning anywhere, and takes the first that is free: the rows end there. The binds by their
 /// names, and what the first slot to try depends on.
 macro_rules! free_slot {
-    ($column:literal, $gate:literal, $permits:literal, $first:literal, $marked:expr) => {
+    ($column:literal, $gate:literal, $permits:literal, $first:literal, $marked:expr $(, but $except:literal)?) => {
         concat!(
             "SELECT ",
             $column,
@@ -37,7 +37,9 @@ macro_rules! free_slot {
             $first,
             ", pg_catalog.int8mi(",
             $permits,
-            ", 1))) i OFFSET 0) s WHERE CASE WHEN pg_catalog.pg_try_advisory_lock(pg_catalog.int8pl(pg_catalog.int8pl(",
+            ", 1))) i OFFSET 0) s WHERE CASE ",
+            $("WHEN s.slot OPERATOR(pg_catalog.=) ANY (", $except, "::bigint[]) THEN false ",)?
+            "WHEN pg_catalog.pg_try_advisory_lock(pg_catalog.int8pl(pg_catalog.int8pl(",
             $gate,
             ", 1), s.slot)) THEN ",
             $marked,
@@ -116,6 +118,47 @@ pub(in crate::postgres) fn take_slot(mark: Mark, gate: i64, permits: u32) -> Sta
     take_or_release(mark.number(), gate, permits)
 }
 
+/// The same for a session that has these slots already, and wants another one. It goes behind the others who wait.
+pub(in crate::postgres) fn take_another_slot(
+    mark: Mark,
+    gate: i64,
+    permits: u32,
+    except: &[u32],
+) -> Statement {
+    const SQL: [&str; 5] = [
+        concat!(
+            "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN -3 \
+             WHEN NOT pg_catalog.pg_try_advisory_lock_shared($2) THEN -1 \
+             WHEN pg_catalog.pg_advisory_unlock_shared($2) THEN coalesce((",
+            free_slot!(
+                "s.slot",
+                "$2",
+                "$3",
+                "pg_catalog.pg_backend_pid()::bigint",
+                marked!("$1", "s.slot"),
+                but "$4"
+            ),
+            "), -1) END)::bigint /* ",
+        ),
+        ", ",
+        ", ",
+        ", ",
+        " */",
+    ];
+    let binds = [
+        Bind::BigInt(mark.number()),
+        Bind::BigInt(gate),
+        Bind::BigInt(permits.into()),
+        array(except),
+    ];
+    Statement::number(Prepared::ByText, &SQL, binds)
+}
+
+fn array(slots: &[u32]) -> Bind {
+    let slots: Vec<_> = slots.iter().map(u32::to_string).collect();
+    Bind::Text(format!("{{{}}}", slots.join(",")))
+}
+
 /// Releases a slot by its key: 1 or 0.
 pub(in crate::postgres) fn release_slot(key: i64) -> Statement {
     take_or_release(0, key, 1)
@@ -188,17 +231,24 @@ pub(in crate::postgres) fn granted_slot() -> Statement {
     )
 }
 
-/// Whether this session has a slot (1 or 0), after the prepared statement `failed` has failed: 2 more if the session
+/// Whether this session has a slot (1 or 0) besides these, after the prepared statement `failed` has failed: 2 more if the session
 /// does not know that one. See [`verify`](super::verify).
-pub(in crate::postgres) fn verify_slots(gate: i64, permits: u32, failed: &str) -> Statement {
-    const SQL: [&str; 4] = [
+pub(in crate::postgres) fn verify_slots(
+    gate: i64,
+    permits: u32,
+    except: &[u32],
+    failed: &str,
+) -> Statement {
+    const SQL: [&str; 5] = [
         concat!(
             "SELECT (EXISTS(SELECT FROM pg_catalog.pg_locks l WHERE ",
             slots!("$1", "$2"),
             own!(),
-            ")::int OPERATOR(pg_catalog.+) CASE WHEN EXISTS(SELECT FROM pg_catalog.pg_prepared_statements p WHERE \
+            " AND NOT pg_catalog.int8mi(pg_catalog.int8mi(pg_catalog.int8or(pg_catalog.int8shl(l.classid::bigint, \
+             32), l.objid::bigint), $1), 1) OPERATOR(pg_catalog.=) ANY ($4::bigint[]))::int OPERATOR(pg_catalog.+) CASE WHEN EXISTS(SELECT FROM pg_catalog.pg_prepared_statements p WHERE \
              pg_catalog.int4gt(pg_catalog.strpos(p.statement, $3), 0)) THEN 0 ELSE 2 END)::bigint /* "
         ),
+        ", ",
         ", ",
         ", ",
         " */",
@@ -207,6 +257,7 @@ pub(in crate::postgres) fn verify_slots(gate: i64, permits: u32, failed: &str) -
         Bind::BigInt(gate),
         Bind::BigInt(permits.into()),
         Bind::Text(failed.to_owned()),
+        array(except),
     ];
     Statement::number(Prepared::Never, &SQL, binds)
 }

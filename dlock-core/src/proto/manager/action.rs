@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::slab::Id;
 use crate::proto::{Aftermath, Ask, Failure, Reason, Wait};
-use crate::{Holder, LockKey, Mode, PostgresKey};
+use crate::{FencingToken, Holder, LockKey, Mode, PostgresKey};
 
 /// A request for a lock, from the call on until its end is told, or until it is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +17,10 @@ pub struct ConnId(pub(super) Id);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HoldId(pub(super) Id);
 
+/// A question about a hold, from the call on until its answer is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct QuestionId(pub(super) Id);
+
 /// What the server locks. Two keys can be one lock to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
@@ -26,6 +30,8 @@ pub enum Identity {
     Pair(i32, i32),
     /// A name.
     Name(Arc<str>),
+    /// The slots of a semaphore, by its gate.
+    Semaphore(Box<Identity>),
 }
 
 impl From<PostgresKey> for Identity {
@@ -44,19 +50,37 @@ pub struct Wanted {
     pub key: LockKey,
     /// Alone or together with other readers.
     pub mode: Mode,
+    /// Of a semaphore: how many slots it has.
+    pub permits: Option<u32>,
 }
 
 impl Wanted {
     /// What a conversation asks for.
-    pub fn ask(&self, limit: Option<Duration>, name_holders: bool, droppable: bool) -> Ask {
+    pub fn ask(&self, how: How, droppable: bool) -> Ask {
+        let wait = Wait {
+            limit: how.limit,
+            poll: None,
+        };
         Ask {
             mode: self.mode,
-            wait: Wait { limit, poll: None },
+            except: how.except,
+            wait,
             droppable,
-            name_holders,
+            name_holders: how.name_holders,
             ..Ask::new(self.key.clone())
         }
     }
+}
+
+/// How a conversation asks for a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct How {
+    /// How long to wait; `None` waits without a limit, zero tries once.
+    pub limit: Option<Duration>,
+    /// Whether somebody's limit passes with it, who is told who has the lock.
+    pub name_holders: bool,
+    /// Of a semaphore: the slots that the connection has already.
+    pub except: Vec<u32>,
 }
 
 /// What the driver does next.
@@ -65,7 +89,7 @@ pub enum Action {
     /// Open a connection. The answer is [`opened`](super::Manager::opened) or
     /// [`open_failed`](super::Manager::open_failed).
     Open(ConnId),
-    /// Acquire a lock. The answer is [`done`](super::Manager::done), for this action and the next two.
+    /// Acquire a lock. The answer is [`done`](super::Manager::done), for this action and the next three.
     Acquire {
         /// On this connection.
         conn: ConnId,
@@ -73,13 +97,18 @@ pub enum Action {
         hold: HoldId,
         /// The lock.
         what: Arc<Wanted>,
-        /// How long to wait; `None` waits without a limit, zero tries once.
-        limit: Option<Duration>,
-        /// Whether somebody's limit passes with it, who is told who has the lock.
-        name_holders: bool,
+        /// How long to wait, and the like.
+        how: How,
     },
     /// Release a hold.
     Release {
+        /// On this connection.
+        conn: ConnId,
+        /// What it holds.
+        hold: HoldId,
+    },
+    /// Draw a fencing token, if the session still has the hold.
+    DrawToken {
         /// On this connection.
         conn: ConnId,
         /// What it holds.
@@ -92,6 +121,8 @@ pub enum Action {
     Close(ConnId),
     /// Tell somebody.
     Tell(Ticket, News),
+    /// Answer a question. This is its end.
+    Answer(QuestionId, Result<FencingToken, Failure>),
     /// All connections are closed after [`close`](super::Manager::close).
     Closed,
 }
@@ -100,7 +131,10 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq)]
 pub enum News {
     /// The lock is held.
-    Granted,
+    Granted {
+        /// Of a semaphore: which slot.
+        slot: Option<u32>,
+    },
     /// The limit has passed, or it was a try. This is the end of the request.
     Taken {
         /// How long it has waited.
@@ -124,7 +158,10 @@ pub enum News {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// The lock is held.
-    Granted,
+    Granted {
+        /// Of a semaphore: which slot.
+        slot: Option<u32>,
+    },
     /// Another session holds it.
     Taken {
         /// Who, as far as known.
@@ -132,6 +169,8 @@ pub enum Outcome {
     },
     /// It is released.
     Released,
+    /// A fencing token was drawn.
+    Drawn(FencingToken),
     /// The session is there.
     Alive,
     /// It failed. If the failure leaves the connection unfit for use, the driver has closed it.

@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::line::Asking;
+use super::question::Errand;
 use super::slab::Id;
 use super::{Action, Closing, Config, ConnId, HoldState, Manager, News};
 use crate::proto::{Cause, Failure, Reason};
@@ -14,8 +15,8 @@ pub(super) struct Conn {
     pub(super) unconfirmed: bool,
     /// How many holds it has.
     pub(super) holds: usize,
-    /// Holds that are to be released.
-    pub(super) releases: VecDeque<Id>,
+    /// What is to be done on it, in this order.
+    pub(super) errands: VecDeque<Errand>,
     /// When the last answered statement was sent.
     pub(super) renewed: Duration,
     /// When the statement was sent that is not answered yet.
@@ -43,6 +44,8 @@ pub(super) enum Job {
         waits: Option<Duration>,
     },
     Release(Id),
+    /// A question.
+    DrawToken(Id),
     KeepAlive,
 }
 
@@ -52,7 +55,7 @@ impl Conn {
             state: State::Opening { since: now },
             unconfirmed: false,
             holds: 0,
-            releases: VecDeque::new(),
+            errands: VecDeque::new(),
             renewed: now,
             sent: None,
             idle_since: now,
@@ -142,7 +145,7 @@ impl Manager {
         };
         let state = std::mem::replace(&mut conn.state, State::Closing);
         let holds = std::mem::take(&mut conn.holds);
-        conn.releases.clear();
+        let errands = std::mem::take(&mut conn.errands);
         let mut lines = Vec::new();
         if let State::Busy(Job::Acquire { hold, .. }) = state {
             lines.extend(self.holds.remove(hold).map(|hold| hold.line));
@@ -157,6 +160,7 @@ impl Manager {
                 lines.extend(self.lose_hold(hold, failure));
             }
         }
+        self.lose_questions(state, errands, failure);
         lines.into_iter().for_each(|line| self.serve(line, now));
     }
 

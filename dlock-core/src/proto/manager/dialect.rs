@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::Identity;
-use crate::proto::{Dialect, Machine, unique_nonzero};
+use crate::proto::{Ask, Dialect, Either, Failure, Hold, Machine, Session, unique_nonzero};
 use crate::{InvalidKey, LockKey};
 
 /// What tells one session of a manager from all others.
@@ -43,6 +43,30 @@ pub trait ManagedDialect: Dialect {
     ///
     /// An invalid key.
     fn identity(key: &LockKey) -> Result<Identity, InvalidKey>;
+
+    /// What the server locks for a semaphore.
+    ///
+    /// # Errors
+    ///
+    /// An invalid key, a number of permits that no semaphore has.
+    fn identity_of_semaphore(key: &LockKey, permits: u32) -> Result<Identity, InvalidKey>;
+
+    /// Acquires a lock, or a slot of a semaphore with so many permits, outside a transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dialect::acquire`].
+    fn acquire_managed(
+        ask: &Ask,
+        permits: Option<u32>,
+    ) -> Result<impl Machine<Output = Option<Hold<Self::Key>>>, Failure> {
+        match permits {
+            None => Self::acquire(ask, Session::default()).map(Either::One),
+            Some(permits) => {
+                Self::acquire_slot(ask, permits, Session::default()).map(Either::several)
+            }
+        }
+    }
 
     /// Makes a new session one of a manager: it gets its idle limit and the token. Refused if it has another token.
     fn prepare(lease: Duration, token: Token) -> impl Machine<Output = ()>;

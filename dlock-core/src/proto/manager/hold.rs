@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::line::Asking;
+use super::question::Errand;
 use super::slab::Id;
 use super::{Config, Manager, News, Outcome, Wanted};
 use crate::Mode;
@@ -13,6 +14,8 @@ pub(super) struct Hold {
     pub(super) line: Id,
     pub(super) conn: Id,
     pub(super) what: Arc<Wanted>,
+    /// Of a semaphore: which one.
+    pub(super) slot: Option<u32>,
     pub(super) state: HoldState,
     /// Who uses it.
     pub(super) tickets: Vec<Id>,
@@ -38,6 +41,7 @@ impl Hold {
             line,
             conn,
             what,
+            slot: None,
             state: HoldState::Asked,
             tickets: Vec::new(),
             since: Duration::ZERO,
@@ -50,7 +54,15 @@ impl Hold {
         let free = self.tickets.is_empty() || self.what.mode == Mode::Shared;
         let fresh = self.turns == 0;
         let left = self.turns < config.turns && now < self.since + config.turn;
-        self.state == HoldState::Held && *self.what == *wanted && free && (fresh || left)
+        self.state == HoldState::Held && self.is(wanted) && free && (fresh || left)
+    }
+
+    /// Whether it is what somebody wants.
+    fn is(&self, wanted: &Wanted) -> bool {
+        match wanted.permits {
+            None => *self.what == *wanted,
+            Some(permits) => self.slot.is_some_and(|slot| slot < permits),
+        }
     }
 
     pub(super) fn is_shared(&self) -> bool {
@@ -75,8 +87,9 @@ impl Manager {
         if let Some(hold) = self.holds.get_mut(hold_id) {
             hold.tickets.push(ticket);
             hold.turns += 1;
+            let slot = hold.slot;
+            self.tell(ticket, News::Granted { slot });
         }
-        self.tell(ticket, News::Granted);
     }
 
     pub(super) fn release_unused(&mut self, id: Id) {
@@ -86,7 +99,7 @@ impl Manager {
         if hold.state == HoldState::Held && hold.tickets.is_empty() {
             hold.state = HoldState::Releasing(None);
             if let Some(conn) = self.conns.get_mut(hold.conn) {
-                conn.releases.push_back(id);
+                conn.errands.push_back(Errand::Release(id));
             }
         }
     }
@@ -129,14 +142,14 @@ impl Manager {
         };
         line.losses = 0;
         let until = match std::mem::replace(&mut line.asking, Asking::No) {
-            Asking::Now { until } => until,
+            Asking::Now { until, .. } => until,
             _ => None,
         };
         if waited {
             // Others that wait for a connection to wait on come first.
             line.order = None;
         }
-        if outcome == Outcome::Granted {
+        if let Outcome::Granted { slot } = outcome {
             conn.holds += 1;
             line.order = None;
             line.pause = None;
@@ -144,6 +157,7 @@ impl Manager {
             line.holds.push(hold_id);
             if let Some(hold) = self.holds.get_mut(hold_id) {
                 hold.state = HoldState::Confirming;
+                hold.slot = slot;
             }
             conn.unconfirmed |= stale;
             if !stale {
@@ -168,7 +182,9 @@ impl Manager {
         hold.state = HoldState::Held;
         hold.since = now;
         let id = hold.line;
-        let older = self.lines.get(id).map(|line| line.holds.clone());
+        // Slots of a semaphore are held side by side.
+        let line = self.lines.get(id).filter(|line| !line.is_semaphore());
+        let older = line.map(|line| line.holds.clone());
         for older in older.unwrap_or_default() {
             if older == hold_id {
                 continue;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::conn::{Job, State};
 use super::slab::Id;
-use super::{Action, Config, Identity, Manager, News, Ticket, Wanted};
+use super::{Action, Config, Hold, Identity, Manager, News, Ticket, Wanted};
 use crate::Holder;
 
 /// All requests of this process for one lock.
@@ -27,9 +27,8 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Whether it holds something, or the server is asked.
-    pub(super) fn is_busy(&self) -> bool {
-        !self.holds.is_empty() || matches!(self.asking, Asking::Now { .. })
+    pub(super) fn is_semaphore(&self) -> bool {
+        matches!(self.identity, Identity::Semaphore(_))
     }
 }
 
@@ -42,6 +41,7 @@ pub(super) enum Asking {
     /// Now. `until` is when the server gives up, if a limit of a request makes it.
     Now {
         until: Option<Duration>,
+        waits: bool,
     },
     /// It is taken. Tried again at `at`.
     Parked {
@@ -137,6 +137,23 @@ impl Manager {
         }
     }
 
+    /// Whether this process holds the lock or asks for it, so that a request comes behind that.
+    pub(super) fn is_busy(&self, id: Id, what: &Wanted) -> bool {
+        self.lines.get(id).is_some_and(|line| match what.permits {
+            None => !line.holds.is_empty() || matches!(line.asking, Asking::Now { .. }),
+            Some(permits) => {
+                let waits = matches!(line.asking, Asking::Now { waits: true, .. });
+                waits || self.slots_of(line, permits).count() >= permits as usize
+            }
+        })
+    }
+
+    /// What a line has of the slots of a semaphore with so many.
+    fn slots_of<'m>(&'m self, line: &'m Line, permits: u32) -> impl Iterator<Item = &'m Hold> {
+        let holds = line.holds.iter().filter_map(|hold| self.holds.get(*hold));
+        holds.filter(move |hold| hold.slot.is_some_and(|slot| slot < permits))
+    }
+
     /// Whether nobody need ask the server for this try.
     pub(super) fn is_taken_here(&self, id: Id) -> bool {
         let Some(request) = self.requests.get(id) else {
@@ -145,6 +162,12 @@ impl Manager {
         let Some(line) = self.lines.get(request.line) else {
             return false;
         };
+        if let Some(permits) = request.what.permits {
+            let used = self.slots_of(line, permits);
+            let used = used.filter(|hold| !hold.tickets.is_empty()).count();
+            let mut others = line.queue.iter().filter_map(|id| self.requests.get(*id));
+            return used >= permits as usize || others.any(|other| !other.tries);
+        }
         let mut holds = line.holds.iter().filter_map(|hold| self.holds.get(*hold));
         !line.queue.is_empty()
             || holds.any(|hold| {
@@ -155,17 +178,7 @@ impl Manager {
 
     /// Does what can be done for a line: serves its requests, releases what nobody uses, and wants to ask the server.
     pub(super) fn serve(&mut self, id: Id, now: Duration) {
-        while let Some(line) = self.lines.get(id) {
-            let (Some(&first), Some(&hold)) = (line.queue.front(), line.holds.last()) else {
-                break;
-            };
-            let serves = match (self.holds.get(hold), self.requests.get(first)) {
-                (Some(hold), Some(request)) => hold.serves(&request.what, &self.config, now),
-                _ => false,
-            };
-            if !serves {
-                break;
-            }
+        while let Some((first, hold)) = self.first_served(id, now) {
             self.grant(first, hold);
         }
         let Some(line) = self.lines.get(id) else {
@@ -191,6 +204,24 @@ impl Manager {
         self.remove_if_empty(id);
     }
 
+    /// The first request of a line, and what it can have now.
+    fn first_served(&self, id: Id, now: Duration) -> Option<(Id, Id)> {
+        let line = self.lines.get(id)?;
+        let first = *line.queue.front()?;
+        let request = self.requests.get(first)?;
+        // Readers have moved to the last one.
+        let holds = match line.is_semaphore() {
+            true => &line.holds[..],
+            false => line.holds.last().map_or(&[][..], std::slice::from_ref),
+        };
+        let mut holds = holds.iter().copied();
+        let hold = holds.find(|hold| {
+            let hold = self.holds.get(*hold);
+            hold.is_some_and(|hold| hold.serves(&request.what, &self.config, now))
+        })?;
+        Some((first, hold))
+    }
+
     fn remove_if_empty(&mut self, id: Id) {
         let empty = self.lines.get(id).is_some_and(|line| {
             line.queue.is_empty() && line.holds.is_empty() && line.asking == Asking::No
@@ -202,7 +233,8 @@ impl Manager {
         }
     }
 
-    /// A line with a shared hold asks for another one when the turns of the first are used up.
+    /// A line with a shared hold asks for another one when the turns of the first are used up. That of a semaphore asks
+    /// until it has all slots.
     fn wants_to_ask(&self, id: Id) -> bool {
         let Some(line) = self.lines.get(id) else {
             return false;
@@ -214,6 +246,9 @@ impl Manager {
         else {
             return false;
         };
+        if let Some(permits) = first.what.permits {
+            return self.slots_of(line, permits).count() < permits as usize;
+        }
         let mut holds = line.holds.iter().filter_map(|hold| self.holds.get(*hold));
         holds.all(|hold| hold.is_shared() && *hold.what == *first.what)
     }

@@ -4,8 +4,9 @@ use std::time::Duration;
 use super::conn::{Conn, Job, State};
 use super::hold::Hold;
 use super::line::Asking;
+use super::question::Errand;
 use super::slab::Id;
-use super::{Action, Config, ConnId, HoldId, Manager};
+use super::{Action, Config, ConnId, HoldId, How, Manager};
 use crate::Holder;
 
 /// Where a line may ask.
@@ -29,6 +30,11 @@ impl Manager {
         }
         for id in self.conns.ids() {
             self.tend(id, now);
+        }
+        if std::mem::take(&mut self.questions_moved) {
+            for id in self.conns.ids() {
+                self.tend(id, now);
+            }
         }
         while let Some(&line) = self.ready.front() {
             match self.place_to_try(line) {
@@ -56,7 +62,7 @@ impl Manager {
         }
     }
 
-    /// Releases what is to be released, and asks whether the session is there.
+    /// Asks whether the session is there, releases what is to be released, and draws tokens.
     fn tend(&mut self, id: Id, now: Duration) {
         let Some(conn) = self.conns.get_mut(id) else {
             return;
@@ -67,12 +73,31 @@ impl Manager {
         if conn.unconfirmed || conn.asked_at(&self.config).is_some_and(|at| at <= now) {
             conn.state = State::Busy(Job::KeepAlive);
             self.actions.push_back(Action::KeepAlive(ConnId(id)));
-        } else if let Some(hold) = conn.releases.pop_front() {
-            conn.state = State::Busy(Job::Release(hold));
-            self.actions.push_back(Action::Release {
-                conn: ConnId(id),
-                hold: HoldId(hold),
-            });
+            return;
+        }
+        while let Some(errand) = self
+            .conns
+            .get_mut(id)
+            .and_then(|conn| conn.errands.pop_front())
+        {
+            let (job, action) = match errand {
+                Errand::Release(hold) => {
+                    let (conn, hold) = (ConnId(id), HoldId(hold));
+                    (Job::Release(hold.0), Action::Release { conn, hold })
+                }
+                Errand::DrawToken(question) => match self.hold_to_draw_for(question, id) {
+                    Some(hold) => {
+                        let (conn, hold) = (ConnId(id), HoldId(hold));
+                        (Job::DrawToken(question), Action::DrawToken { conn, hold })
+                    }
+                    None => continue,
+                },
+            };
+            if let Some(conn) = self.conns.get_mut(id) {
+                conn.state = State::Busy(job);
+            }
+            self.actions.push_back(action);
+            return;
         }
     }
 
@@ -88,7 +113,7 @@ impl Manager {
     }
 
     /// The connection with the most holds, so that others stay free for waits. Never one that holds the lock already:
-    /// the server would grant it once more, whoever waits.
+    /// the server would grant it once more, whoever waits. (The slots of a semaphore are told apart.)
     fn place_to_try(&self, line: Id) -> Place {
         let mut best: Option<(usize, Id)> = None;
         let mut empty = None;
@@ -121,11 +146,8 @@ impl Manager {
     }
 
     fn holds_on(&self, line: Id, conn: Id) -> bool {
-        let holds = self
-            .lines
-            .get(line)
-            .map(|line| &line.holds[..])
-            .unwrap_or_default();
+        let line = self.lines.get(line).filter(|line| !line.is_semaphore());
+        let holds = line.map(|line| &line.holds[..]).unwrap_or_default();
         let mut holds = holds.iter().filter_map(|hold| self.holds.get(*hold));
         holds.any(|hold| hold.conn == conn)
     }
@@ -191,7 +213,10 @@ impl Manager {
                 }
             }
         };
-        line.asking = Asking::Now { until };
+        line.asking = Asking::Now { until, waits };
+        let held = line.holds.iter().filter_map(|hold| self.holds.get(*hold));
+        let on_it = held.filter(|hold| hold.conn == conn_id);
+        let except = on_it.filter_map(|hold| hold.slot).collect();
         let what = Arc::clone(&first.what);
         let hold = self
             .holds
@@ -204,8 +229,11 @@ impl Manager {
             conn: ConnId(conn_id),
             hold: HoldId(hold),
             what,
-            limit,
-            name_holders: until.is_some(),
+            how: How {
+                limit,
+                name_holders: until.is_some(),
+                except,
+            },
         });
     }
 

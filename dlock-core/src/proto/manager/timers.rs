@@ -57,10 +57,9 @@ impl Manager {
         if request.hold.is_some() {
             return;
         }
-        let asks_as_long = self
-            .lines
-            .get(line)
-            .is_some_and(|line| line.asking == Asking::Now { until: Some(at) });
+        let asks_as_long = self.lines.get(line).is_some_and(
+            |line| matches!(line.asking, Asking::Now { until, .. } if until == Some(at)),
+        );
         if asks_as_long && request.until == Some(at) && !request.grace {
             request.grace = true;
             self.limits.insert((at + Config::GRACE, id));

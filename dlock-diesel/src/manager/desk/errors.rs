@@ -45,7 +45,7 @@ pub fn error(news: News, key: &LockKey) -> Error {
         },
         News::Failed(failure) | News::NotReleased(failure) => failed(failure, key),
         News::Closed => Error::ManagerClosed { key: key.clone() },
-        News::Lost | News::Granted | News::Released => lost(key),
+        News::Lost | News::Granted { .. } | News::Released => lost(key),
     }
 }
 
@@ -54,7 +54,8 @@ pub fn lost(key: &LockKey) -> Error {
     failed(gone(), key)
 }
 
-fn failed(mut failure: Failure, key: &LockKey) -> Error {
+/// The error of a conversation about a lock.
+pub fn failed(mut failure: Failure, key: &LockKey) -> Error {
     if let Some(NotOpened(source)) = failure.cause.get::<NotOpened>() {
         return Error::NotConnected {
             key: key.clone(),
