@@ -1,5 +1,6 @@
 //! The examples, run as a user runs them.
 
+use std::collections::HashMap;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,15 +31,15 @@ impl Lockable for MysqlConnection {}
 
 /// An example, built with the first call, together with the others.
 fn example(name: &str) -> Command {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(build);
-    let mut command = Command::new(folder.join(name));
+    static PROGRAMS: OnceLock<HashMap<String, PathBuf>> = OnceLock::new();
+    let programs = PROGRAMS.get_or_init(build);
+    let mut command = Command::new(&programs[name]);
     command.env_remove("DATABASE_URL");
     command
 }
 
 /// As `cargo test --workspace --all-features` builds them, so that after it nothing is left to do.
-fn build() -> PathBuf {
+fn build() -> HashMap<String, PathBuf> {
     // TARGET/PROFILE/deps/THIS
     let itself = env::current_exe().expect("the path of this test");
     let folder = itself.ancestors().nth(2).expect("the folder of a profile");
@@ -47,7 +48,13 @@ fn build() -> PathBuf {
         Some(name) => name,
     };
     let output = Command::new(env!("CARGO"))
-        .args(["build", "--workspace", "--all-features", "--examples"])
+        .args([
+            "build",
+            "--workspace",
+            "--all-features",
+            "--examples",
+            "--bins",
+        ])
         .args(["--profile", profile, "--message-format", "json"])
         .arg("--target-dir")
         .arg(folder.parent().expect("the target folder"))
@@ -59,13 +66,14 @@ fn build() -> PathBuf {
         "the examples do not build:\n{}",
         stderr(&output)
     );
-    let quickstart = stdout(&output)
+    stdout(&output)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "quickstart")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo tells where the example is");
-    quickstart.with_file_name("")
+        .filter_map(|message| {
+            let name = message["target"]["name"].as_str()?.to_owned();
+            Some((name, message["executable"].as_str()?.into()))
+        })
+        .collect()
 }
 
 fn stdout(output: &Output) -> String {
