@@ -7,6 +7,7 @@ use diesel_async::AsyncConnectionCore;
 use dlock_core::proto::{Ask, Dialect, Hold};
 use dlock_core::{Holder, LockKey, Mode};
 use dlock_diesel::SharedLocks;
+use dlock_diesel::shared::trace::Waiting;
 
 use crate::backend::{
     AsyncFunc, AsyncLockBackend, BoxFuture, Cancel, DialectOf, KeyOf, LockConnection,
@@ -30,9 +31,9 @@ use crate::{AdvisoryLockGuard, Error, several};
 /// ```
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct AdvisoryLock<M> {
-    conn: M,
+    pub(crate) conn: M,
     pub(crate) ask: Ask,
-    cancel: Option<Cancel>,
+    pub(crate) cancel: Option<Cancel>,
 }
 
 impl<M> fmt::Debug for AdvisoryLock<M> {
@@ -323,8 +324,21 @@ async fn acquire<C: LockConnection>(
     ask: &Ask,
     cancel: &mut Option<Cancel>,
 ) -> Result<Option<Hold<KeyOf<C>>>, Error> {
+    let waiting = Waiting::of::<DialectOf<C>>(ask, None);
+    waiting
+        .during(hold(conn, ask, cancel, ask.wait.limit))
+        .await
+}
+
+/// Acquires it, without a span. `limit` is when the server counts as gone.
+pub(crate) async fn hold<C: LockConnection>(
+    conn: &mut C,
+    ask: &Ask,
+    cancel: &mut Option<Cancel>,
+    limit: Option<Duration>,
+) -> Result<Option<Hold<KeyOf<C>>>, Error> {
     let session = run::session(conn, &ask.key)?;
     let machine =
         DialectOf::<C>::acquire(ask, session).map_err(|failure| refused(failure, &ask.key))?;
-    run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
+    run_within(conn, machine, &ask.key, cancel, limit).await
 }

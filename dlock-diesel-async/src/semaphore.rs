@@ -5,6 +5,7 @@ use std::time::Duration;
 use diesel::result::Error as DieselError;
 use dlock_core::proto::{Ask, Dialect, Hold};
 use dlock_core::{Holder, LockKey};
+use dlock_diesel::shared::trace::Waiting;
 
 use crate::backend::{AsyncFunc, BoxFuture, Cancel, DialectOf, KeyOf, LockConnection};
 use crate::body::{self, OnDrop};
@@ -162,8 +163,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     /// others when the statement has ended or the connection is closed.
     pub async fn acquire(mut self) -> Result<AdvisorySemaphoreGuard<M>, Error> {
         let hold = acquire(&mut *self.conn, &self.ask, self.permits, &mut self.cancel).await?;
-        let hold = hold.expect("BUG: a limit that passes is an error");
-        Ok(self.guard(hold))
+        Ok(self.guard(hold.expect(NAMED)))
     }
 
     fn guard(self, hold: Hold<KeyOf<M::Target>>) -> AdvisorySemaphoreGuard<M> {
@@ -307,11 +307,9 @@ where
     T: Send + 'a,
     E: From<DieselError> + Send + 'a,
 {
-    let hold = acquire(conn, &ask, permits, &mut cancel)
-        .await
-        .map_err(DieselError::from)?;
-    let hold = hold.expect("BUG: a limit that passes is an error");
-    let mut guard = AdvisoryLockGuard::new(conn, ask, hold);
+    let acquired = acquire(conn, &ask, permits, &mut cancel).await;
+    let hold = acquired.map_err(DieselError::from)?;
+    let mut guard = AdvisoryLockGuard::new(conn, ask, hold.expect(NAMED));
     guard.cancel = cancel.map(OnDrop::new);
     let result = match in_transaction {
         true => {
@@ -323,16 +321,22 @@ where
     body::release_after(guard, result).await
 }
 
+const NAMED: &str = "BUG: Ask::name_holders is on";
+
 async fn acquire<C: LockConnection>(
     conn: &mut C,
     ask: &Ask,
     permits: u32,
     cancel: &mut Option<Cancel>,
 ) -> Result<Option<Hold<KeyOf<C>>>, Error> {
-    let session = run::session(conn, &ask.key)?;
-    let machine = DialectOf::<C>::acquire_slot(ask, permits, session)
-        .map_err(|failure| refused(failure, &ask.key))?;
-    run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
+    let acquiring = async {
+        let session = run::session(conn, &ask.key)?;
+        let machine = DialectOf::<C>::acquire_slot(ask, permits, session)
+            .map_err(|failure| refused(failure, &ask.key))?;
+        run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
+    };
+    let waiting = Waiting::of::<DialectOf<C>>(ask, Some(permits));
+    waiting.during(acquiring).await
 }
 
 pub(crate) async fn holders<C: LockConnection>(

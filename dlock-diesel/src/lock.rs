@@ -9,6 +9,7 @@ use dlock_core::{Holder, LockKey, Mode};
 
 use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection, SharedLocks};
 use crate::run::{self, refused, run};
+use crate::shared::trace::Waiting;
 use crate::{AdvisoryLockGuard, Error, several};
 
 /// A lock that is not held yet, and how to ask for it.
@@ -26,7 +27,7 @@ use crate::{AdvisoryLockGuard, Error, several};
 /// ```
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct AdvisoryLock<M> {
-    conn: M,
+    pub(crate) conn: M,
     pub(crate) ask: Ask,
 }
 
@@ -335,6 +336,14 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
 }
 
 fn acquire<C: LockConnection>(conn: &mut C, ask: &Ask) -> Result<Option<Hold<KeyOf<C>>>, Error> {
+    Waiting::of::<DialectOf<C>>(ask, None).run(|| hold(conn, ask))
+}
+
+/// Acquires it, without a span.
+pub(crate) fn hold<C: LockConnection>(
+    conn: &mut C,
+    ask: &Ask,
+) -> Result<Option<Hold<KeyOf<C>>>, Error> {
     let session = run::session(conn, &ask.key)?;
     let machine =
         DialectOf::<C>::acquire(ask, session).map_err(|failure| refused(failure, &ask.key))?;

@@ -10,6 +10,7 @@ use dlock_core::{Holder, LockKey};
 
 use crate::backend::{DialectOf, KeyOf, LockConnection};
 use crate::run::{self, refused, run};
+use crate::shared::trace::Waiting;
 use crate::{AdvisorySemaphoreGuard, Error, transaction};
 
 /// A semaphore that is not held yet, and how to ask for it: at most so many sessions hold it at once, over all
@@ -305,10 +306,12 @@ fn acquire<C: LockConnection>(
     ask: &Ask,
     permits: u32,
 ) -> Result<Option<Hold<KeyOf<C>>>, Error> {
-    let session = run::session(conn, &ask.key)?;
-    let machine = DialectOf::<C>::acquire_slot(ask, permits, session)
-        .map_err(|failure| refused(failure, &ask.key))?;
-    run(conn, machine, &ask.key)
+    Waiting::of::<DialectOf<C>>(ask, Some(permits)).run(|| {
+        let session = run::session(conn, &ask.key)?;
+        let machine = DialectOf::<C>::acquire_slot(ask, permits, session)
+            .map_err(|failure| refused(failure, &ask.key))?;
+        run(conn, machine, &ask.key)
+    })
 }
 
 pub(crate) fn holders<C: LockConnection>(

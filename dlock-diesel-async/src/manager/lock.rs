@@ -11,6 +11,7 @@ use dlock_core::proto::manager::{News, Ticket};
 use dlock_core::{LockKey, Mode};
 use dlock_diesel::SharedLocks;
 use dlock_diesel::shared::desk::{self, Slot};
+use dlock_diesel::shared::trace::Waiting as Traced;
 
 use super::ManagedLockGuard;
 use super::worker::Inner;
@@ -192,6 +193,11 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
 
     /// Waits for the end of the request, or for the lock.
     async fn wait(self) -> Result<Result<ManagedLockGuard<C>, News>, Error> {
+        let waiting = Traced::managed::<DialectOf<C>>(&self.key, self.mode, self.limit);
+        waiting.during(self.wait_for_turn()).await
+    }
+
+    async fn wait_for_turn(self) -> Result<Result<ManagedLockGuard<C>, News>, Error> {
         let (identity, what) = desk::wanted::<DialectOf<C>>(&self.key, self.mode)?;
         self.inner.start();
         let (ticket, slot, actions) = self.inner.desk.request(identity, what, self.limit);

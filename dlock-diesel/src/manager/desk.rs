@@ -17,6 +17,7 @@ pub use self::errors::{error, gone, lost, not_opened};
 use super::slot::Awake;
 pub use super::slot::{Callback, Slot};
 use crate::Error;
+use crate::shared::trace;
 
 /// How many connections a manager has, unless set.
 pub const CONNECTIONS: usize = 4;
@@ -98,10 +99,11 @@ impl Desk {
         what: Arc<Wanted>,
         limit: Option<Duration>,
     ) -> (Ticket, Arc<Slot>, Vec<Action>) {
+        let slot = Arc::new(Slot::default());
+        trace::on_loss(&slot, &what.key);
         let mut inner = self.lock();
         let now = self.started.elapsed();
         let ticket = inner.manager.request(identity, what, limit, now);
-        let slot = Arc::new(Slot::default());
         inner.slots.insert(ticket, Arc::clone(&slot));
         (ticket, slot, self.spread(inner))
     }

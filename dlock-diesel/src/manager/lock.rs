@@ -13,6 +13,7 @@ use super::ManagedLockGuard;
 use super::desk;
 use super::worker::{self, Inner};
 use crate::backend::DialectOf;
+use crate::shared::trace::Waiting;
 use crate::{Error, LockConnection, SharedLocks};
 
 /// A lock of a [`LockManager`](crate::LockManager) that is not held yet, and how to ask for it.
@@ -190,6 +191,11 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     }
 
     fn wait(self) -> Result<Result<ManagedLockGuard<C>, News>, Error> {
+        let waiting = Waiting::managed::<DialectOf<C>>(&self.key, self.mode, self.limit);
+        waiting.run(|| self.wait_for_turn())
+    }
+
+    fn wait_for_turn(self) -> Result<Result<ManagedLockGuard<C>, News>, Error> {
         let (identity, what) = desk::wanted::<DialectOf<C>>(&self.key, self.mode)?;
         self.inner.start();
         let (ticket, slot, actions) = self.inner.desk.request(identity, what, self.limit);
