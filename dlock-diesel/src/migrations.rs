@@ -45,7 +45,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// let migrations = conn.advisory_lock(("billing", "migrations")).timeout(Duration::from_secs(60));
     /// if let Err(error) = migrations.run_pending_migrations(MIGRATIONS) {
     ///     match Error::find(&*error) {
-    ///         Some(Error::Timeout { holders, .. }) => println!("{holders:?} is still migrating"),
+    ///         Some(Error::Timeout { .. }) => println!("another process is still migrating: {error}"),
     ///         Some(other) => println!("the lock: {other}"),
     ///         None => println!("a migration: {error}"),
     ///     }
