@@ -52,6 +52,8 @@ fn base(key: &LockKey, permits: u32) -> Result<String, InvalidKey> {
 }
 
 impl Dialect for Mysql {
+    const SERVER: &'static str = "MySQL or MariaDB";
+
     type Key = String;
 
     const END_SESSION: &'static str = "KILL CONNECTION_ID()";

@@ -165,6 +165,8 @@ fn gate(key: &LockKey, permits: u32) -> Result<i64, InvalidKey> {
 }
 
 impl Dialect for Postgres {
+    const SERVER: &'static str = "PostgreSQL";
+
     type Key = PostgresKey;
 
     // The transaction may be aborted, and then nothing but ROLLBACK is obeyed. A role that was taken on (SET ROLE) may

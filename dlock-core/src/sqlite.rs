@@ -96,6 +96,8 @@ fn ask_for_holders(ask: Statement) -> Question<Vec<Holder>> {
 }
 
 impl Dialect for Sqlite {
+    const SERVER: &'static str = "SQLite";
+
     type Key = SqliteKey;
 
     // It frees nothing: the connection goes on, and so does the work under outer guards.

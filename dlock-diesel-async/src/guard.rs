@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use diesel_async::AsyncConnectionCore;
 use dlock_core::proto::{Ask, Dialect, Hold, Parting};
 use dlock_core::{FencingToken, Holder, LockKey};
+use dlock_diesel::shared::trace::{self, Releasing};
 use dlock_diesel::{Held, LockBackend, shared};
 use tokio::task::unconstrained;
 
@@ -144,7 +145,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     pub async fn is_held(&mut self) -> Result<bool, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
         let hold = self.hold.as_ref().expect(RELEASED);
-        ask(conn, DialectOf::<M::Target>::is_held(hold), &self.key).await
+        let held = ask(conn, DialectOf::<M::Target>::is_held(hold), &self.key).await;
+        trace::is_held(held, &self.key)
     }
 
     /// Draws a fencing token: see [`dlock_diesel`](dlock_diesel::AdvisoryLockGuard::fencing_token). If the future is
@@ -170,7 +172,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
         let hold = self.hold.as_ref().expect(RELEASED);
         let machine = DialectOf::<M::Target>::fencing_token(hold);
-        ask(conn, machine, &self.key).await
+        trace::kept(ask(conn, machine, &self.key).await)
     }
 
     /// A condition that is true only in the session that holds the lock, for the WHERE of your own statements: see
@@ -251,6 +253,11 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
 
     /// Releases the lock. After an error, the drop gives up what may still be held.
     pub(crate) async fn undo(&mut self) -> Result<(), Error> {
+        let releasing = Releasing::of(&self.key);
+        releasing.during(self.give_back()).await
+    }
+
+    async fn give_back(&mut self) -> Result<(), Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
         let base = self.hold.as_ref().expect(RELEASED).depth();
         // A broken connection may not answer soon.
@@ -306,11 +313,13 @@ impl<M: DerefMut<Target: LockConnection>> DerefMut for AdvisoryLockGuard<M> {
 impl<M: DerefMut<Target: LockConnection>> Drop for AdvisoryLockGuard<M> {
     fn drop(&mut self) {
         if let (Some(hold), Some(conn)) = (&self.hold, self.conn.as_deref_mut()) {
-            part(conn, hold);
-            if let Some(cancel) = &mut self.cancel {
-                session::mark_broken(conn);
-                cancel.cancel();
-            }
+            Releasing::of(&self.key).drop(|| {
+                part(conn, hold);
+                if let Some(cancel) = &mut self.cancel {
+                    session::mark_broken(conn);
+                    cancel.cancel();
+                }
+            });
         }
     }
 }

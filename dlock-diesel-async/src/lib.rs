@@ -102,6 +102,7 @@
 //!   `enable_advisory_locks()`.
 //! - `migrations`: `AdvisoryLock::run_pending_migrations` runs the pending migrations of `diesel_migrations` under a
 //!   lock.
+//! - `tracing`: spans and events of the crate `tracing`: each request for a lock, long waits, and locks that were lost.
 //! - `uuid`: a UUID is a key, the same one as its hyphenated text.
 //! - `sqlalchemy-dlock`, `django-pglock`, `sqlx`, `with-advisory-lock`, `distributed-lock`: `LockKey` takes the exact
 //!   locks of that library, with a function of its name (`LockKey::sqlx(..)`, `LockKey::django_pglock(..)`). Programs

@@ -26,9 +26,9 @@ use crate::{AdvisoryLockGuard, Error, acquire, body, cancel, holders};
 /// ```
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct AdvisoryLock<M> {
-    conn: M,
+    pub(crate) conn: M,
     pub(crate) ask: Ask,
-    cancel: Option<Cancel>,
+    pub(crate) cancel: Option<Cancel>,
 }
 
 impl<M> fmt::Debug for AdvisoryLock<M> {

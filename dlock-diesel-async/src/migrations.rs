@@ -16,10 +16,13 @@ use diesel::sql_types::Text;
 use diesel_async::{AsyncConnectionCore, RunQueryDsl, TransactionManager};
 use diesel_migrations::MigrationHarness;
 use dlock_core::Mode;
-use dlock_diesel::shared;
+use dlock_core::proto::{Ask, Hold};
+use dlock_diesel::shared::trace::Waiting;
+use dlock_diesel::shared::{self, Notices};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{AdvisoryLock, LockConnection};
+use crate::backend::{Cancel, DialectOf, KeyOf};
+use crate::{AdvisoryLock, AdvisoryLockGuard, Error, LockConnection, acquire};
 
 #[cfg_attr(docsrs, doc(cfg(feature = "migrations")))]
 impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
@@ -79,8 +82,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// # Round trips
     ///
-    /// Those of [`acquire`](Self::acquire) when polling and of [`release`](crate::AdvisoryLockGuard::release). Once
-    /// prepared, 2 to look up what is pending, and for each migration 4, or 2 if it has no transaction.
+    /// Those of [`acquire`](Self::acquire) when polling and of [`release`](crate::AdvisoryLockGuard::release). Each
+    /// notice of a long wait asks for the [`holders`](Self::holders). Once prepared, 2 to look up what is pending, and for each migration 4, or 2 if it has no transaction.
     pub async fn run_pending_migrations<S>(
         mut self,
         source: S,
@@ -93,7 +96,9 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     {
         self.ask.mode = Mode::Exclusive;
         self.ask.wait.poll.get_or_insert(shared::MIGRATION_INTERVAL);
-        let mut guard = self.acquire().await?;
+        let hold = acquire(&mut *self.conn, &self.ask, &mut self.cancel).await?;
+        let hold = hold.expect("BUG: a limit that passes is an error");
+        let mut guard = AdvisoryLockGuard::new(self.conn, self.ask, hold);
         let result = migrate(&mut *guard, source).await;
         // An error of the release does not hide one of a migration.
         match (result, guard.undo().await) {
@@ -101,6 +106,27 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
             (result, _) => result,
         }
     }
+}
+
+/// Waits for the lock, and says so.
+async fn acquire<C: LockConnection>(
+    conn: &mut C,
+    ask: &Ask,
+    cancel: &mut Option<Cancel>,
+) -> std::result::Result<Option<Hold<KeyOf<C>>>, Error> {
+    let mut part = ask.clone();
+    let acquiring = async {
+        let mut notices = Notices::new(ask.wait.limit);
+        loop {
+            part.wait.limit = Some(notices.part());
+            match acquire::hold(conn, &part, cancel, notices.rest()).await {
+                Err(error) => notices.after(error)?,
+                held => return held,
+            }
+        }
+    };
+    let waiting = Waiting::of::<DialectOf<C>>(ask, None);
+    waiting.during(acquiring).await
 }
 
 /// Runs the migrations in a thread where they may block, and runs here what they ask for.

@@ -7,7 +7,7 @@ use diesel::connection::TransactionManagerStatus;
 use diesel::result::Error as DieselError;
 use diesel_async::{AsyncConnection, TransactionManager};
 use dlock_core::proto::{Depth, Dialect, Session};
-use dlock_diesel::shared::status;
+use dlock_diesel::shared::{status, trace};
 
 use crate::backend::{AsyncLockBackend, DialectOf, LockConnection};
 
@@ -57,6 +57,7 @@ pub(crate) async fn roll_back_to<C: AsyncConnection>(conn: &mut C, base: Depth) 
 
 /// Marks the connection broken, so that a pool discards it.
 pub(crate) fn mark_broken<C: AsyncConnection>(conn: &mut C) {
+    trace::marked_broken();
     status::mark_broken(status(conn));
 }
 
@@ -64,13 +65,15 @@ pub(crate) fn mark_broken<C: AsyncConnection>(conn: &mut C) {
 /// back: there, each guard gives up its own hold.
 pub(crate) async fn end<C: LockConnection>(conn: &mut C) {
     // Marked first, because this future may be dropped.
-    mark_broken(conn);
+    trace::session_ended();
+    status::mark_broken(status(conn));
     // A server answers with an error when a session ends itself. A connection that is gone also gives an error.
     let _ = conn.batch_execute(DialectOf::<C>::END_SESSION).await;
 }
 
 /// The same for a connection that gives answers to earlier questions: what it was asked last may still be waiting.
 pub(crate) fn end_unread<C: LockConnection>(conn: &mut C) {
-    mark_broken(conn);
+    trace::session_ended();
+    status::mark_broken(status(conn));
     C::Backend::send_unread(conn, DialectOf::<C>::END_SESSION);
 }

@@ -8,6 +8,7 @@ use dlock_core::LockKey;
 #[cfg(feature = "sqlite")]
 use dlock_core::Mode;
 use dlock_core::proto::{Ask, Depth, TransactionDialect};
+use dlock_diesel::shared::trace::Waiting;
 use dlock_diesel::{TransactionLocks, shared};
 
 use crate::backend::{AsyncFunc, AsyncLockBackend, Cancel, DialectOf, LockConnection};
@@ -50,10 +51,12 @@ async fn begin<'c, C>(
 where
     C: LockConnection<Backend: TransactionLocks>,
 {
-    let machine = DialectOf::<C>::begin(ask).map_err(|failure| refused(failure, &ask.key))?;
-    run_within(conn, machine, &ask.key, &mut cancel, ask.wait.limit)
-        .await?
-        .expect(NAMED);
+    let begin = async {
+        let machine = DialectOf::<C>::begin(ask).map_err(|failure| refused(failure, &ask.key))?;
+        run_within(&mut *conn, machine, &ask.key, &mut cancel, ask.wait.limit).await
+    };
+    let waiting = Waiting::of::<DialectOf<C>>(ask, None);
+    waiting.during(begin).await?.expect(NAMED);
     session::began_transaction(conn)?;
     Ok(OpenTransaction {
         conn,
@@ -115,10 +118,14 @@ async fn lock_transaction_keeping<C>(
 where
     C: LockConnection<Backend: TransactionLocks>,
 {
-    let session = run::session(conn, &ask.key)?;
-    let machine = DialectOf::<C>::acquire_in_transaction(ask, session)
-        .map_err(|failure| refused(failure, &ask.key))?;
-    run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
+    let acquiring = async {
+        let session = run::session(conn, &ask.key)?;
+        let machine = DialectOf::<C>::acquire_in_transaction(ask, session)
+            .map_err(|failure| refused(failure, &ask.key))?;
+        run_within(conn, machine, &ask.key, cancel, ask.wait.limit).await
+    };
+    let waiting = Waiting::of::<DialectOf<C>>(ask, None);
+    waiting.during(acquiring).await
 }
 
 /// The session holds the lock, from before BEGIN until after COMMIT.

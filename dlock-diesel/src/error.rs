@@ -20,7 +20,7 @@ use dlock_core::{Holder, InvalidKey, LockKey};
 /// # let mut conn = PgConnection::establish("")?;
 /// match conn.advisory_lock("report").timeout(Duration::from_secs(1)).acquire() {
 ///     Ok(lock) => println!("it is ours: {lock:?}"),
-///     Err(Error::Timeout { holders, .. }) => println!("held by {holders:?}"),
+///     Err(busy @ Error::Timeout { .. }) => println!("{busy}"), // it names the holder
 ///     Err(error) => return Err(error.into()),
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -7,6 +7,7 @@ use dlock_core::{FencingToken, Holder, LockKey};
 
 use crate::backend::{DialectOf, KeyOf, LockBackend, LockConnection};
 use crate::run::{self, run};
+use crate::shared::trace::{self, Releasing};
 use crate::{Error, Held, holders, session, shared};
 
 /// A lock that is held. It derefs to the connection, so the session that holds the lock does the work.
@@ -116,7 +117,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     pub fn is_held(&mut self) -> Result<bool, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
         let hold = self.hold.as_ref().expect(RELEASED);
-        run(conn, DialectOf::<M::Target>::is_held(hold), &self.key)
+        let held = run(conn, DialectOf::<M::Target>::is_held(hold), &self.key);
+        trace::is_held(held, &self.key)
     }
 
     /// Draws a fencing token: a number greater than every token that an earlier holder drew on this server, of whatever
@@ -163,8 +165,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
         let hold = self.hold.as_ref().expect(RELEASED);
         let machine = DialectOf::<M::Target>::fencing_token(hold);
         // On MySQL, a draw that has failed cannot be sent again.
-        run::session(conn, &self.key)?;
-        run(conn, machine, &self.key)
+        let session = run::session(conn, &self.key);
+        trace::kept(session.and_then(|_| run(conn, machine, &self.key)))
     }
 
     /// A condition that is true only in the session that holds the lock, for the WHERE of your own statements: the
@@ -259,6 +261,14 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
 const RELEASED: &str = "BUG: the connection is there until the guard is released";
 
 fn release<C: LockConnection>(
+    conn: &mut C,
+    key: &LockKey,
+    hold: Hold<KeyOf<C>>,
+) -> Result<(), Error> {
+    Releasing::of(key).run(|| give_back(conn, key, hold))
+}
+
+fn give_back<C: LockConnection>(
     conn: &mut C,
     key: &LockKey,
     hold: Hold<KeyOf<C>>,

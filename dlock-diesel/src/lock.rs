@@ -25,7 +25,7 @@ use crate::{AdvisoryLockGuard, Error, acquire, body, holders};
 /// ```
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct AdvisoryLock<M> {
-    conn: M,
+    pub(crate) conn: M,
     pub(crate) ask: Ask,
 }
 

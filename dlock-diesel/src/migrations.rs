@@ -2,11 +2,14 @@ use std::ops::DerefMut;
 
 use diesel::connection::Connection;
 use diesel::migration::{MigrationSource, MigrationVersion, Result};
-use diesel::result::Error as DieselError;
 use diesel_migrations::MigrationHarness;
 use dlock_core::Mode;
+use dlock_core::proto::{Ask, Hold};
 
-use crate::{AdvisoryLock, Error, LockConnection, shared};
+use crate::backend::{DialectOf, KeyOf};
+use crate::shared::trace::Waiting;
+use crate::shared::{self, Notices};
+use crate::{AdvisoryLock, AdvisoryLockGuard, Error, LockConnection, acquire};
 
 #[cfg_attr(docsrs, doc(cfg(feature = "migrations")))]
 impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
@@ -16,6 +19,9 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// It looks up what is pending once the lock is held, and returns the versions that *this* call applied. It waits
     /// by [polling](Self::poll_every), every 100 ms unless you choose another interval, because a migration may run
     /// `CREATE INDEX CONCURRENTLY`. The lock is exclusive, even if you asked for it as [`shared`](Self::shared).
+    ///
+    /// A wait of more than 3 seconds says so, and names the holder: as an event of the crate `tracing`, with that
+    /// feature and a subscriber, and otherwise in a line on standard error. A further line follows each minute.
     ///
     /// It does not put a transaction around all migrations: each has its own, or none, as its `metadata.toml` says. It
     /// does not keep out `diesel migration run`, which does not take the lock.
@@ -39,7 +45,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// let migrations = conn.advisory_lock(("billing", "migrations")).timeout(Duration::from_secs(60));
     /// if let Err(error) = migrations.run_pending_migrations(MIGRATIONS) {
     ///     match Error::find(&*error) {
-    ///         Some(Error::Timeout { holders, .. }) => println!("{holders:?} is still migrating"),
+    ///         Some(Error::Timeout { .. }) => println!("another process is still migrating: {error}"),
     ///         Some(other) => println!("the lock: {other}"),
     ///         None => println!("a migration: {error}"),
     ///     }
@@ -72,7 +78,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// # Round trips
     ///
     /// Those of [`acquire`](Self::acquire) when polling, of [`MigrationHarness::run_pending_migrations`] and of
-    /// [`release`](crate::AdvisoryLockGuard::release).
+    /// [`release`](crate::AdvisoryLockGuard::release). Each notice asks for the [`holders`](Self::holders).
     ///
     /// # Backend differences
     ///
@@ -86,31 +92,35 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     {
         self.ask.mode = Mode::Exclusive;
         self.ask.wait.poll.get_or_insert(shared::MIGRATION_INTERVAL);
-        let mut done = None;
-        let ran = self.run(|conn| {
-            let applied = conn.run_pending_migrations(source).map_err(Failed)?;
-            done = Some(applied.iter().map(MigrationVersion::as_owned).collect());
-            Ok(())
-        });
-        match (ran, done) {
-            (Ok(()), done) => Ok(done.unwrap_or_default()),
-            (Err(Failed(error)), None) => Err(error),
-            (Err(Failed(error)), Some(applied)) => Err(match error.downcast() {
-                Ok(lock) => shared::unprotected(&applied, *lock),
-                Err(error) => error,
-            }),
+        let hold = acquire(&mut *self.conn, &self.ask)?;
+        let hold = hold.expect("BUG: a limit that passes is an error");
+        let mut guard = AdvisoryLockGuard::new(self.conn, self.ask, hold);
+        // An error drops the guard, which releases.
+        let applied: Vec<_> = guard
+            .run_pending_migrations(source)?
+            .iter()
+            .map(MigrationVersion::as_owned)
+            .collect();
+        match guard.release() {
+            Ok(_) => Ok(applied),
+            Err(error) => Err(shared::unprotected(&applied, error)),
         }
     }
 }
 
-/// An error of the migrations, or of the lock.
-struct Failed(Box<dyn std::error::Error + Send + Sync>);
-
-impl From<DieselError> for Failed {
-    fn from(error: DieselError) -> Self {
-        Self(match Error::from(error) {
-            Error::Database(error) => error.into(),
-            lock => lock.into(),
-        })
-    }
+/// Waits for the lock, and says so.
+fn acquire<C: LockConnection>(conn: &mut C, ask: &Ask) -> Acquired<C> {
+    let mut part = ask.clone();
+    Waiting::of::<DialectOf<C>>(ask, None).run(|| {
+        let mut notices = Notices::new(ask.wait.limit);
+        loop {
+            part.wait.limit = Some(notices.part());
+            match acquire::hold(conn, &part) {
+                Err(error) => notices.after(error)?,
+                held => return held,
+            }
+        }
+    })
 }
+
+type Acquired<C> = std::result::Result<Option<Hold<KeyOf<C>>>, Error>;

@@ -8,7 +8,7 @@ use dlock_core::proto::{Depth, Dialect, Session};
 
 use crate::LockConnection;
 use crate::backend::DialectOf;
-use crate::shared::status;
+use crate::shared::{status, trace};
 
 fn status<C: Connection>(conn: &mut C) -> &mut TransactionManagerStatus {
     C::TransactionManager::transaction_manager_status_mut(conn)
@@ -53,6 +53,7 @@ pub(crate) fn roll_back_to<C: Connection>(conn: &mut C, base: Depth) -> QueryRes
 ///
 /// On a `PgConnection`, Diesel removes the mark after the next query that succeeds.
 pub(crate) fn mark_broken<C: Connection>(conn: &mut C) {
+    trace::marked_broken();
     status::mark_broken(status(conn));
 }
 
@@ -63,6 +64,7 @@ pub(crate) fn mark_broken<C: Connection>(conn: &mut C) {
 pub(crate) fn end<C: LockConnection>(conn: &mut C) -> bool {
     // A server answers with an error when a session ends itself. A connection that is gone also gives an error.
     let is_there = conn.batch_execute(DialectOf::<C>::END_SESSION).is_ok();
-    mark_broken(conn);
+    trace::session_ended();
+    status::mark_broken(status(conn));
     is_there
 }

@@ -1,5 +1,9 @@
 //! What the sync and the async crate share. Not part of the API.
 
+#[cfg(feature = "migrations")]
+mod notices;
+pub mod trace;
+
 use std::time::{Duration, Instant};
 
 use diesel::connection::{TransactionDepthChange, TransactionManagerStatus};
@@ -17,6 +21,8 @@ pub use crate::query::{ByText, CoreQuery, HolderColumns, HolderRow, Number, Pair
 pub use crate::sqlite::{explain, forget, give_up, settle};
 use crate::{Error, Held};
 pub use dlock_core::{for_each_prepared, proto};
+#[cfg(feature = "migrations")]
+pub use notices::Notices;
 
 /// How often a process tries to get the lock of its migrations, unless the caller sets an interval.
 #[cfg(feature = "migrations")]

@@ -10,6 +10,7 @@ use dlock_core::proto::{Ask, Depth, TransactionDialect};
 
 use crate::backend::{DialectOf, LockConnection, TransactionLocks};
 use crate::run::{self, refused, run};
+use crate::shared::trace::Waiting;
 use crate::{Error, body, session, shared};
 
 /// The transaction holds the lock. Inside an open transaction, a savepoint takes its place.
@@ -46,8 +47,11 @@ fn begin<C>(conn: &mut C, ask: &Ask) -> Result<(), Error>
 where
     C: LockConnection<Backend: TransactionLocks>,
 {
-    let machine = DialectOf::<C>::begin(ask).map_err(|failure| refused(failure, &ask.key))?;
-    run(conn, machine, &ask.key)?.expect(NAMED);
+    let begun = Waiting::of::<DialectOf<C>>(ask, None).run(|| {
+        let machine = DialectOf::<C>::begin(ask).map_err(|failure| refused(failure, &ask.key))?;
+        run(conn, machine, &ask.key)
+    });
+    begun?.expect(NAMED);
     Ok(session::began_transaction(conn)?)
 }
 
@@ -56,10 +60,12 @@ pub(crate) fn lock_transaction<C>(conn: &mut C, ask: &Ask) -> Result<Option<()>,
 where
     C: LockConnection<Backend: TransactionLocks>,
 {
-    let session = run::session(conn, &ask.key)?;
-    let machine = DialectOf::<C>::acquire_in_transaction(ask, session)
-        .map_err(|failure| refused(failure, &ask.key))?;
-    run(conn, machine, &ask.key)
+    Waiting::of::<DialectOf<C>>(ask, None).run(|| {
+        let session = run::session(conn, &ask.key)?;
+        let machine = DialectOf::<C>::acquire_in_transaction(ask, session)
+            .map_err(|failure| refused(failure, &ask.key))?;
+        run(conn, machine, &ask.key)
+    })
 }
 
 /// The session holds the lock, from before BEGIN until after COMMIT.

@@ -2,17 +2,11 @@ use std::io::{self, ErrorKind};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::thread;
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
-
-/// Parses a number of seconds from the command line.
-pub(crate) fn seconds(text: &str) -> crate::support::Result<Duration> {
-    Ok(Duration::try_from_secs_f64(text.parse()?)?)
-}
 
 /// Runs a command and returns its exit status as a shell would.
 pub(crate) fn run(command: &[String]) -> u8 {

@@ -1,9 +1,10 @@
 //! The examples, run as a user runs them.
 
+use std::collections::HashMap;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use diesel::{MysqlConnection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, LockConnection, LockKey};
 use dlock_tests::{
-    PATIENCE, Process, Server, TestConnection, block_on, on_every_network_server, unique_key,
+    Kind, PATIENCE, Process, Server, TestConnection, block_on, on_every_network_server, unique_key,
     wait_for,
 };
 use fresh_database::FreshDatabase;
@@ -30,15 +31,15 @@ impl Lockable for MysqlConnection {}
 
 /// An example, built with the first call, together with the others.
 fn example(name: &str) -> Command {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(build);
-    let mut command = Command::new(folder.join(name));
+    static PROGRAMS: OnceLock<HashMap<String, PathBuf>> = OnceLock::new();
+    let programs = PROGRAMS.get_or_init(build);
+    let mut command = Command::new(&programs[name]);
     command.env_remove("DATABASE_URL");
     command
 }
 
 /// As `cargo test --workspace --all-features` builds them, so that after it nothing is left to do.
-fn build() -> PathBuf {
+fn build() -> HashMap<String, PathBuf> {
     // TARGET/PROFILE/deps/THIS
     let itself = env::current_exe().expect("the path of this test");
     let folder = itself.ancestors().nth(2).expect("the folder of a profile");
@@ -47,7 +48,13 @@ fn build() -> PathBuf {
         Some(name) => name,
     };
     let output = Command::new(env!("CARGO"))
-        .args(["build", "--workspace", "--all-features", "--examples"])
+        .args([
+            "build",
+            "--workspace",
+            "--all-features",
+            "--examples",
+            "--bins",
+        ])
         .args(["--profile", profile, "--message-format", "json"])
         .arg("--target-dir")
         .arg(folder.parent().expect("the target folder"))
@@ -59,13 +66,14 @@ fn build() -> PathBuf {
         "the examples do not build:\n{}",
         stderr(&output)
     );
-    let quickstart = stdout(&output)
+    stdout(&output)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "quickstart")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo tells where the example is");
-    quickstart.with_file_name("")
+        .filter_map(|message| {
+            let name = message["target"]["name"].as_str()?.to_owned();
+            Some((name, message["executable"].as_str()?.into()))
+        })
+        .collect()
 }
 
 fn stdout(output: &Output) -> String {
@@ -193,6 +201,7 @@ fn no_example_needs_a_database_library() {
     for name in [
         "quickstart",
         "only_one",
+        "once_a_night",
         "migrate_once",
         "transfer",
         "fencing",
@@ -293,6 +302,65 @@ fn few_at_once_works_on_sqlite() {
     let folder = TempDir::new().expect("a folder");
     let url = format!("sqlite:{}", folder.path().join("app.db").display());
     assert_few_are_inside(&run("few_at_once", &url));
+}
+
+fn once_a_night(url: &str, job: &str, period: &str, script: &str) -> Command {
+    let mut command = example("once_a_night");
+    command.env("DATABASE_URL", url);
+    command.args([job, period, "--", "sh", "-c", script]);
+    command
+}
+
+/// Three hosts, on whatever database.
+#[track_caller]
+fn assert_the_job_runs_once_a_night(url: &str) {
+    let run = |job: &str, night: &str, script: &str| {
+        let output = once_a_night(url, job, night, script)
+            .output()
+            .expect("it starts");
+        let code = output.status.code().expect("an exit status of its own");
+        (code, stdout(&output), stderr(&output))
+    };
+    let (ran, nothing) = (String::from("it runs\n"), String::new());
+    // The clock of each host is so late that the one before has finished.
+    let nights = ["2026-01-30", "2026-01-31"];
+    for night in nights {
+        assert_eq!(
+            run("a", night, "echo it runs"),
+            (0, ran.clone(), nothing.clone())
+        );
+        for _late in 0..2 {
+            let (code, stdout, stderr) = run("a", night, "echo it runs");
+            assert_eq!((code, stdout), (0, nothing.clone()), "{stderr}");
+            assert_eq!(stderr, format!("a has run for {night}\n"));
+        }
+    }
+    // A job that fails is run again, by the next host.
+    let (code, _, _) = run("b", nights[0], "exit 7");
+    assert_eq!(code, 7);
+    assert_eq!(run("b", nights[0], "echo it runs").1, ran);
+    assert_eq!(run("b", nights[0], "echo it runs").1, nothing);
+
+    // The clocks agree.
+    let mut hosts: Vec<_> = (0..3)
+        .map(|_| {
+            let mut host = once_a_night(url, "c", nights[0], "echo it runs");
+            host.stdout(Stdio::piped()).stderr(Stdio::null());
+            host.spawn().expect("it starts")
+        })
+        .collect();
+    let outputs = hosts
+        .drain(..)
+        .map(|host| host.wait_with_output().expect("an end"));
+    let runs: String = outputs.map(|output| stdout(&output)).collect();
+    assert_eq!(runs, ran);
+}
+
+#[test]
+fn once_a_night_runs_a_job_once_on_sqlite() {
+    let folder = TempDir::new().expect("a folder");
+    let url = format!("sqlite:{}", folder.path().join("app.db").display());
+    assert_the_job_runs_once_a_night(&url);
 }
 
 #[test]
@@ -528,6 +596,38 @@ on_every_network_server! {
         ), "{output}");
     }
 
+    fn once_a_night_runs_a_job_on_one_of_three_hosts<C: Lockable>(server: &Server) {
+        let database = FreshDatabase::<C>::create(server);
+        assert_the_job_runs_once_a_night(&database.server.url);
+    }
+
+    fn only_one_says_who_holds_the_lock_and_who_waits<C: Lockable>(server: &Server) {
+        let key = unique_key("only_one_who");
+        let who = || {
+            let output = only_one(server, &["--who", &key]).output().expect("it starts");
+            assert!(output.status.success(), "{}", stderr(&output));
+            stdout(&output)
+        };
+        assert_eq!(who(), "no holder is seen\n");
+        let mut conn = C::open(server);
+        let id = conn.backend_id();
+        let lock = conn.advisory_lock(&key).acquire().expect("a free lock");
+        let output = who();
+        let (held, how) = output.split_once("; to end that session: ").expect("a remedy");
+        assert!(held.starts_with(&format!("held by {id} (")), "{output}");
+        assert!(held.contains("), busy or idle for "), "{output}");
+        assert!(how == format!("SELECT pg_terminate_backend({id})\n") || how == format!("KILL {id}\n"), "{output}");
+
+        let mut waiting = Process::spawn(only_one(server, &[&key, "--", "echo", "started"]));
+        // MariaDB does not show who waits.
+        if server.kind == Kind::Postgres {
+            wait_for("the waiting session to be shown", || who().contains("\nwaited for by "));
+        }
+        drop(lock);
+        waiting.expect_line("started");
+        assert!(waiting.wait().success());
+    }
+
     fn only_one_exits_as_its_command_does<C: Lockable>(server: &Server) {
         let key = unique_key("only_one_status");
         for (script, status) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)] {
@@ -618,6 +718,7 @@ fn assert_bad(url: &str, parts: &[&str]) {
         ("axum_export", &[], 1),
         ("doctor", &[], 3),
         ("only_one", &["key", "--", "true"], 125),
+        ("once_a_night", &["job", "period", "--", "true"], 125),
     ] {
         let (code, stderr) = code(example(name).args(arguments).env("DATABASE_URL", url));
         assert_eq!(code, status, "{name}: {stderr}");
@@ -669,6 +770,7 @@ fn a_missing_url_is_named() {
         ("transfer", &[]),
         ("fencing", &[]),
         ("only_one", &["key", "--", "true"]),
+        ("once_a_night", &["job", "period", "--", "true"]),
     ] {
         let (code, stderr) = code(example(name).args(arguments));
         assert_ne!(code, 0);
@@ -686,6 +788,8 @@ fn only_one_explains_itself() {
     for part in [
         "--timeout <SECONDS>",
         "--no-wait",
+        "--who",
+        "once_a_night",
         "-E <STATUS>",
         "128 + n",
         "KEY",
@@ -696,6 +800,7 @@ fn only_one_explains_itself() {
         &["key", "true"][..],
         &["--timeout=-1", "key", "--", "true"],
         &["--timeout", "x", "key", "--", "true"],
+        &["--who", "key", "--", "true"],
     ] {
         let (code, stderr) = code(example("only_one").args(arguments));
         assert!(code == 2 && stderr.contains("--help"), "{code} {stderr}");

@@ -1,15 +1,18 @@
 //! `AdvisoryLock::run_pending_migrations`, on real servers.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use diesel::migration::MigrationVersion;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, NopConnectionCustomizer, Pool};
 use diesel::{Connection, MysqlConnection, PgConnection, SqliteConnection};
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
-use dlock_diesel::{AdvisoryLock, AdvisoryLockExt, EnableAdvisoryLocks, Error, LockConnection};
+use dlock_diesel::{
+    AdvisoryLock, AdvisoryLockExt, EnableAdvisoryLocks, Error, LockConnection, LockKey,
+};
 use dlock_tests::{
     Kind, Process, Proxy, Server, TestConnection, on_every_network_server, on_every_server,
     on_postgres, unique_key, wait_for,
@@ -226,6 +229,27 @@ on_every_server! {
 }
 
 on_every_network_server! {
+    fn a_start_that_waits_for_long_says_so_and_names_the_holder<C: Migratable>(server: &Server) {
+        let key = unique_key("migrations_notice");
+        let mut conn = C::open(server);
+        let id = conn.backend_id();
+        let held = conn.advisory_lock(&key).acquire().expect("a free lock");
+        let nothing = folder(&[]);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dlock-migrate"));
+        command.args(["--url", &server.url, "--key", &key]).arg(nothing.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = command.spawn().expect("it starts");
+        // It begins at the end of the line.
+        drop(process.stdin.take());
+        let errors = process.stderr.take().expect("it is piped");
+        let notice = BufReader::new(errors).lines().next().expect("a line").expect("text");
+        let start = format!("waiting to migrate: lock {} was not free within ", LockKey::from(&key));
+        assert!(notice.starts_with(&start), "{notice}");
+        assert!(notice.contains(&format!(": held by {id}")) && notice.contains("; to end that session: "), "{notice}");
+        drop(held);
+        assert!(process.wait().expect("an end").success());
+    }
+
     fn a_migration_that_releases_all_locks_is_told<C: Migratable>(server: &Server) {
         let database = FreshDatabase::<C>::create(server);
         let key = unique_key("migration_not_held");

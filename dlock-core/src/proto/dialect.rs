@@ -5,6 +5,9 @@ use crate::{FencingToken, Holder, LockKey, Report};
 
 /// A kind of server: what it is asked, and what its answers mean. There is one type for each Diesel backend.
 pub trait Dialect: 'static {
+    /// For people: what it is called.
+    const SERVER: &'static str;
+
     /// A key as this server takes it, with what tells one hold of it from another.
     type Key: Debug + Send + Sync;
 

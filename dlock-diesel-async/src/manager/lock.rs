@@ -12,6 +12,7 @@ use dlock_core::proto::manager::{News, Ticket};
 use dlock_core::{LockKey, Mode};
 use dlock_diesel::SharedLocks;
 use dlock_diesel::shared::desk::{self, Slot};
+use dlock_diesel::shared::trace::Waiting as Traced;
 
 use super::ManagedLockGuard;
 use super::worker::Inner;
@@ -185,6 +186,15 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
 
 /// Waits for a lock, or a slot of a semaphore with so many permits, or for the end of the request.
 pub(super) async fn wait<C: LockConnection + 'static>(
+    inner: Arc<Inner<C>>,
+    ask: &Ask,
+    permits: Option<u32>,
+) -> Result<Result<(ManagedLockGuard<C>, Option<u32>), News>, Error> {
+    let waiting = Traced::of::<DialectOf<C>>(ask, permits);
+    waiting.during(wait_for_turn(inner, ask, permits)).await
+}
+
+async fn wait_for_turn<C: LockConnection + 'static>(
     inner: Arc<Inner<C>>,
     ask: &Ask,
     permits: Option<u32>,

@@ -20,6 +20,7 @@ pub use self::errors::{error, failed, gone, lost, not_opened};
 use super::slot::Awake;
 pub use super::slot::{Callback, Slot};
 use crate::Error;
+use crate::shared::trace;
 
 /// How many connections a manager has, unless set.
 pub const CONNECTIONS: usize = 4;
@@ -119,6 +120,7 @@ impl Desk {
         let now = self.started.elapsed();
         let ticket = inner.manager.request(identity, what, ask.wait.limit, now);
         let slot = Arc::new(Slot::default());
+        trace::on_loss(&slot, &ask.key);
         inner.slots.insert(ticket, Arc::clone(&slot));
         Ok((ticket, slot, self.spread(inner)))
     }

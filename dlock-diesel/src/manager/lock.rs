@@ -14,6 +14,7 @@ use super::ManagedLockGuard;
 use super::desk;
 use super::worker::{self, Inner};
 use crate::backend::DialectOf;
+use crate::shared::trace::Waiting;
 use crate::{Error, LockConnection, SharedLocks};
 
 /// A lock of a [`LockManager`](crate::LockManager) that is not held yet, and how to ask for it.
@@ -192,6 +193,14 @@ where
 
 /// Waits for a lock, or a slot of a semaphore with so many permits, or for the end of the request.
 pub(super) fn wait<C: LockConnection + 'static>(
+    inner: Arc<Inner<C>>,
+    ask: &Ask,
+    permits: Option<u32>,
+) -> Result<Result<(ManagedLockGuard<C>, Option<u32>), News>, Error> {
+    Waiting::of::<DialectOf<C>>(ask, permits).run(|| wait_for_turn(inner, ask, permits))
+}
+
+fn wait_for_turn<C: LockConnection + 'static>(
     inner: Arc<Inner<C>>,
     ask: &Ask,
     permits: Option<u32>,

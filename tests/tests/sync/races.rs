@@ -225,7 +225,10 @@ fn race<C: LockTest>(
     canceller.go_on();
     canceller.join();
     assert_free(&mut observer, &key);
-    eprintln!("{name} on {}: {rounds} rounds, no stray hold: {outcomes:?}", server.name);
+    eprintln!(
+        "{name} on {}: {rounds} rounds, no stray hold: {outcomes:?}",
+        server.name
+    );
     assert!(
         rounds >= 10 && outcomes.len() >= 2,
         "both outcomes in {rounds} rounds: {outcomes:?}"

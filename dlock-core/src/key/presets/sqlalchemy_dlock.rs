@@ -18,7 +18,7 @@ impl LockKey {
     /// other.
     ///
     /// It is not separate from other keys: like that library, it uses integers as they are, and on MySQL and MariaDB
-    /// text as it is. It was checked against version 0.8.1, without a `convert` function, on a little-endian machine:
+    /// text as it is. It was checked against 0.8.1 and 0.9.0, without a `convert` function, on a little-endian machine:
     /// that library hashes in the machine's byte order.
     ///
     /// [sqlalchemy-dlock]: https://github.com/tanbro/sqlalchemy-dlock

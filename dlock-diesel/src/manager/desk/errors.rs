@@ -9,6 +9,7 @@ use dlock_core::LockKey;
 use dlock_core::proto::manager::News;
 use dlock_core::proto::{Aftermath, Cause, Failure, Reason};
 
+use crate::shared::trace;
 use crate::{Error, shared};
 
 /// The error of somebody's closure that opens connections. Several requests may fail with it.
@@ -43,7 +44,8 @@ pub fn error(news: News, key: &LockKey) -> Error {
             waited,
             holders,
         },
-        News::Failed(failure) | News::NotReleased(failure) => failed(failure, key),
+        News::Failed(failure) => failed(failure, key),
+        News::NotReleased(failure) => trace::lost_error(failed(failure, key)),
         News::Closed => Error::ManagerClosed { key: key.clone() },
         News::Lost | News::Granted { .. } | News::Released => lost(key),
     }

@@ -1,24 +1,47 @@
-//! Two connections and a second process want the same lock: `cargo run --example quickstart`
+//! Two connections and a second process want the same lock: `cargo run -p quickstart`
+//!
+//! The feature `servers` adds PostgreSQL, MySQL and MariaDB: `DATABASE_URL=.. cargo run -p quickstart --features servers`
 
 use std::io::{self, BufRead, BufReader};
 use std::process::{self, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
+use database::{Connect, Database, Result};
+use diesel::SqliteConnection;
 use dlock_diesel::AdvisoryLockExt;
-use support::{Connect, Database};
 
-mod support;
+#[path = "../support/database.rs"]
+#[allow(dead_code, reason = "other examples use the rest of it")]
+mod database;
+#[cfg(feature = "servers")]
+#[path = "../support/servers.rs"]
+#[allow(dead_code, reason = "other examples use the rest of it")]
+mod servers;
 
 const LIMIT: Duration = Duration::from_millis(250);
 
 fn main() -> ExitCode {
-    let database = Database::from_env_or_sqlite();
-    support::exit_code(support::on_database!(database, quickstart), 1)
+    database::exit_code(Database::from_env_or_sqlite().and_then(on), 1)
 }
 
-fn quickstart<C: Connect>(url: &str) -> support::Result<ExitCode> {
-    let mut first = support::connect::<C>(url)?;
+fn on(database: Database) -> Result<ExitCode> {
+    match &database {
+        Database::Sqlite(path, _) => quickstart::<SqliteConnection>(path),
+        #[cfg(feature = "servers")]
+        Database::Postgres(url) => quickstart::<servers::PgConnection>(url),
+        #[cfg(feature = "servers")]
+        Database::Mysql(url) => quickstart::<servers::MysqlConnection>(url),
+        #[cfg(not(feature = "servers"))]
+        Database::Postgres(_) | Database::Mysql(_) => Err(
+            "this program was built without servers: cargo run -p quickstart --features servers"
+                .into(),
+        ),
+    }
+}
+
+fn quickstart<C: Connect>(url: &str) -> Result<ExitCode> {
+    let mut first = database::connect::<C>(url)?;
     // The second process is this program, with the key as its argument.
     if let Some(key) = env::args().nth(1) {
         println!("waits for it");
@@ -28,7 +51,7 @@ fn quickstart<C: Connect>(url: &str) -> support::Result<ExitCode> {
         io::stdin().read_line(&mut String::new())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut second = support::connect::<C>(url)?;
+    let mut second = database::connect::<C>(url)?;
     let key = format!("quickstart/{}", process::id());
 
     let lock = first.advisory_lock(&key).acquire()?;
