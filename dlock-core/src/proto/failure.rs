@@ -45,10 +45,12 @@ pub enum Reason {
     Unsupported,
     /// The server is a standby, whose locks are its own.
     Standby,
-    /// The server is a node of a cluster of which each node has its own locks.
+    /// The server is one of several that take writes, and each has its own locks.
     Cluster,
     /// The server does not know a variable of the statement.
     UnknownVariable,
+    /// MySQL does not take this name for a lock.
+    WrongName,
     /// Several connections share one session: a pooler gives it to one after the other.
     SharedSession,
     /// The server cannot take this key.
