@@ -43,7 +43,7 @@ pub enum Reason {
     TooManyLocks,
     /// The server has no such locks.
     Unsupported,
-    /// The server is a standby, whose locks are its own.
+    /// The server has locks of its own: it is a standby, or an engine that does not exclude.
     Standby,
     /// The server is one of several that take writes, and each has its own locks.
     Cluster,
