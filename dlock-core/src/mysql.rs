@@ -2,6 +2,7 @@
 
 mod acquire;
 mod check;
+mod errno;
 mod managed;
 mod question;
 mod release;
@@ -10,6 +11,7 @@ mod several;
 mod slot_sql;
 mod sql;
 mod tag;
+mod writers;
 
 use self::several::{NamedLocks, Names, ReleaseAll};
 use crate::proto::{

@@ -49,6 +49,10 @@ const EXAMINE: &str = explained!(
      AND IS_USED_LOCK(CONVERT(? USING utf8mb4)) <=> CONNECTION_ID()) AS answer"
 );
 
+/// Whether this may be one of several servers that take writes.
+const ONE_OF_SEVERAL: &str = "/*M! @@wsrep_on AND */ /*!80000 (@@global.auto_increment_increment <> 1 OR \
+    @@global.auto_increment_offset <> 1) AND */ @dlock_one_node IS NULL";
+
 /// The text of a request that MySQL ends after so many milliseconds, if they are less than a second.
 fn text_of_request(droppable: bool, ends: Option<u32>) -> String {
     let (limit, mysql) = match ends {
@@ -56,8 +60,8 @@ fn text_of_request(droppable: bool, ends: Option<u32>) -> String {
         Some(ends) => (ends, "DIV 1000 + 1"),
     };
     let get_lock = format!(
-        "IFNULL(GET_LOCK(/*M! IF(@@wsrep_on AND @dlock_one_node IS NULL, REPEAT('-', 999), */ \
-         CONVERT(? USING utf8mb4) /*M! ) */, ? /*M! / 1000 */ /*!80000 {mysql} */), 2)"
+        "IFNULL(GET_LOCK(IF({ONE_OF_SEVERAL}, REPEAT('-', 999), CONVERT(? USING utf8mb4)), \
+         ? /*M! / 1000 */ /*!80000 {mysql} */), 2 + 0 * IFNULL(IS_USED_LOCK('dlock'), 0))"
     );
     let asked = match droppable {
         true => format!(
@@ -878,6 +882,50 @@ mod failing {
     }
 }
 
+mod engines {
+    use super::*;
+
+    /// TiDB up to 7.3, Vitess and SingleStore have neither GET DIAGNOSTICS nor IS_USED_LOCK inside an expression.
+    #[test]
+    fn an_engine_that_refuses_the_functions_and_keeps_no_number_has_no_such_locks() {
+        for ask in [asks, droppable, cancellable] {
+            acquire(ask(UNLIMITED))
+                .answer(plain())
+                .batch(KEEP_ERRNO)
+                .answer(plain())
+                .examines()
+                .answer(plain())
+                .batch(ARE_YOU_THERE)
+                .answer(DONE)
+                .failed(broken(Reason::Unsupported).because());
+        }
+    }
+
+    /// TiDB since 7.4 has real locks, but no `SELECT .. INTO @variable`, which only the sync crate sends.
+    #[test]
+    fn an_engine_that_does_not_understand_the_statement_grants_nothing() {
+        acquire(asks(UNLIMITED))
+            .answer(plain())
+            .answer(plain())
+            .examines()
+            .answer(examined(None, 0))
+            .failed(clean(Reason::Database).because());
+    }
+
+    /// A stub that grants each lock to everybody knows GET_LOCK alone.
+    #[test]
+    fn each_statement_that_takes_a_lock_names_a_function_that_a_stub_does_not_know() {
+        for ask in [asks, droppable] {
+            for wait in [TRY, UNLIMITED, limit(millis(250))] {
+                let first = acquire(ask(wait));
+                assert!(first.statement().text().contains("IS_USED_LOCK("));
+                let again = first.fails_with(1193, 0);
+                assert!(again.statement().text().contains("IS_USED_LOCK("));
+            }
+        }
+    }
+}
+
 mod clusters {
     use super::*;
 
@@ -926,7 +974,71 @@ mod clusters {
 
     #[test]
     fn a_lock_that_is_there_is_given_back_all_the_same() {
-        wait(UNLIMITED).fails_with(1193, 1).gives_back();
+        for errno in [1193, 3057, 4163] {
+            wait(UNLIMITED).fails_with(errno, 1).gives_back();
+        }
+    }
+
+    /// MySQL 8 and MySQL 9.7 refuse the name that stands for the question with different numbers.
+    const REFUSED: [i64; 2] = [3057, 4163];
+
+    fn may_be_one_of_several(ask: Ask, errno: i64) -> Script<impl Machine<Output = Option<Held>>> {
+        let script = acquire(ask).fails_with(errno, 0);
+        let text = script.statement().text();
+        assert!(
+            text.contains("performance_schema.global_variables")
+                && text.contains("group_replication_single_primary_mode"),
+            "{text}"
+        );
+        script
+    }
+
+    #[test]
+    fn one_of_several_writers_takes_no_lock() {
+        for ask in [asks, droppable, cancellable] {
+            for (errno, wait) in REFUSED.into_iter().zip([TRY, UNLIMITED]) {
+                may_be_one_of_several(ask(wait), errno)
+                    .says(1)
+                    .failed(clean(Reason::Cluster).because());
+            }
+        }
+    }
+
+    #[test]
+    fn a_mysql_that_only_looks_like_one_of_several_writers_is_asked_again_within_what_is_left() {
+        for ask in [asks, droppable] {
+            may_be_one_of_several(ask(limit(millis(5000))), 4163)
+                .at(millis(1000))
+                .says(0)
+                .waits_at_most(4000)
+                .says(GRANTED)
+                .granted();
+        }
+        // Now the name itself is refused, and nobody is asked in a circle.
+        may_be_one_of_several(asks(TRY), 3057)
+            .says(0)
+            .tries()
+            .fails_with(3057, 0)
+            .failed(clean(Reason::WrongName).because());
+    }
+
+    #[test]
+    fn an_engine_that_does_not_know_its_variables_is_asked_without_that_question() {
+        for answer in [plain, || NULL_PAIR, || DONE] {
+            let again = may_be_one_of_several(droppable(TRY), 4163).answer(answer());
+            assert!(!again.statement().text().contains("@dlock_one_node"));
+            again.says(GRANTED).granted();
+        }
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_question_is_not_taken_for_that() {
+        may_be_one_of_several(droppable(TRY), 4163)
+            .answer(NULL)
+            .failed(out_of_step());
+        may_be_one_of_several(droppable(TRY), 4163)
+            .answer(lost())
+            .failed(gone());
     }
 }
 

@@ -341,7 +341,7 @@ mod postgres {
     fn a_standby_has_no_slots() {
         let script = play(slot_of::<Postgres>(&ask(Wait::default(), true), OUTSIDE));
         let text = script.statement().text();
-        assert!(text.contains("WHEN pg_catalog.pg_is_in_recovery() THEN -3 WHEN NOT"));
+        assert!(text.contains("WHEN (pg_catalog.pg_is_in_recovery() OR pg_catalog.texteq(pg_catalog.current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN -3 WHEN NOT"));
         let script = script.answer(value(-3)).answer(value(0));
         script.failed_as(clean(Reason::Standby));
     }
@@ -376,6 +376,8 @@ mod mysql {
                 let text = statement.text();
                 if text.contains("@dlock_errno") {
                     Does::Settles
+                } else if text.contains("performance_schema.global_variables") {
+                    Does::Else
                 } else {
                     Does::Takes
                 }
@@ -387,7 +389,7 @@ mod mysql {
     fn told(_does: Does, answer: &Answer) -> Has {
         match answer {
             Answer::Rows(Rows::Pair(number, Some(1))) => slot(*number),
-            Answer::Rows(Rows::Pair(_, Some(0 | 2 | 3))) => Has::Nothing,
+            Answer::Rows(Rows::Pair(_, Some(0 | 2 | 3 | 4))) => Has::Nothing,
             _ => Has::NobodyKnows,
         }
     }
@@ -412,6 +414,8 @@ mod mysql {
             pair(Some(-1), 0),
             pair(Some(-1), 2),
             pair(None, 3),
+            pair(None, 4),
+            value(0),
             pair(Some(1317), 1),
             pair(Some(1193), 1),
             Answer::Rows(Rows::Pair(Some(1), None)),
@@ -430,10 +434,29 @@ mod mysql {
             OUTSIDE,
         )));
         let text = script.statement().text();
-        assert!(text.contains("IF(@@wsrep_on AND @dlock_one_node IS NULL, 3, */ 0 /*M! ) */)"));
+        assert!(text.contains("@dlock_one_node IS NULL, /*M! 3 */ /*!80000 4 */, 0)"));
         script
             .answer(pair(None, 3))
             .failed_as(clean(Reason::Cluster));
+    }
+
+    #[test]
+    fn one_of_several_mysql_writers_has_no_slots_and_another_is_asked_again() {
+        for several in [1, 0] {
+            let script = play(Tagged::new(slot_of::<Mysql>(
+                &ask(Wait::default(), true),
+                OUTSIDE,
+            )));
+            let script = script.answer(pair(None, 4));
+            assert!(script.statement().text().contains("global_variables"));
+            let script = script.answer(value(several));
+            if several == 1 {
+                script.failed_as(clean(Reason::Cluster));
+            } else {
+                assert!(script.statement().text().contains("@dlock_one_node"));
+                script.answer(pair(Some(2), 1)).ended().expect("a slot");
+            }
+        }
     }
 
     /// What was taken without that question is not released by a statement that asks it.
@@ -594,6 +617,9 @@ impl<M: Machine> Machine for Tagged<M> {
         let answer = match answer {
             Answer::Rows(Rows::Pair(first, Some(second))) => {
                 Answer::Rows(Rows::Pair(first, Some(BASE + self.tag + second)))
+            }
+            Answer::Rows(Rows::Number(Some(number))) => {
+                Answer::Rows(Rows::Number(Some(BASE + self.tag + number)))
             }
             other => other,
         };

@@ -1,7 +1,9 @@
 use std::time::Duration;
 
+use super::errno::reason;
 use super::sql::{self, Cluster, Limit};
 use super::tag::Tag;
+use super::writers::Writers;
 use crate::Mode;
 use crate::proto::{
     Abandoned, AfterBusy, Answer, Ask, Cause, Depth, ErrorFields, Failure, Hold, Machine, Reason,
@@ -23,6 +25,7 @@ use crate::proto::{
 /// | `KeepErrno` | keeps the error's number | any | `Examine` |
 /// | `Examine` | which error was it, and is there a lock? | no lock, the limit passed | as taken |
 /// | | | no lock, and the server knows nothing of clusters | `Ask`, without that question |
+/// | | | no lock, and the name is refused | `Writers` |
 /// | | | no lock | fails, nothing is held |
 /// | | | a lock, the limit passed | granted: the grant came first, by a hair |
 /// | | | a lock | `GiveBack` |
@@ -30,6 +33,9 @@ use crate::proto::{
 /// | | | anything else | fails, the session is ended |
 /// | `Silent` | is the session there? | done | fails: the engine has no such locks; the session is ended |
 /// | | | an error | fails: the session is gone |
+/// | `Writers` | is it one of several servers that take writes? | yes | fails, nothing is held |
+/// | | | no | `Ask` |
+/// | | | an error | `Ask`, without that question |
 /// | `GiveBack` | releases it | 1 | fails, nothing is held |
 /// | | | anything else | fails, the session is ended |
 /// | `Sleep` | | | `Ask` |
@@ -71,6 +77,7 @@ enum State {
     GiveBack(Request, Reason, Cause, Tag),
     /// Nothing about the request was answered.
     Silent(Request, Cause),
+    Writers(Request, Writers),
     Sleep,
 }
 
@@ -134,7 +141,7 @@ impl Acquire {
             Mode::Exclusive,
             self.depth,
             // The statement that releases what may be dropped asks whether it is a cluster.
-            self.droppable && self.cluster == Cluster::Checked,
+            self.droppable && self.cluster.is_in_the_text(),
         ))))
     }
 
@@ -174,6 +181,11 @@ impl Acquire {
                 self.cluster = Cluster::Unchecked;
                 self.ask(now)
             }
+            Some((Reason::WrongName, cause)) if !granted && self.cluster == Cluster::Checked => {
+                let (writers, question) = Writers::ask(cause);
+                self.state = State::Writers(request, writers);
+                Step::Query(question)
+            }
             Some((reason, cause)) if granted => {
                 let tag = Tag::new();
                 self.state = State::GiveBack(request, reason, cause, tag);
@@ -182,29 +194,6 @@ impl Acquire {
             Some((reason, cause)) => Step::failed(reason.clean(cause)),
         }
     }
-}
-
-/// `None` if the limit of the statement passed.
-///
-/// <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>,
-/// <https://mariadb.com/kb/en/mariadb-error-code-reference/>
-pub(super) fn reason(errno: Option<i64>, limit: Limit) -> Option<Reason> {
-    Some(match errno {
-        // ER_QUERY_TIMEOUT; ER_STATEMENT_TIMEOUT is MariaDB's. A try has no limit of its own.
-        Some(3024 | 1969) if limit != Limit::Try => return None,
-        // ER_USER_LOCK_DEADLOCK; ER_LOCK_DEADLOCK is MariaDB's.
-        Some(3058 | 1213) => Reason::Deadlock,
-        // ER_SP_DOES_NOT_EXIST: no function GET_LOCK. ER_NOT_SUPPORTED_YET, and MatrixOne's number for it.
-        // ER_UNKNOWN_ERROR: Percona XtraDB Cluster, whose strict mode refuses GET_LOCK.
-        Some(1305 | 1235 | 20105 | 1105) => Reason::Unsupported,
-        // ER_TOO_LONG_IDENT: no key is that long, so it is a node of a cluster.
-        Some(1059) => Reason::Cluster,
-        // ER_UNKNOWN_SYSTEM_VARIABLE
-        Some(1193) => Reason::UnknownVariable,
-        // ER_QUERY_INTERRUPTED
-        Some(1317) => Reason::Interrupted,
-        _ => Reason::Database,
-    })
 }
 
 /// Nobody knows whether the session holds the lock.
@@ -304,6 +293,14 @@ impl Machine for Acquire {
             }
             (State::GiveBack(_, reason, cause, _), _) => unknown(reason, cause),
 
+            (State::Writers(_, writers), answer) => match writers.next(answer) {
+                Ok(cluster) => {
+                    self.cluster = cluster;
+                    self.ask(now)
+                }
+                Err(failure) => Step::failed(failure),
+            },
+
             (State::Sleep, _) => self.ask(now),
         }
     }
@@ -317,6 +314,7 @@ impl Machine for Acquire {
             | State::KeepErrno(request, _)
             | State::Examine(request, ..)
             | State::Silent(request, _)
+            | State::Writers(request, _)
             | State::GiveBack(request, ..) => request,
         };
         let waits = matches!(self.state, State::Ask(_)) && request.limit != Limit::Try;

@@ -1,9 +1,10 @@
 use std::time::Duration;
 
-use super::acquire::reason;
+use super::errno::reason;
 use super::slot_sql;
 use super::sql::{self, Cluster, Limit};
 use super::tag::Tag;
+use super::writers::Writers;
 use crate::Mode;
 use crate::proto::{
     Abandoned, AfterBusy, Answer, Ask, Cause, Depth, ErrorFields, Failure, Hold, Machine, Reason,
@@ -17,6 +18,7 @@ use crate::proto::{
 /// | `Try` | one statement that tries all slots | a slot | granted |
 /// | | | none | `Wait`; `Sleep` (polling), or gives up |
 /// | | | it is a node of a cluster | fails, nothing is held |
+/// | | | it may be one of several servers that take writes | `Writers` |
 /// | `Wait` | one statement that waits at the gate, then looks for a slot | a slot | granted |
 /// | | | none | `Wait` for what is left of the limit, or gives up |
 /// | | | killed | fails, nothing is held |
@@ -26,6 +28,9 @@ use crate::proto::{
 /// | `GiveBack` | releases the gate and the slot of the request | which error it was | fails, nothing is held |
 /// | | | the server knows nothing of clusters | `Try`, without that question |
 /// | | | anything else | fails, the session is ended |
+/// | `Writers` | is it one of several servers that take writes? | yes | fails, nothing is held |
+/// | | | no | `Try` |
+/// | | | an error | `Try`, without that question |
 /// | `Sleep` | | | `Try`, or `Wait` |
 /// | each | | the answer to an earlier question | fails, the session is ended |
 /// | each | | an error: the session is gone | fails, nothing is held |
@@ -63,6 +68,7 @@ enum State {
         /// `None`: the session has kept the error's number.
         reason: Option<Reason>,
     },
+    Writers(Request, Writers),
     /// Before a try, or before a wait of so many milliseconds.
     Sleep(Option<Option<u32>>),
 }
@@ -171,6 +177,13 @@ impl AcquireSlot {
             (Err(out_of_step), _) => Step::failed(out_of_step),
             (Ok(sql::GRANTED), Some(slot)) => self.granted(slot as u32),
             (Ok(sql::TAKEN), _) => self.taken(request, now),
+            (Ok(slot_sql::PERHAPS_CLUSTER), _)
+                if !request.waits && self.cluster == Cluster::Checked =>
+            {
+                let (writers, question) = Writers::ask(Cause::default());
+                self.state = State::Writers(request, writers);
+                Step::Query(question)
+            }
             (Ok(slot_sql::CLUSTER), _) => Step::failed(Reason::Cluster.clean(Cause::default())),
             (Ok(sql::KILLED), _) => Step::failed(Reason::Interrupted.clean(Cause::default())),
             (Ok(_), _) => self.give_back(request, Some(Reason::Database), Cause::default()),
@@ -248,6 +261,14 @@ impl Machine for AcquireSlot {
                 Step::failed(reason.unwrap_or(Reason::Database).broken(cause))
             }
 
+            (State::Writers(_, writers), answer) => match writers.next(answer) {
+                Ok(cluster) => {
+                    self.cluster = cluster;
+                    self.try_all(now)
+                }
+                Err(failure) => Step::failed(failure),
+            },
+
             (State::Sleep(None), _) => self.try_all(now),
             (State::Sleep(Some(millis)), _) => self.wait(millis, now),
         }
@@ -259,6 +280,7 @@ impl Machine for AcquireSlot {
             State::Sleep(_) => return Abandoned::default(),
             State::Ask(request)
             | State::KeepErrno(request, _)
+            | State::Writers(request, _)
             | State::GiveBack { request, .. } => request,
         };
         let waits = matches!(self.state, State::Ask(_)) && request.waits;

@@ -4,7 +4,7 @@
 //! filtered by takes the lock, and `LIMIT 1` ends the statement with the first that is granted: 1 grant, and no other
 //! slot is left locked (MySQL 9.7, MariaDB 10.11 and 11.8).
 
-use super::sql::{Cluster, explained, name};
+use super::sql::{Cluster, explained, may_be_one_of_several, name};
 use super::tag::Tag;
 use crate::proto::{Bind, Columns, Prepared, Statement};
 
@@ -20,16 +20,18 @@ macro_rules! rows {
     };
 }
 
-/// One value on a node of a Galera cluster, which has locks of its own, and otherwise another. An error would not do:
+/// One value where this may be one of several servers that take writes, and otherwise another. An error would not do:
 /// the statement has begun to answer then, and libmariadb (3.3) hangs when it executes it again.
 macro_rules! if_cluster {
     ($then:literal, $otherwise:expr, checked) => {
         concat!(
-            "/*M! IF(@@wsrep_on AND @dlock_one_node IS NULL, ",
+            "IF(",
+            may_be_one_of_several!(),
+            ", ",
             $then,
-            ", */ ",
+            ", ",
             $otherwise,
-            " /*M! ) */"
+            ")"
         )
     };
     ($then:literal, $otherwise:expr, unchecked) => {
@@ -51,7 +53,7 @@ macro_rules! take_or_release {
             explained!("SELECT CAST(MAX(t.slot) AS SIGNED) AS slot, 4611686018427387904 + CAST("),
             concat!(
                 " AS SIGNED) + IFNULL(MAX(t.done), ",
-                if_cluster!("3", "0", $check),
+                if_cluster!("/*M! 3 */ /*!80000 4 */", "0", $check),
                 ") AS answer FROM (SELECT (s.n + CONNECTION_ID()) MOD p.permits AS slot, \
                  IF(p.to_release, IFNULL(RELEASE_LOCK(p.base), 0), 1) AS done FROM (SELECT CAST("
             ),
@@ -112,9 +114,9 @@ fn take_or_release(
     const ANOTHER_CHECKED: Text = take_or_release!(checked, another_slot!());
     const ANOTHER_UNCHECKED: Text = take_or_release!(unchecked, another_slot!());
     let (prepared, sql) = match (cluster, another) {
-        (Cluster::Checked, false) => (Prepared::MysqlSlot, CHECKED),
+        (Cluster::Checked | Cluster::Alone, false) => (Prepared::MysqlSlot, CHECKED),
         (Cluster::Unchecked, false) => (Prepared::ByText, UNCHECKED),
-        (Cluster::Checked, true) => (Prepared::ByText, ANOTHER_CHECKED),
+        (Cluster::Checked | Cluster::Alone, true) => (Prepared::ByText, ANOTHER_CHECKED),
         (Cluster::Unchecked, true) => (Prepared::ByText, ANOTHER_UNCHECKED),
     };
     let binds = [
@@ -127,10 +129,12 @@ fn take_or_release(
     Statement::number(prepared, sql, binds).columns(Columns::Pair)
 }
 
-/// The answer of [`take_slot`] on a node of a cluster.
+/// The answer of [`take_slot`] on a node of a Galera cluster.
 pub(super) const CLUSTER: i64 = 3;
+/// The answer of [`take_slot`] on a MySQL that may be one of several that take writes.
+pub(super) const PERHAPS_CLUSTER: i64 = 4;
 
-/// Takes a free slot without waiting: its number, and 1, 0 or [`CLUSTER`] behind the tag.
+/// Takes a free slot without waiting: its number, and 1, 0, [`CLUSTER`] or [`PERHAPS_CLUSTER`] behind the tag.
 /// `another`: not one that the session has already.
 pub(super) fn take_slot(
     tag: Tag,

@@ -14,7 +14,7 @@ use super::tag::Tag;
 use crate::proto::manager::Token;
 use crate::proto::{Bind, Columns, Condition, Failure, OpenTransaction, Prepared, Statement};
 
-pub(super) use check::check;
+pub(super) use check::{check, several_writers};
 
 /// What comes of [`acquire`].
 pub(super) const GRANTED: i64 = 1;
@@ -29,7 +29,7 @@ pub(super) const FOREVER: i64 = 1_000_000_000_000;
 mod several;
 
 pub(super) use several::*;
-pub(super) use text::explained;
+pub(super) use text::{explained, may_be_one_of_several};
 type Text = &'static [&'static str];
 
 /// How long a statement waits for a lock that is taken.
@@ -91,10 +91,10 @@ pub(super) fn acquire(
         under_a_second!(acquire, checked),
         under_a_second!(acquire, unchecked),
     ];
-    let check = cluster as usize;
+    let check = cluster.index();
     let millis = Bind::BigInt(limit.millis());
     let named = |name| match cluster {
-        Cluster::Checked => name,
+        Cluster::Checked | Cluster::Alone => name,
         Cluster::Unchecked => Prepared::ByText,
     };
     if droppable {
@@ -117,11 +117,26 @@ const DROPPABLE: [Text; 2] = [
     droppable!("4294967295", "DIV 1000", unchecked),
 ];
 
-/// Whether MariaDB is asked if it is a node of a cluster. One that was built without Galera does not know the question.
+/// Whether the statement asks if this may be one of several servers that take writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cluster {
     Checked,
+    /// The same, and [`several_writers`] has said no.
+    Alone,
+    /// A MariaDB that was built without Galera does not know the question.
     Unchecked,
+}
+
+impl Cluster {
+    /// Of the two texts.
+    fn index(self) -> usize {
+        usize::from(self == Cluster::Unchecked)
+    }
+
+    /// Whether what it granted can be released by the statement that took it.
+    pub(super) fn is_in_the_text(self) -> bool {
+        self != Cluster::Unchecked
+    }
 }
 
 /// Releases one hold: 1; 0 if another session has the lock, or nobody has.

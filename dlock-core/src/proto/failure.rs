@@ -43,12 +43,14 @@ pub enum Reason {
     TooManyLocks,
     /// The server has no such locks.
     Unsupported,
-    /// The server is a standby, whose locks are its own.
+    /// The server has locks of its own: it is a standby, or an engine that does not exclude.
     Standby,
-    /// The server is a node of a cluster of which each node has its own locks.
+    /// The server is one of several that take writes, and each has its own locks.
     Cluster,
     /// The server does not know a variable of the statement.
     UnknownVariable,
+    /// MySQL does not take this name for a lock.
+    WrongName,
     /// Several connections share one session: a pooler gives it to one after the other.
     SharedSession,
     /// The server cannot take this key.

@@ -75,12 +75,12 @@ fn binds(statement: &Statement) -> Vec<Bind> {
 /// No row is a grant, or a release.
 fn no_row_if(condition: &str) -> String {
     format!(
-        "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 3 ELSE 0 END)::bigint \
+        "SELECT (CASE WHEN (pg_catalog.pg_is_in_recovery() OR pg_catalog.texteq(pg_catalog.current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 ELSE 0 END)::bigint \
          WHERE NOT CASE WHEN {condition} END /* "
     )
 }
 
-const UNLESS_STANDBY: &str = "pg_catalog.pg_is_in_recovery() THEN false WHEN ";
+const UNLESS_STANDBY: &str = "(pg_catalog.pg_is_in_recovery() OR pg_catalog.texteq(pg_catalog.current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN false WHEN ";
 
 /// The wait of the statements that try first.
 fn or_wait(form: &Form, key: &str, millis: &str, arguments: &str, marked: &str) -> String {
@@ -210,7 +210,7 @@ fn a_transaction_acquires() {
         assert_eq!(
             script.statement().text(),
             format!(
-                "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 3 \
+                "SELECT (CASE WHEN (pg_catalog.pg_is_in_recovery() OR pg_catalog.texteq(pg_catalog.current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 \
                  ELSE pg_catalog.pg_try_advisory_xact_{lock}({places})::int END)::bigint"
             )
         );
@@ -226,11 +226,11 @@ fn a_transaction_begins() {
         let begins = |wait: &str| {
             format!(
                 "BEGIN; SELECT pg_catalog.query_to_xml($dlock$SELECT WHERE CASE \
-                 WHEN pg_catalog.pg_is_in_recovery() \
+                 WHEN (pg_catalog.pg_is_in_recovery() OR pg_catalog.texteq(pg_catalog.current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
                  THEN pg_catalog.concat('dlock_standby')::pg_catalog.json IS NULL \
                  WHEN {committed} THEN {wait} ELSE pg_catalog.current_setting('transaction_isolation')::pg_catalog.json IS NULL END$dlock$, \
                  true, true, '') WHERE NOT CASE \
-                 WHEN pg_catalog.pg_is_in_recovery() THEN false WHEN {committed} \
+                 WHEN (pg_catalog.pg_is_in_recovery() OR pg_catalog.texteq(pg_catalog.current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN false WHEN {committed} \
                  THEN pg_catalog.pg_try_advisory_xact_{lock}({literal}) ELSE false END"
             )
         };

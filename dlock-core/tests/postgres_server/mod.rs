@@ -17,24 +17,24 @@ pub(crate) const KEY: i64 = 42;
 
 /// What dlock sends, without `pg_catalog.`; `{}` stands for a number or a name.
 mod text {
-    pub(super) const ACQUIRE_FIRST: &str = "SELECT (CASE WHEN pg_is_in_recovery() THEN 3 ELSE 0 END)::bigint \
-        WHERE NOT CASE WHEN pg_is_in_recovery() THEN false WHEN pg_try_advisory_lock($1) THEN true \
+    pub(super) const ACQUIRE_FIRST: &str = "SELECT (CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 ELSE 0 END)::bigint \
+        WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN false WHEN pg_try_advisory_lock($1) THEN true \
         ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
         textne(current_setting('transaction_timeout', true), '0') THEN true \
         ELSE set_config('lock_timeout', format('%%s', current_setting('lock_timeout'), \
         set_config('lock_timeout', '900', true), pg_advisory_xact_lock('%s')), true) IS NULL END$dlock$, $1), \
         true, true, '')::text, '') AND pg_advisory_lock($1) IS NOT NULL END /* ? */";
-    pub(super) const ACQUIRE_LIMITED: &str = "SELECT (CASE WHEN pg_is_in_recovery() THEN 3 ELSE 0 END)::bigint \
-        WHERE NOT CASE WHEN pg_is_in_recovery() THEN false WHEN pg_try_advisory_lock($1) THEN true \
+    pub(super) const ACQUIRE_LIMITED: &str = "SELECT (CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 ELSE 0 END)::bigint \
+        WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN false WHEN pg_try_advisory_lock($1) THEN true \
         WHEN int8eq($2, 0) THEN false \
         ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
         textne(current_setting('transaction_timeout', true), '0') THEN true \
         ELSE set_config('lock_timeout', format('%%s', current_setting('lock_timeout'), \
         set_config('lock_timeout', '%s', true), pg_advisory_xact_lock('%s')), true) IS NULL END$dlock$, $2, $1), \
         true, true, '')::text, '') AND pg_advisory_lock($1) IS NOT NULL END /* ?, ? */";
-    pub(super) const DROPPABLE: &str = "SELECT (CASE WHEN pg_is_in_recovery() THEN 3 ELSE 0 END)::bigint \
+    pub(super) const DROPPABLE: &str = "SELECT (CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 ELSE 0 END)::bigint \
         WHERE NOT CASE WHEN int8eq($1, 0) THEN pg_advisory_unlock($2) \
-        WHEN pg_is_in_recovery() THEN false WHEN pg_try_advisory_lock($2) THEN set_config('dlock.granted', $1::text, false) IS NOT NULL \
+        WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN false WHEN pg_try_advisory_lock($2) THEN set_config('dlock.granted', $1::text, false) IS NOT NULL \
         WHEN int8eq(int8and($1, 4095), 0) THEN false \
         ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
         textne(current_setting('transaction_timeout', true), '0') THEN true \
@@ -43,7 +43,7 @@ mod text {
         int8and($1, 4095), $2), true, true, '')::text, '') \
         AND set_config('dlock.granted', $1::text, false) IS NOT NULL AND pg_advisory_lock($2) IS NOT NULL END /* ?, ? */";
     pub(super) const UNLOCK: &str = "SELECT 0::bigint WHERE NOT pg_advisory_unlock(?)";
-    pub(super) const TRY_IN_TRANSACTION: &str = "SELECT (CASE WHEN pg_is_in_recovery() THEN 3 \
+    pub(super) const TRY_IN_TRANSACTION: &str = "SELECT (CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 \
         ELSE pg_try_advisory_xact_lock(?)::int END)::bigint";
     pub(super) const IS_HELD: &str = "SELECT (EXISTS(SELECT FROM pg_locks l WHERE texteq(l.locktype, 'advisory') \
         AND int8eq(l.classid::bigint, ?) AND int8eq(l.objid::bigint, ?) AND int24eq(l.objsubid, ?) \
@@ -75,7 +75,7 @@ mod text {
         set_config('dlock.statement_timeout', current_setting('statement_timeout'), true), \
         set_config('dlock.check_interval', current_setting('client_connection_check_interval'), true), \
         set_config('lock_timeout', '{}', true), set_config('statement_timeout', '0', true), \
-        CASE WHEN pg_is_in_recovery() THEN concat('dlock_standby')::json::text END";
+        CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN concat('dlock_standby')::json::text END";
     pub(super) const AND_TRANSACTION: &str = ", set_config('dlock.transaction_timeout', \
         coalesce(current_setting('transaction_timeout', true), '0'), true), \
         CASE WHEN textne(current_setting('transaction_timeout', true), '0') \
@@ -101,7 +101,7 @@ mod text {
         set_config('dlock.low', '42', true), set_config('dlock.millis', '{}', true)";
     pub(super) const WAIT: &str = "SELECT pg_advisory_xact_lock('42'::bigint)";
     pub(super) const WAIT_OF_SESSION: &str = ", pg_sleep(0), pg_advisory_lock('42'::bigint)";
-    pub(super) const TRY_OR_FAIL: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN concat('dlock_standby')::json::text WHEN pg_try_advisory_lock('42'::bigint) THEN '' ELSE concat('dlock_taken')::json::text END";
+    pub(super) const TRY_OR_FAIL: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) OR current_setting('crdb_version', true) IS NOT NULL THEN concat('dlock_standby')::json::text WHEN pg_try_advisory_lock('42'::bigint) THEN '' ELSE concat('dlock_taken')::json::text END";
     pub(super) const PROBE_INSIDE: &str = "SELECT pg_try_advisory_xact_lock('{}')";
     pub(super) const LEAVE_MARK: &str = "SELECT set_config('dlock.granted', '{}', false)";
     pub(super) const HAND_OVER: &str =
@@ -124,20 +124,20 @@ mod text {
         AND int24eq(l.objsubid, 1) AND int4eq(l.pid, pg_backend_pid()) AND l.granted \
         AND texteq(l.mode, 'ExclusiveLock')) THEN pg_advisory_unlock('42'::bigint) END";
     pub(super) const BEGIN_OR_FAIL: &str = "SELECT query_to_xml($dlock$SELECT WHERE CASE \
-        WHEN pg_is_in_recovery() THEN concat('dlock_standby')::json IS NULL \
+        WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN concat('dlock_standby')::json IS NULL \
         WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
         THEN concat('dlock_taken')::json IS NULL \
-        ELSE current_setting('transaction_isolation')::json IS NULL END$dlock$, true, true, '') WHERE NOT CASE WHEN pg_is_in_recovery() THEN false \
+        ELSE current_setting('transaction_isolation')::json IS NULL END$dlock$, true, true, '') WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN false \
         WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
         THEN pg_try_advisory_xact_lock('42'::bigint) ELSE false END";
     pub(super) const BEGIN_OR_WAIT: &str = "SELECT query_to_xml($dlock$SELECT WHERE CASE \
-        WHEN pg_is_in_recovery() THEN concat('dlock_standby')::json IS NULL \
+        WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN concat('dlock_standby')::json IS NULL \
         WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
         THEN CASE WHEN textne(current_setting('transaction_timeout', true), '0') \
         THEN concat('dlock_cut_short')::json IS NULL \
         ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
         set_config('lock_timeout', '{}', true), pg_advisory_xact_lock('42'::bigint)), true) IS NULL END \
-        ELSE current_setting('transaction_isolation')::json IS NULL END$dlock$, true, true, '') WHERE NOT CASE WHEN pg_is_in_recovery() THEN false \
+        ELSE current_setting('transaction_isolation')::json IS NULL END$dlock$, true, true, '') WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN false \
         WHEN texteq(current_setting('transaction_isolation'), 'read committed') \
         THEN pg_try_advisory_xact_lock('42'::bigint) ELSE false END";
 }

@@ -295,7 +295,7 @@ fn after_errno(
         query(&first)
             .sql
             .concat()
-            .contains("IF(@@wsrep_on AND @dlock_one_node IS NULL")
+            .contains("@dlock_one_node IS NULL, REPEAT('-', 999), k.name)")
     );
     acquire.next(Answer::Error(ErrorFields::default()), now);
     let examine = acquire.next(Answer::Done, now);
@@ -321,6 +321,28 @@ fn a_node_of_a_galera_cluster_takes_none() {
         };
         assert_eq!(failure.reason, Reason::Cluster);
         assert_eq!(failure.aftermath, Aftermath::Clean);
+    }
+}
+
+#[test]
+fn one_of_several_mysql_writers_takes_none_and_another_is_asked_again() {
+    for droppable in [false, true] {
+        for several in [1, 0] {
+            let (mut acquire, step) = after_errno(droppable, 4163);
+            let question = query(&step);
+            assert!(question.text().contains("global_variables"), "{question:?}");
+            let tag = question.binds.iter().next().map(big).expect("a tag");
+            let answer = Rows::Number(Some(BASE + tag + several));
+            let step = acquire.next(Answer::Rows(answer), Duration::ZERO);
+            match (several, step) {
+                (1, Step::Done(Err(failure))) => {
+                    assert_eq!(failure.reason, Reason::Cluster);
+                    assert_eq!(failure.aftermath, Aftermath::Clean);
+                }
+                (0, step) => assert!(query(&step).text().contains("k.name), 0)")),
+                (_, step) => panic!("{step:?}"),
+            }
+        }
     }
 }
 

@@ -165,6 +165,44 @@ fn assert_unsupported(result: Result<(), Error>, why: &str) {
     }
 }
 
+// Group replication with several writers and Percona XtraDB Cluster, as far as a server of `TEST_URLS` is one.
+#[both]
+on_mysql! {
+    async fn a_mysql_takes_locks_unless_it_is_one_of_several_writers(server: &Server) {
+        const SEVERAL: &str = "SELECT COUNT(*) FROM performance_schema.global_variables WHERE \
+            (VARIABLE_NAME = 'group_replication_single_primary_mode' AND VARIABLE_VALUE = 'OFF') OR \
+            (VARIABLE_NAME = 'wsrep_on' AND VARIABLE_VALUE = 'ON')";
+        let user = TestUser::create(MysqlConnection::observer(server), server, "");
+        let mut conn = MysqlConnection::open_url(user.url()).await;
+        let is_mysql = conn.number("SELECT VERSION() NOT LIKE '%MariaDB%'").await == Some(1);
+        let several = is_mysql && conn.number(SEVERAL).await != Some(0);
+        let judge = |result: Result<(), Error>| match several {
+            true => assert_unsupported(result, "several writers"),
+            false => result.expect("a free lock"),
+        };
+        let key = unique_key("several_writers");
+        let limit = std::time::Duration::from_millis(20);
+        for _ in 0..2 {
+            judge(conn.advisory_lock(&key).acquire().await.map(drop));
+            let mut conn = MysqlConnection::open_url(user.url()).await;
+            judge(conn.advisory_lock(&key).try_acquire().await.map(drop));
+            let mut conn = MysqlConnection::open_url(user.url()).await;
+            judge(conn.advisory_lock(&key).timeout(limit).acquire().await.map(drop));
+            let mut conn = MysqlConnection::open_url(user.url()).await;
+            judge(conn.advisory_locks([&key, "other"]).acquire().await.map(drop));
+            let mut conn = MysqlConnection::open_url(user.url()).await;
+            judge(conn.advisory_semaphore(&key, 2).acquire().await.map(drop));
+        }
+        if several {
+            let mut conn = MysqlConnection::open_url(user.url()).await;
+            let report = conn.check_advisory_locks().await.expect("a report");
+            assert_eq!(topics(&report, Severity::Danger), ["cluster"], "{report:#}");
+            conn.execute_sql("SET @dlock_one_node = 1").await;
+            conn.advisory_lock(&key).acquire().await.expect("a free lock").release().await.expect("it is held");
+        }
+    }
+}
+
 #[both]
 on_mysql! {
     #[cfg(target_os = "linux")]

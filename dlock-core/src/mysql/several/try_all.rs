@@ -1,8 +1,9 @@
 use std::time::Duration;
 
-use crate::mysql::acquire::reason;
+use crate::mysql::errno::reason;
 use crate::mysql::sql::{self, Cluster, Limit, List};
 use crate::mysql::tag::Tag;
+use crate::mysql::writers::Writers;
 use crate::proto::{
     Abandoned, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Step, Tried, TriedEnd,
 };
@@ -19,7 +20,11 @@ use crate::proto::{
 /// | `KeepErrno` | keeps the error's number | any | `Examine` |
 /// | `Examine` | which error was it, and how many are held? | a number | those are held, and it fails |
 /// | | | none, and the server knows nothing of clusters | `Ask`, without that question |
+/// | | | none, and the name is refused | `Writers` |
 /// | | | an error, as to `KeepErrno` | `Silent` |
+/// | `Writers` | is it one of several servers that take writes? | yes | fails, nothing is held |
+/// | | | no | `Ask` |
+/// | | | an error | `Ask`, without that question |
 /// | `Silent` | is the session there? | done | fails: the engine has no such locks; the session is ended |
 /// | | | an error | fails: the session is gone |
 /// | each | | the answer to an earlier question | fails, the session is ended |
@@ -47,6 +52,7 @@ enum State {
     },
     /// Nothing about the request was answered.
     Silent(Cause),
+    Writers(Writers),
 }
 
 impl TryAll {
@@ -63,7 +69,7 @@ impl TryAll {
 
     /// Whether they are to be released by the statement that has taken them, which asks whether it is a cluster.
     pub(super) fn droppable(&self) -> bool {
-        self.droppable && self.cluster == Cluster::Checked
+        self.droppable && self.cluster.is_in_the_text()
     }
 
     fn ask(&mut self) -> Step<Tried> {
@@ -133,6 +139,11 @@ impl TryAll {
                 self.cluster = Cluster::Unchecked;
                 self.ask()
             }
+            Ok(Ok(0)) if reason == Reason::WrongName && self.cluster == Cluster::Checked => {
+                let (writers, question) = Writers::ask(cause);
+                self.state = State::Writers(writers);
+                Step::Query(question)
+            }
             Ok(Ok(held)) => Step::Done(Ok(Tried {
                 held,
                 end: TriedEnd::Failed(reason.clean(cause)),
@@ -192,6 +203,13 @@ impl Machine for TryAll {
                 self.state = State::Silent(cause);
                 Step::Batch(sql::ARE_YOU_THERE.into())
             }
+            (State::Writers(writers), answer) => match writers.next(answer) {
+                Ok(cluster) => {
+                    self.cluster = cluster;
+                    self.ask()
+                }
+                Err(failure) => Step::failed(failure),
+            },
             (State::Silent(cause), Answer::Done) => Step::failed(Reason::Unsupported.broken(cause)),
             // Ended for the case that it is there and was killed each time.
             (State::Silent(cause), _) => Step::failed(Reason::Lost.broken(cause)),

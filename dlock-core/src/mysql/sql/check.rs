@@ -64,3 +64,18 @@ pub(in crate::mysql) fn check(tag: Tag) -> Vec<(&'static str, Statement)> {
         ("privileges", ask(PRIVILEGES)),
     ]
 }
+
+/// Whether this is one of several servers that take writes: 1 or 0. After 0 the statements of this session do not ask
+/// again. Everybody may read this table.
+pub(in crate::mysql) fn several_writers(tag: Tag) -> Statement {
+    const TEXT: Text = &[
+        explained!("SELECT 4611686018427387904 + CAST("),
+        " AS SIGNED) + IF(w.several, 1, (@dlock_one_node := 0)) AS answer FROM (SELECT \
+         MAX(v.VARIABLE_NAME = 'wsrep_on' AND v.VARIABLE_VALUE = 'ON') OR \
+         (MAX(v.VARIABLE_NAME = 'group_replication_single_primary_mode' AND v.VARIABLE_VALUE = 'OFF') AND \
+         MAX(v.VARIABLE_NAME = 'group_replication_group_name' AND v.VARIABLE_VALUE <> '')) AS several \
+         FROM performance_schema.global_variables v WHERE v.VARIABLE_NAME IN \
+         ('wsrep_on', 'group_replication_single_primary_mode', 'group_replication_group_name')) w",
+    ];
+    Statement::number(Prepared::Never, TEXT, [tag.bind()])
+}

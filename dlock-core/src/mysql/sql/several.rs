@@ -74,10 +74,14 @@ macro_rules! take_next {
     };
 }
 
-/// On a node of a cluster it is a name that no server takes: see `unless_cluster!`.
+/// On one of several servers that take writes it is a name that no server takes: see `unless_cluster!`.
 macro_rules! name_unless_cluster {
     (checked) => {
-        "/*M! IF(@@wsrep_on AND @dlock_one_node IS NULL, REPEAT('-', 999), */ k.name /*M! ) */"
+        concat!(
+            "IF(",
+            may_be_one_of_several!(),
+            ", REPEAT('-', 999), k.name)"
+        )
     };
     (unchecked) => {
         "k.name"
@@ -122,11 +126,7 @@ fn take_droppable(tag: Tag, list: &List, release: bool, cluster: Cluster) -> Sta
         Bind::Integer(release.into()),
         tag.bind(),
     ];
-    Statement::number(
-        Prepared::ByText,
-        TAKE[usize::from(cluster == Cluster::Unchecked)],
-        binds,
-    )
+    Statement::number(Prepared::ByText, TAKE[cluster.index()], binds)
 }
 
 /// Takes locks in their order, up to the first that is taken by others, and does not wait. Those before it are held
@@ -141,7 +141,7 @@ pub(in crate::mysql) fn take_all(
     if droppable {
         return take_droppable(tag, list, false, cluster);
     }
-    let sql = TAKE[usize::from(cluster == Cluster::Unchecked)];
+    let sql = TAKE[cluster.index()];
     Statement::number(Prepared::ByText, sql, [list.bind(), tag.bind()]).columns(Columns::Affected)
 }
 

@@ -27,20 +27,46 @@ macro_rules! select {
 }
 
 /// The end of a call of GET_LOCK, from the milliseconds on. MySQL takes whole seconds, MariaDB fractions.
+///
+/// TiDB up to 7.3 does not know IS_USED_LOCK, so it refuses the statement. Up to 6.0 its GET_LOCK may be a stub that
+/// grants each lock to everybody (`tidb_enable_noop_functions`).
 macro_rules! seconds {
     ($mysql:literal) => {
-        concat!(" /*M! / 1000 */ /*!80000 ", $mysql, " */), 2)")
+        concat!(
+            " /*M! / 1000 */ /*!80000 ",
+            $mysql,
+            " */), 2 + 0 * IFNULL(IS_USED_LOCK('dlock'), 0))"
+        )
     };
 }
 
-/// The beginning of the lock's name. A node of a Galera cluster has locks of its own, so there the name is one that no
-/// server takes (error 1059), unless the user says that all programs connect to the same node. MariaDB 10.11 and 11.8
-/// do this in no measurable time.
+/// Whether this may be one of several servers that take writes, each of which has locks of its own, unless the user says
+/// that all programs connect to the same one.
+///
+/// - MariaDB: a node of a Galera cluster.
+/// - MySQL: those who let several servers write keep the numbers of AUTO_INCREMENT apart. Group replication and Percona
+///   XtraDB Cluster do so by themselves. `@@group_replication_single_primary_mode` itself would be an error on servers
+///   without the plugin, and a table that has it costs more than the lock. Others also set these variables, so
+///   [`several_writers`](super::several_writers) is asked next, once in a session.
+///
+/// MySQL 9.7 needs 0.8 microseconds for it, of about 450 for a lock and its release on one host. The table would take
+/// 1.7 milliseconds, also where the session remembers the answer. MariaDB 10.11 and 11.8 need no measurable time.
+macro_rules! may_be_one_of_several {
+    () => {
+        "/*M! @@wsrep_on AND */ /*!80000 (@@global.auto_increment_increment <> 1 OR \
+         @@global.auto_increment_offset <> 1) AND */ @dlock_one_node IS NULL"
+    };
+}
+
+/// The beginning of the lock's name. On one of several servers that take writes it is a name that no server takes:
+/// error 1059 of MariaDB, 3057 or 4163 of MySQL.
 macro_rules! unless_cluster {
     ($text:literal, checked) => {
         concat!(
             $text,
-            "/*M! IF(@@wsrep_on AND @dlock_one_node IS NULL, REPEAT('-', 999), */ CONVERT("
+            "IF(",
+            may_be_one_of_several!(),
+            ", REPEAT('-', 999), CONVERT("
         )
     };
     ($text:literal, unchecked) => {
@@ -51,7 +77,7 @@ macro_rules! unless_cluster {
 /// The end of the lock's name.
 macro_rules! name_ends {
     (checked) => {
-        " USING utf8mb4) /*M! ) */, "
+        " USING utf8mb4)), "
     };
     (unchecked) => {
         " USING utf8mb4), "
@@ -114,4 +140,4 @@ macro_rules! under_a_second {
     };
 }
 
-pub(in crate::mysql) use explained;
+pub(in crate::mysql) use {explained, may_be_one_of_several};

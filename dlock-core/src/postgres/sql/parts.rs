@@ -3,6 +3,23 @@
 use crate::proto::{Bind, Binds};
 use crate::{Mode, PostgresKey};
 
+/// Whether this server's locks exclude nobody on the others:
+///
+/// - a standby has locks of its own;
+/// - each node of a YugabyteDB up to 2024 has locks of its own, and says so by an error. With this setting it does not.
+///
+/// The setting is NULL elsewhere. PostgreSQL 17 needs 0.3 microseconds for it.
+macro_rules! has_own_locks {
+    () => {
+        "(pg_catalog.pg_is_in_recovery() OR pg_catalog.texteq(pg_catalog.current_setting(\
+         'yb_silence_advisory_locks_not_supported_error', true), 'on'))"
+    };
+}
+pub(super) use has_own_locks;
+
+/// [`has_own_locks!`], for where the text is put together.
+pub(super) const HAS_OWN_LOCKS: &str = has_own_locks!();
+
 /// How long a lock lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::postgres) enum Scope {

@@ -1,6 +1,6 @@
 //! The statements that are sent most.
 
-use super::parts::{form, key_binds, push_key};
+use super::parts::{form, has_own_locks, key_binds, push_key};
 use crate::postgres::mark::Mark;
 use crate::proto::{Bind, Binds, Columns, Prepared, Statement};
 use crate::{Mode, PostgresKey};
@@ -12,7 +12,7 @@ pub(in crate::postgres) const GRANTED: i64 = 1;
 pub(in crate::postgres) const TAKEN: i64 = 0;
 /// To [`probe`](super::probe): `statement_timeout` has cut the wait short.
 pub(in crate::postgres) const CUT_SHORT: i64 = 2;
-/// The server is a standby, whose locks are its own. Nothing was asked for, or released.
+/// The server has locks of its own, as a standby has: see `has_own_locks!`. Nothing was asked for, or released.
 pub(in crate::postgres) const STANDBY: i64 = 3;
 
 /// A statement that answers without a row if the condition holds, and otherwise with [`TAKEN`] or [`STANDBY`].
@@ -23,7 +23,9 @@ pub(in crate::postgres) const STANDBY: i64 = 3;
 macro_rules! no_row_if {
     ($condition:expr) => {
         concat!(
-            "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 3 ELSE 0 END)::bigint WHERE NOT CASE WHEN ",
+            "SELECT (CASE WHEN ",
+            has_own_locks!(),
+            " THEN 3 ELSE 0 END)::bigint WHERE NOT CASE WHEN ",
             $condition,
             " END /* "
         )
@@ -33,7 +35,7 @@ macro_rules! no_row_if {
 /// The first branch of what takes a lock.
 macro_rules! unless_standby {
     () => {
-        "pg_catalog.pg_is_in_recovery() THEN false WHEN "
+        concat!(has_own_locks!(), " THEN false WHEN ")
     };
 }
 
@@ -319,10 +321,16 @@ pub(in crate::postgres) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
 
 /// Tries to take a lock of the open transaction: 1, 0 or [`STANDBY`].
 pub(in crate::postgres) fn try_in_transaction(key: PostgresKey, mode: Mode) -> Statement {
-    const EXCLUSIVE: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 3 \
-        ELSE pg_catalog.pg_try_advisory_xact_lock(";
-    const SHARED: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN 3 \
-        ELSE pg_catalog.pg_try_advisory_xact_lock_shared(";
+    const EXCLUSIVE: &str = concat!(
+        "SELECT (CASE WHEN ",
+        has_own_locks!(),
+        " THEN 3 ELSE pg_catalog.pg_try_advisory_xact_lock("
+    );
+    const SHARED: &str = concat!(
+        "SELECT (CASE WHEN ",
+        has_own_locks!(),
+        " THEN 3 ELSE pg_catalog.pg_try_advisory_xact_lock_shared("
+    );
     const END: &str = ")::int END)::bigint";
     const TRY: [&[&str]; 4] = [
         &[EXCLUSIVE, END],

@@ -1,5 +1,6 @@
 //! Semaphores: the key of the gate is a number, and the slots are the numbers behind it.
 
+use super::parts::has_own_locks;
 use super::unread;
 use crate::postgres::mark::Mark;
 use crate::proto::{Bind, Columns, Prepared, Statement};
@@ -82,8 +83,9 @@ macro_rules! own {
 fn take_or_release(mark: i64, key: i64, permits: u32) -> Statement {
     const SQL: [&str; 4] = [
         concat!(
-            "SELECT (CASE WHEN pg_catalog.int8eq($1, 0) THEN 0 WHEN pg_catalog.pg_is_in_recovery() THEN -3 \
-             WHEN NOT pg_catalog.pg_try_advisory_lock_shared($2) THEN coalesce((SELECT o.slot FROM (SELECT \
+            "SELECT (CASE WHEN pg_catalog.int8eq($1, 0) THEN 0 WHEN ",
+            has_own_locks!(),
+            " THEN -3 WHEN NOT pg_catalog.pg_try_advisory_lock_shared($2) THEN coalesce((SELECT o.slot FROM (SELECT \
              pg_catalog.int8mi(pg_catalog.int8mi(pg_catalog.int8or(pg_catalog.int8shl(l.classid::bigint, 32), \
              l.objid::bigint), $2), 1) AS slot FROM pg_catalog.pg_locks l WHERE ",
             slots!("$2", "$3"),

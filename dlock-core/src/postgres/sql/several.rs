@@ -1,7 +1,7 @@
 //! Statements about several locks. The keys are one bind, or one constant in a message, so that there is one text for
 //! any number of them.
 
-use super::parts::{Scope, hold_mode, shared};
+use super::parts::{HAS_OWN_LOCKS, Scope, has_own_locks, hold_mode, shared};
 use super::tokens::IS_STANDBY;
 use super::unread;
 use crate::proto::{Bind, Columns, OpenTransaction, Prepared, Statement};
@@ -99,7 +99,9 @@ macro_rules! take_all {
             keys!(),
             " WHERE NOT ",
             call!("pg_advisory_unlock", $mode, ""),
-            ") WHEN pg_catalog.pg_is_in_recovery() THEN -3 ELSE (SELECT k.n FROM ",
+            ") WHEN ",
+            has_own_locks!(),
+            " THEN -3 ELSE (SELECT k.n FROM ",
             keys!(),
             " WHERE NOT ",
             call!("pg_try_advisory_xact_lock", $mode, ""),
@@ -309,7 +311,7 @@ fn take_in_transaction(keys: &[PostgresKey], mode: Mode, millis: u32) -> String 
 pub(in crate::postgres) fn begin_all(keys: &[PostgresKey], mode: Mode, millis: u32) -> String {
     let take = take_in_transaction(keys, mode, millis);
     format!(
-        "BEGIN; SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN {IS_STANDBY}::pg_catalog.text WHEN \
+        "BEGIN; SELECT CASE WHEN {HAS_OWN_LOCKS} THEN {IS_STANDBY}::pg_catalog.text WHEN \
          pg_catalog.textne(pg_catalog.current_setting('transaction_isolation'), 'read committed') \
          THEN pg_catalog.current_setting('transaction_isolation')::pg_catalog.json::pg_catalog.text ELSE {take} END"
     )

@@ -1,6 +1,6 @@
 //! Waits that stand in a message, and the limits that are lifted for them.
 
-use super::parts::{Scope, high_and_low, literal, lock_row, shared};
+use super::parts::{HAS_OWN_LOCKS, Scope, high_and_low, literal, lock_row, shared};
 use super::tokens::IS_STANDBY;
 use crate::proto::{Bind, Prepared, Statement};
 use crate::{Mode, PostgresKey};
@@ -132,7 +132,7 @@ fn limits(millis: u32, lift: Lift) -> String {
          pg_catalog.current_setting('client_connection_check_interval'), true), \
          pg_catalog.set_config('lock_timeout', '{millis}', true), \
          pg_catalog.set_config('statement_timeout', '0', true), \
-         CASE WHEN pg_catalog.pg_is_in_recovery() THEN {IS_STANDBY}::pg_catalog.text END{transaction}"
+         CASE WHEN {HAS_OWN_LOCKS} THEN {IS_STANDBY}::pg_catalog.text END{transaction}"
     )
 }
 
