@@ -19,6 +19,7 @@ const SESSIONS: (Plan, bool) = (
         silence: 0,
         delay: 1,
         restart: 0,
+        full: 0,
     },
     false,
 );
@@ -34,6 +35,7 @@ const LEASES: (Plan, bool) = (
         silence: 2,
         delay: 1,
         restart: 0,
+        full: 0,
     },
     true,
 );
@@ -62,6 +64,7 @@ fn nothing_is_wrong(name: &str, (plan, leases): (Plan, bool), operations: Option
             operations,
             disturbed: true,
             leases,
+            patience: Duration::from_secs(60),
         };
         let outcome = round.run().expect("a round");
         let figures = &outcome.figures;

@@ -53,6 +53,9 @@ struct Run {
     /// Servers killed and started again: only servers of its own.
     #[arg(long, default_value_t = 2)]
     restarts: u32,
+    /// Tables of locks full for a moment: only a PostgreSQL of its own.
+    #[arg(long, default_value_t = 2)]
+    full: u32,
     /// Processes stopped, and as many networks silent: in rounds in which managed locks are held for long.
     #[arg(long, default_value_t = 8)]
     stops: u32,
@@ -68,6 +71,12 @@ struct Run {
     /// Where to write a picture of one round.
     #[arg(long)]
     picture: Option<PathBuf>,
+    /// How many seconds what should happen at once may take.
+    #[arg(long, default_value_t = 60)]
+    patience: u64,
+    /// End at the first round that shows something wrong.
+    #[arg(long)]
+    first: bool,
     /// Where to keep the histories of rounds that show something wrong.
     #[arg(long, default_value = "target/proof")]
     keep: PathBuf,
@@ -207,6 +216,11 @@ impl Run {
             cancel: self.cuts,
             delay: self.cuts / 10,
             restart: if *lasts { self.restarts } else { 0 },
+            full: if *lasts && server.kind == Kind::Postgres {
+                self.full
+            } else {
+                0
+            },
             ..Plan::default()
         };
         if server.kind == Kind::Sqlite {
@@ -308,10 +322,14 @@ impl Run {
             operations,
             disturbed: true,
             leases,
+            patience: Duration::from_secs(self.patience),
         })
     }
 
     fn finish(&self, round: &Round, sum: &mut Figures) -> Result<Outcome, String> {
+        if self.first && sum.violations > 0 {
+            return Err("stopped at the first round that shows something wrong".to_owned());
+        }
         let outcome = round.run()?;
         sum.add(&outcome.figures);
         let figures = &outcome.figures;
@@ -354,7 +372,7 @@ fn keep(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 /// Faults of each kind.
-fn each(plan: &mut Plan) -> [&mut u32; 10] {
+fn each(plan: &mut Plan) -> [&mut u32; 11] {
     let Plan {
         kill,
         stop,
@@ -366,9 +384,10 @@ fn each(plan: &mut Plan) -> [&mut u32; 10] {
         silence,
         delay,
         restart,
+        full,
     } = plan;
     [
-        kill, stop, end, cancel, cut, half, answer, silence, delay, restart,
+        kill, stop, end, cancel, cut, half, answer, silence, delay, restart, full,
     ]
 }
 

@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 use crate::Kind;
 use crate::proof::world::{SEMAPHORE, lock_key};
 
-/// How long things may take that should happen at once.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a server may be down.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) enum Admin {
     Postgres(PgConnection),
@@ -133,6 +133,14 @@ impl Admin {
         })
     }
 
+    /// Takes locks until the server has no room for more. They are free when this connection ends.
+    pub(crate) fn fill(&mut self) -> Result<(), String> {
+        match self.number("SELECT count(pg_advisory_lock(i)) FROM generate_series(1, 10000000) i") {
+            Ok(_) => Err("the table of locks has no end".to_owned()),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Kills the server by SIGKILL. It must run on this machine.
     pub(crate) fn kill_server(&mut self) -> Result<(), String> {
         let path = match self {
@@ -157,10 +165,15 @@ impl Admin {
             .map_err(|error| format!("the server {pid}: {error}"))
     }
 
-    /// Waits until a lock is free: `false` if it is not, within a minute.
-    pub(crate) fn is_free(&mut self, run: &str, key: &str) -> Result<bool, String> {
+    /// Waits until a lock is free: `false` if it is not, within the limit.
+    pub(crate) fn is_free(
+        &mut self,
+        run: &str,
+        key: &str,
+        limit: Duration,
+    ) -> Result<bool, String> {
         let key = LockKey::from(lock_key(run, key));
-        let got = each!(self, conn => conn.advisory_lock(key).timeout(PATIENCE).acquire().and_then(|lock| lock.release().map(drop)));
+        let got = each!(self, conn => conn.advisory_lock(key).timeout(limit).acquire().and_then(|lock| lock.release().map(drop)));
         match got {
             Ok(()) => Ok(true),
             Err(dlock_diesel::Error::Timeout { .. }) => Ok(false),
@@ -169,10 +182,10 @@ impl Admin {
     }
 
     /// The same of one more permit of the semaphore, which is kept.
-    pub(crate) fn is_permitted(&mut self, run: &str) -> Result<bool, String> {
+    pub(crate) fn is_permitted(&mut self, run: &str, limit: Duration) -> Result<bool, String> {
         let (key, permits) = (LockKey::from(lock_key(run, SEMAPHORE.0)), SEMAPHORE.1);
         let got = each!(self, conn => {
-            let got = conn.advisory_semaphore(key, permits).timeout(PATIENCE).acquire();
+            let got = conn.advisory_semaphore(key, permits).timeout(limit).acquire();
             got.map(std::mem::forget)
         });
         match got {

@@ -25,6 +25,8 @@ pub struct Plan {
     pub delay: u32,
     /// Servers killed and started again.
     pub restart: u32,
+    /// Tables of locks full for a moment: PostgreSQL only, and for all of its sessions.
+    pub full: u32,
 }
 
 /// One kind of fault.
@@ -40,6 +42,7 @@ pub(crate) enum Kind {
     Silence,
     Delay,
     Restart,
+    Full,
 }
 
 impl Plan {
@@ -56,6 +59,7 @@ impl Plan {
             (Kind::Silence, &mut self.silence),
             (Kind::Delay, &mut self.delay),
             (Kind::Restart, &mut self.restart),
+            (Kind::Full, &mut self.full),
         ];
         let left = counts.iter().map(|(_, count)| u64::from(**count)).sum();
         if left == 0 {

@@ -38,6 +38,7 @@ pub fn table(columns: &[(String, Figures)]) -> String {
     row("networks silent", &fault("silence"));
     row("networks slow", &fault("delay"));
     row("servers killed and started again", &fault("restart"));
+    row("tables of locks full", &fault("full"));
     row(
         "holders whose session or process ended meanwhile",
         &|figures| grouped(figures.cut_short),

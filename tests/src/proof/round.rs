@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::proof::admin::{Admin, PATIENCE};
+use crate::proof::admin::Admin;
 use crate::proof::check;
 use crate::proof::clock::now;
 use crate::proof::fault::{Kind as FaultKind, Plan};
@@ -49,6 +49,8 @@ pub struct Round {
     pub disturbed: bool,
     /// Whether many locks are managed ones, held for long.
     pub leases: bool,
+    /// How long what should happen at once may take, on the slowest machine.
+    pub patience: Duration,
 }
 
 /// What a round has shown.
@@ -290,6 +292,16 @@ impl Controller<'_> {
                 return Ok(());
             }
             FaultKind::Restart => return self.restart(),
+            FaultKind::Full => {
+                let from = now();
+                let mut filling = Admin::connect_again(self.round.server.kind, &self.url)?;
+                filling.fill()?;
+                let lasts = self.random.millis(20, 300);
+                self.wait(lasts)?;
+                drop(filling);
+                self.note(kind, from, format_args!("of=locks"));
+                return Ok(());
+            }
             _ => {}
         }
         // One at which nothing else is broken.
@@ -440,7 +452,13 @@ impl Controller<'_> {
                     break;
                 }
                 let is_limited = self.round.operations.is_some();
-                if begin.elapsed() > if is_limited { 60 * PATIENCE } else { PATIENCE } {
+                if begin.elapsed()
+                    > if is_limited {
+                        60 * self.round.patience
+                    } else {
+                        self.round.patience
+                    }
+                {
                     self.wrong(&format!("{name} hangs"));
                     let from = now();
                     let _ = self.slots[at].child.kill();
@@ -460,8 +478,10 @@ impl Controller<'_> {
         let gone = now();
         self.admin = Admin::connect_again(self.round.server.kind, &self.url)?;
         let run = &self.round.run;
+        let end = Instant::now() + self.round.patience;
+        let left = || end.saturating_duration_since(Instant::now());
         for key in KEYS.iter().chain(&ACCOUNTS) {
-            match self.admin.is_free(run, key)? {
+            match self.admin.is_free(run, key, left())? {
                 true => self.writer.write(
                     "controller",
                     format_args!("free key={key} after={}", now() - gone),
@@ -474,7 +494,7 @@ impl Controller<'_> {
         let mut permits = Vec::new();
         for _ in 0..SEMAPHORE.1 {
             let mut admin = Admin::connect_again(self.round.server.kind, &self.url)?;
-            match admin.is_permitted(run)? {
+            match admin.is_permitted(run, left())? {
                 true => self.writer.write(
                     "controller",
                     format_args!("free key=s0 after={}", now() - gone),
