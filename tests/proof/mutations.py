@@ -121,9 +121,9 @@ def built():
     copied()
     mutated()
     command = ["cargo", "test", "--locked", "--workspace", "--all-features", "--test", "proof", "--no-run"]
-    subprocess.run(command, cwd=COPY, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target")})
-    # The next build of the sources replaces it.
-    return shutil.copy(ROOT / "target/debug/dlock-proof", COPY / "dlock-proof")
+    subprocess.run(command, cwd=COPY, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(COPY / "target")})
+    # Not in the folder of the sources themselves: cargo takes the one for the other.
+    return COPY / "target/debug/dlock-proof"
 
 
 def run(program, server, name):
