@@ -7,7 +7,7 @@
 It copies the sources to target/mutations, puts all mutations into the copy, each behind a variable of the environment
 (DLOCK_MUTATION), builds once, and runs dlock-proof for each of them. Without a mutation the same runs must find nothing.
 PROOF_POSTGRES and PROOF_MYSQL are servers to use: otherwise it starts its own for each run. PROOF_ARGUMENTS are more
-arguments for dlock-proof.
+arguments for dlock-proof, PROOF_TARGET is the folder of the build.
 """
 import os
 import pathlib
@@ -20,6 +20,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COPY = ROOT / "target" / "mutations"
+# Not that of the sources themselves: cargo takes the one for the other.
+TARGET = pathlib.Path(os.environ.get("PROOF_TARGET", COPY / "target"))
 MUTATED = 'std::env::var("DLOCK_MUTATION").is_ok_and(|name| name == "{}")'
 
 # name, what is wrong then, server, file, text, text with MUTATED
@@ -121,9 +123,8 @@ def built():
     copied()
     mutated()
     command = ["cargo", "test", "--locked", "--workspace", "--all-features", "--test", "proof", "--no-run"]
-    subprocess.run(command, cwd=COPY, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(COPY / "target")})
-    # Not in the folder of the sources themselves: cargo takes the one for the other.
-    return COPY / "target/debug/dlock-proof"
+    subprocess.run(command, cwd=COPY, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(TARGET)})
+    return shutil.copy(TARGET / "debug/dlock-proof", COPY / "dlock-proof")
 
 
 def run(program, server, name):

@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, PgConnection};
+use dlock_diesel::AdvisoryLockExt;
 use dlock_tests::proof::{Plan, Round};
-use dlock_tests::{Kind, Server, servers};
+use dlock_tests::{Kind, Server, TestConnection, on_postgres, servers, unique_key};
 
 /// What is broken, and whether managed locks are held for long.
 const SESSIONS: (Plan, bool) = (
@@ -98,4 +101,30 @@ fn stopped_processes_and_silent_networks_break_no_promise() {
 #[test]
 fn dropped_futures_and_panics_break_no_promise() {
     nothing_is_wrong("drops", (Plan::default(), false), Some(150));
+}
+
+// Found by the program, with a full table of locks.
+on_postgres! {
+    fn a_statement_that_fails_frees_the_lock_of_its_transaction_before_the_closure_ends(server: &Server) {
+        let (mut conn, mut other) = (PgConnection::open(server), PgConnection::open(server));
+        let key = unique_key("aborted");
+        let mut is_free = || {
+            let lock = other.advisory_lock(&key).try_acquire().expect("an answer");
+            lock.map(|lock| lock.release().expect("a release")).is_some()
+        };
+        let done = conn.advisory_lock(&key).transaction(|conn| {
+            assert!(!is_free());
+            let failed = conn.batch_execute("SELECT 1 / 0");
+            assert!(is_free());
+            failed
+        });
+        assert!(done.is_err());
+        // A savepoint around the statement keeps it.
+        let done = conn.advisory_lock(&key).transaction(|conn| {
+            let failed = conn.transaction(|conn| conn.batch_execute("SELECT 1 / 0"));
+            assert!(failed.is_err() && !is_free());
+            diesel::QueryResult::Ok(())
+        });
+        assert!(done.is_ok() && is_free());
+    }
 }

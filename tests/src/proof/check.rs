@@ -6,7 +6,8 @@
 //!
 //! A hold ends earlier where the contract says so: when its process was killed, or when the session that holds the lock
 //! was ended, cut off or restarted. For a managed lock that is also so, because its manager asks each session only every
-//! 0.75 seconds. A network that is silent and a process that is stopped are no such reasons.
+//! 0.75 seconds. The locks of a transaction end with it, on PostgreSQL at the error that aborts it, before the client hears
+//! of it. A network that is silent and a process that is stopped are no such reasons.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -113,6 +114,9 @@ fn held(history: &History, op: &Op) -> Option<(u64, u64)> {
         (None, true) => op.looked,
         (None, false) => op.ended.as_ref().map_or(u64::MAX, |(time, ..)| *time),
     };
+    if is_of_transaction(op) && may_have_failed(history, op, from, to) {
+        to = from;
+    }
     for fault in &history.faults {
         if ends_process(fault, op) {
             to = to.min(fault.from);
@@ -124,6 +128,26 @@ fn held(history: &History, op: &Op) -> Option<(u64, u64)> {
         }
     }
     (from <= to).then_some((from, to))
+}
+
+fn is_of_transaction(op: &Op) -> bool {
+    op.form.starts_with("Transaction") || op.form.starts_with("Transfer")
+}
+
+/// Whether a statement may have failed meanwhile, also one whose answer nobody has read.
+fn may_have_failed(history: &History, op: &Op, from: u64, to: u64) -> bool {
+    match op.ended.as_ref().map(|(_, result, _)| result.as_str()) {
+        Some("ok" | "panic") => false,
+        Some("dropped") | None => history.faults.iter().any(|fault| {
+            let hits = match fault.kind.as_str() {
+                "cancel" => fault.session == op.session,
+                "full" => true,
+                _ => false,
+            };
+            hits && fault.from <= to && fault.until >= from
+        }),
+        Some(_) => true,
+    }
 }
 
 fn ends_process(fault: &Fault, op: &Op) -> bool {

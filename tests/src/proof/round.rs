@@ -280,7 +280,7 @@ impl Controller<'_> {
     fn fault(&mut self, kind: FaultKind) -> Result<(), String> {
         match kind {
             FaultKind::End | FaultKind::Cancel => {
-                let Some(session) = self.admin.any_session()? else {
+                let Some(session) = self.any_session()? else {
                     return Ok(());
                 };
                 let from = now();
@@ -299,6 +299,8 @@ impl Controller<'_> {
                 let lasts = self.random.millis(20, 300);
                 self.wait(lasts)?;
                 drop(filling);
+                // Until there is room again.
+                self.any_session()?;
                 self.note(kind, from, format_args!("of=locks"));
                 return Ok(());
             }
@@ -361,6 +363,20 @@ impl Controller<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Again and again: the server may just have been broken.
+    fn any_session(&mut self) -> Result<Option<i64>, String> {
+        let begin = Instant::now();
+        loop {
+            match self.admin.any_session() {
+                Err(_) if begin.elapsed() < self.round.patience => {
+                    thread::sleep(Duration::from_millis(10));
+                    self.admin = Admin::connect_again(self.round.server.kind, &self.url)?;
+                }
+                session => return session,
+            }
+        }
     }
 
     /// Ends what lasted for a while.
@@ -435,7 +451,7 @@ impl Controller<'_> {
                 drop(slot.child.stdin.take());
             }
         }
-        let mut begin = Instant::now();
+        let (mut begin, mut written) = (Instant::now(), 0);
         for at in 0..self.slots.len() {
             let name = self.slots[at].name();
             loop {
@@ -451,14 +467,11 @@ impl Controller<'_> {
                     }
                     break;
                 }
-                let is_limited = self.round.operations.is_some();
-                if begin.elapsed()
-                    > if is_limited {
-                        60 * self.round.patience
-                    } else {
-                        self.round.patience
-                    }
-                {
+                let grown = self.written();
+                if grown != written {
+                    (written, begin) = (grown, Instant::now());
+                }
+                if begin.elapsed() > self.round.patience {
                     self.wrong(&format!("{name} hangs"));
                     let from = now();
                     let _ = self.slots[at].child.kill();
@@ -471,6 +484,17 @@ impl Controller<'_> {
             }
         }
         Ok(())
+    }
+
+    /// How much all histories have.
+    fn written(&self) -> u64 {
+        let entries = fs::read_dir(&self.round.folder)
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries
+            .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+            .sum()
     }
 
     /// Looks at what is left behind.

@@ -341,3 +341,29 @@ fn what_nobody_may_leave_behind() {
         "a process hangs",
     );
 }
+
+#[test]
+fn the_locks_of_a_transaction_end_at_the_error_that_aborts_it() {
+    let overlap = turns(&[("40 w2.1.a in", "29 w2.1.a in")]);
+    let full = "33 controller fault kind=full from=8 until=33 of=locks\n";
+    let failed = overlap.replace(
+        "31 w1.1.a end op=1 result=ok",
+        "31 w1.1.a end op=1 result=Database",
+    );
+    refused(&format!("{failed}{full}"), "two hold k at once");
+    let of_transaction =
+        |text: &str| text.replacen("form=guard session=7", "form=Transaction session=7", 1);
+    accepted(&of_transaction(&format!("{failed}{full}")));
+    refused(
+        &of_transaction(&format!("{overlap}{full}")),
+        "two hold k at once",
+    );
+    let dropped = of_transaction(&overlap.replace(
+        "31 w1.1.a end op=1 result=ok",
+        "31 w1.1.a end op=1 result=dropped",
+    ));
+    refused(&dropped, "two hold k at once");
+    accepted(&format!(
+        "{dropped}28 controller fault kind=cancel from=27 until=28 session=7\n"
+    ));
+}
