@@ -4,6 +4,10 @@
 mod asynchronous {
     #[path = "asynchronous.rs"]
     mod flavor;
+    #[allow(
+        clippy::duplicate_mod,
+        reason = "compiled for sync and for async connections"
+    )]
     #[path = "operations.rs"]
     mod operations;
     pub(super) use flavor::run;
@@ -13,6 +17,10 @@ mod log;
 mod sync {
     #[path = "sync.rs"]
     mod flavor;
+    #[allow(
+        clippy::duplicate_mod,
+        reason = "compiled for sync and for async connections"
+    )]
     #[path = "operations.rs"]
     mod operations;
     pub(super) use flavor::run;

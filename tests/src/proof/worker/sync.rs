@@ -106,15 +106,19 @@ impl ProofConnection for SqliteConnection {
 }
 
 /// Nothing: a thread that waits cannot be dropped.
-pub(super) fn cancellation<C>(_: &C, _: &Task) {}
+pub(super) struct NoCancel;
 
-pub(super) fn with_cancel<C>(lock: AdvisoryLock<&mut C>, (): ()) -> AdvisoryLock<&mut C> {
+pub(super) fn cancellation<C>(_: &C, _: &Task) -> NoCancel {
+    NoCancel
+}
+
+pub(super) fn with_cancel<C>(lock: AdvisoryLock<&mut C>, _: NoCancel) -> AdvisoryLock<&mut C> {
     lock
 }
 
 pub(super) fn semaphore_with_cancel<C>(
     lock: AdvisorySemaphore<&mut C>,
-    (): (),
+    _: NoCancel,
 ) -> AdvisorySemaphore<&mut C> {
     lock
 }
