@@ -25,6 +25,7 @@ mod connection;
 mod every;
 mod key;
 mod process;
+pub mod proof;
 mod proxy;
 mod server;
 mod servers;
@@ -48,7 +49,10 @@ pub use proxy::Proxy;
 pub use server::{Kind, Server};
 pub use servers::{async_servers, servers, servers_from, test_urls};
 pub use sqlite::{is_awaited_on_disk, is_claimed_on_disk, is_locked_on_disk, is_waiting_here};
-pub use start::{start_extra_postgres, start_galera_node, start_standby_postgres};
+pub use start::{
+    start_extra_postgres, start_galera_node, start_lasting_mysql, start_lasting_postgres,
+    start_standby_postgres,
+};
 pub use wait::{PATIENCE, wait_for, wait_for_within};
 
 #[doc(hidden)]

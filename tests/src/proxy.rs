@@ -6,6 +6,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use crate::Server;
@@ -50,6 +51,7 @@ struct State {
 struct Links {
     paused: bool,
     silent: bool,
+    delay: Duration,
     open: Vec<Arc<Link>>,
 }
 
@@ -135,6 +137,18 @@ impl Proxy {
         self.state.links().silent = true;
     }
 
+    /// Closes every connection towards the server only: the server sees the end of what clients say.
+    pub fn half_close(&self) {
+        for link in &self.state.links().open {
+            let _ = link.server.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Holds each piece back for so long, in both directions.
+    pub fn delay(&self, delay: Duration) {
+        self.state.links().delay = delay;
+    }
+
     /// How many connections are open.
     pub fn open(&self) -> usize {
         self.state.links().open.len()
@@ -181,6 +195,7 @@ impl State {
                     let _ = forward(&link.client, &link.server, || {
                         link.asked.store(true, Ordering::SeqCst);
                         state.wait_while(&link, |links| links.silent);
+                        state.sleep();
                     });
                     state.wait_while(&link, |links| links.silent);
                     state.close(&link);
@@ -191,6 +206,7 @@ impl State {
                 move || {
                     let _ = forward(&link.server, &link.client, || {
                         state.wait_while(&link, |links| links.paused || links.silent);
+                        state.sleep();
                         if link.asked.swap(false, Ordering::SeqCst) {
                             state.round_trips.fetch_add(1, Ordering::SeqCst);
                         }
@@ -199,6 +215,13 @@ impl State {
                     state.close(&link);
                 }
             });
+        }
+    }
+
+    fn sleep(&self) {
+        let delay = self.links().delay;
+        if !delay.is_zero() {
+            thread::sleep(delay);
         }
     }
 

@@ -67,7 +67,31 @@ pub fn start_extra_postgres(options: &str) -> Server {
     }
 }
 
+/// One more PostgreSQL, which is started again whenever it ends, until this process ends. What it has committed is there
+/// again.
+///
+/// # Errors
+///
+/// If it cannot be started.
+pub fn start_lasting_postgres() -> Result<Server, String> {
+    start_postgres_again("-c synchronous_commit=on", "", "yes")
+}
+
+/// One more MySQL or MariaDB, which is started again whenever it ends, until this process ends. What it has committed is
+/// there again.
+///
+/// # Errors
+///
+/// If it cannot be started.
+pub fn start_lasting_mysql() -> Result<Server, String> {
+    start_mysql_again("--innodb-flush-log-at-trx-commit=2", "yes")
+}
+
 fn start_postgres_with(options: &str, standby: &str) -> Result<Server, String> {
+    start_postgres_again(options, standby, "")
+}
+
+fn start_postgres_again(options: &str, standby: &str, again: &str) -> Result<Server, String> {
     let initdb = find("initdb").ok_or("found no PostgreSQL: no program `initdb`")?;
     let postgres = initdb.with_file_name("postgres");
     start(
@@ -78,6 +102,7 @@ fn start_postgres_with(options: &str, standby: &str) -> Result<Server, String> {
             ("SERVER", postgres.as_ref()),
             ("OPTIONS", options.as_ref()),
             ("STANDBY", standby.as_ref()),
+            ("AGAIN", again.as_ref()),
         ],
         |port| {
             let url = |database| format!("postgres://test:test@127.0.0.1:{port}/{database}");
@@ -130,6 +155,10 @@ pub(crate) fn start_mysql() -> Result<Server, String> {
 }
 
 fn start_mysql_with(options: &str) -> Result<Server, String> {
+    start_mysql_again(options, "")
+}
+
+fn start_mysql_again(options: &str, again: &str) -> Result<Server, String> {
     let server = find("mariadbd")
         .or_else(|| find("mysqld"))
         .ok_or("found no MySQL or MariaDB: no program `mysqld` or `mariadbd`")?;
@@ -158,6 +187,7 @@ fn start_mysql_with(options: &str) -> Result<Server, String> {
             ("SERVER", server.as_ref()),
             ("INSTALL", install.as_ref()),
             ("OPTIONS", options.as_ref()),
+            ("AGAIN", again.as_ref()),
         ],
         |port| {
             connect(
