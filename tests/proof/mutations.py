@@ -6,8 +6,8 @@
 
 It copies the sources to target/mutations, puts all mutations into the copy, each behind a variable of the environment
 (DLOCK_MUTATION), builds once, and runs dlock-proof for each of them. Without a mutation the same runs must find nothing.
-PROOF_POSTGRES and PROOF_MYSQL are servers to use: otherwise it starts its own for each run. PROOF_ARGUMENTS are more
-arguments for dlock-proof, PROOF_TARGET is the folder of the build.
+PROOF_POSTGRES and PROOF_MYSQL are servers to use: otherwise it starts its own for each run. PROOF_ARGUMENTS takes
+the place of the arguments for dlock-proof, PROOF_TARGET is the folder of the build.
 """
 import os
 import pathlib
@@ -23,6 +23,8 @@ COPY = ROOT / "target" / "mutations"
 # Not that of the sources themselves: cargo takes the one for the other.
 TARGET = pathlib.Path(os.environ.get("PROOF_TARGET", COPY / "target"))
 MUTATED = 'std::env::var("DLOCK_MUTATION").is_ok_and(|name| name == "{}")'
+
+ARGUMENTS = "--kills 2 --cuts 2 --stops 12 --restarts 0 --drops 100 --operations 400 --first --patience 20"
 
 # name, what is wrong then, server, file, text, text with MUTATED
 MUTATIONS = [
@@ -88,9 +90,10 @@ MUTATIONS = [
     ("async-drop-is-not-broken", "async: a connection whose future was dropped is not marked broken", "mysql",
      "dlock-diesel-async/src/session.rs", "    status::mark_broken(status(conn));\n}\n\n/// Ends the server's session",
      "    if !MUTATED {\n        status::mark_broken(status(conn));\n    }\n}\n\n/// Ends the server's session"),
-    ("async-transaction-stays-open", "async: a transaction whose future is dropped stays open, with its lock", "postgres",
-     "dlock-diesel-async/src/transaction.rs", "        if matches!(session::session(self.conn), Ok(session) if session.depth <= self.outside) {\n            return;",
-     "        if MUTATED || matches!(session::session(self.conn), Ok(session) if session.depth <= self.outside) {\n            return;"),
+    ("async-commit-without-lock", "async: the lock around a transaction is free before COMMIT", "mysql",
+     "dlock-diesel-async/src/transaction.rs", "    let key = guard.key().clone();\n    let result = under_lock(",
+     "    let key = guard.key().clone();\n    if MUTATED {\n        let conn = guard.release().await.map_err(DieselError::from)?;\n"
+     "        return under_lock(conn, &key, immediate, f).await;\n    }\n    let result = under_lock("),
 ]
 
 
@@ -129,8 +132,7 @@ def built():
 
 def run(program, server, name):
     server = os.environ.get(f"PROOF_{server.upper()}", server)
-    arguments = "--kills 2 --cuts 2 --stops 4 --restarts 0 --drops 100 --operations 400 --first --patience 20"
-    arguments = shlex.split(f"{arguments} {os.environ.get('PROOF_ARGUMENTS', '')}")
+    arguments = shlex.split(os.environ.get("PROOF_ARGUMENTS", ARGUMENTS))
     begin = time.monotonic()
     keep = str(COPY / "histories")
     done = subprocess.run([program, "run", server, *arguments, "--keep", keep], text=True, stdout=subprocess.PIPE,

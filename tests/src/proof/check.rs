@@ -27,6 +27,7 @@ pub fn check(history: &History) -> Vec<String> {
     writes(history, &holds, &mut wrong);
     counters(history, &mut wrong);
     ends(history, &mut wrong);
+    pools(history, &mut wrong);
     told(history, &mut wrong);
     for (value, expected) in &history.sums {
         if value != expected {
@@ -399,6 +400,27 @@ fn may_end(history: &History, op: &Op, time: u64, result: &str) -> bool {
         };
         causes.contains(&fault.kind.as_str()) && hits && fault.from <= time && fault.until >= since
     })
+}
+
+/// A connection that a pool hands on works, unless something was broken.
+fn pools(history: &History, wrong: &mut Vec<String>) {
+    for unfit in &history.unfit {
+        let caused = history.faults.iter().any(|fault| {
+            let hits = match (&fault.worker, &fault.session) {
+                (Some(worker), _) => *worker == unfit.worker,
+                (None, Some(session)) => *session == unfit.session,
+                (None, None) => true,
+            };
+            let breaks = !matches!(fault.kind.as_str(), "kill" | "stop" | "delay");
+            breaks && hits && fault.from <= unfit.at && fault.until >= unfit.opened
+        });
+        if !caused {
+            wrong.push(format!(
+                "the pool of {} handed on session {}, which failed at {}: {}",
+                unfit.worker, unfit.session, unfit.at, unfit.text
+            ));
+        }
+    }
 }
 
 /// A manager tells its holders that a session is gone.

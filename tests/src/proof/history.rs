@@ -15,6 +15,7 @@
 //! | `end` | after everything: `result`, which is `ok`, `busy`, `dropped`, `panic`, or the kind of an error |
 //! | `opened` | a manager has opened a session: `session from` |
 //! | `dirty` | a connection of the pool held a lock: `session` |
+//! | `unfit` | a connection of the pool did not answer, or not to the question: `session opened` |
 //!
 //! | word | of the controller |
 //! |---|---|
@@ -116,6 +117,16 @@ pub(crate) struct Fault {
     pub(crate) session: Option<String>,
 }
 
+/// A connection of a pool that was not marked broken, and failed.
+#[derive(Debug, Clone)]
+pub(crate) struct Unfit {
+    pub(crate) at: u64,
+    pub(crate) worker: String,
+    pub(crate) session: String,
+    pub(crate) opened: u64,
+    pub(crate) text: String,
+}
+
 /// All events of one round.
 #[derive(Debug, Clone, Default)]
 pub struct History {
@@ -124,6 +135,7 @@ pub struct History {
     /// The sessions of managers: process, session.
     pub(crate) opened: Vec<(String, String)>,
     pub(crate) dirty: Vec<String>,
+    pub(crate) unfit: Vec<Unfit>,
     pub(crate) counters: Vec<(String, i64)>,
     pub(crate) sums: Vec<(i64, i64)>,
     pub(crate) freed: Vec<u64>,
@@ -191,6 +203,13 @@ impl History {
             "dirty" => self
                 .dirty
                 .push(format!("{actor}: session {}", get("session")?)),
+            "unfit" => self.unfit.push(Unfit {
+                at: time,
+                worker: process(actor),
+                session: get("session")?.to_owned(),
+                opened: number(get("opened")?)?,
+                text: text.to_owned(),
+            }),
             "opened" => self
                 .opened
                 .push((process(actor), get("session")?.to_owned())),

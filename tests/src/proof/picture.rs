@@ -55,9 +55,9 @@ pub fn picture(history: &History, title: &str, length: u64) -> String {
         .map(|op| (place(&op.actor), 0.0))
         .collect();
     for (row, y) in rows.values_mut().enumerate() {
-        *y = 60.0 + ROW * row as f64;
+        *y = 32.0 + ROW * row as f64;
     }
-    let height = 60.0 + ROW * rows.len() as f64 + 46.0;
+    let height = 32.0 + ROW * rows.len() as f64 + 46.0;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" \
          font-size=\"11\">\n<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>\n\
@@ -114,13 +114,14 @@ pub fn picture(history: &History, title: &str, length: u64) -> String {
         .enumerate()
     {
         let owner = fault.worker.as_ref().or_else(|| {
-            let of = |session: &String| {
-                history
-                    .ops
-                    .iter()
-                    .find(|op| op.session.as_ref() == Some(session))
-            };
-            fault.session.as_ref().and_then(of).map(|op| &op.worker)
+            let session = fault.session.as_ref()?;
+            let op = history
+                .ops
+                .iter()
+                .find(|op| op.session.as_ref() == Some(session));
+            let manager = || history.opened.iter().find(|(_, opened)| opened == session);
+            op.map(|op| &op.worker)
+                .or_else(|| manager().map(|(worker, _)| worker))
         });
         let ys: Vec<f64> = rows
             .iter()
@@ -139,11 +140,11 @@ pub fn picture(history: &History, title: &str, length: u64) -> String {
             svg,
             "<rect x=\"{from:.1}\" y=\"{top}\" width=\"{:.1}\" height=\"{}\" fill=\"#d00\" fill-opacity=\".18\"/>\
              <path d=\"M{from:.1} {top}V{bottom}\" stroke=\"#d00\"/>\
-             <text x=\"{:.1}\" y=\"{}\" fill=\"#d00\">{}</text>",
+             <text x=\"{:.1}\" y=\"{}\" fill=\"#d00\" font-size=\"9\">{}</text>",
             to - from,
             bottom - top,
             from + 2.0,
-            34.0 + 11.0 * (number % 2) as f64,
+            top + 8.0 + 9.0 * (number % 3) as f64,
             fault.kind
         );
     }

@@ -1,5 +1,7 @@
 //! Who has a lock, as far as the server lets this user see it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dlock_core::{Holder, LockKey, Mode};
@@ -164,6 +166,34 @@ on_every_server! {
 
 #[both]
 on_every_network_server! {
+    /// A server that looks for the holder twice may find one and then none.
+    async fn holders_that_come_and_go_are_no_error<C: LockTest>(server: &Server) {
+        let key = unique_key("come_and_go");
+        let user = TestUser::create(C::observer(server), server, "");
+        let mut conn = C::open_url(user.url()).await;
+        let asked = Arc::new(AtomicBool::new(false));
+        let busy = in_background(server, {
+            let (key, asked) = (key.clone(), Arc::clone(&asked));
+            async move |mut conn: C, _| {
+                while !asked.load(Ordering::Relaxed) {
+                    let lock = conn.advisory_lock(&key).acquire().await.expect("a free lock");
+                    lock.release().await.expect("a release");
+                }
+            }
+        })
+        .await;
+        let mut failed = None;
+        for _ in 0..500 {
+            match conn.advisory_lock(&key).holders().await {
+                Ok(holders) => failed = failed.or((holders.len() > 1).then(|| format!("{holders:?}"))),
+                Err(error) => failed = failed.or(Some(error.to_string())),
+            }
+        }
+        asked.store(true, Ordering::Relaxed);
+        busy.join().await;
+        assert_eq!(failed, None);
+    }
+
     async fn a_user_without_privileges_sees_less_and_no_error<C: LockTest>(server: &Server) {
         let key = unique_key("restricted");
         let user = TestUser::create(C::observer(server), server, "");

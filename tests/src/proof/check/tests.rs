@@ -367,3 +367,16 @@ fn the_locks_of_a_transaction_end_at_the_error_that_aborts_it() {
         "{dropped}28 controller fault kind=cancel from=27 until=28 session=7\n"
     ));
 }
+
+#[test]
+fn a_connection_of_the_pool_that_fails_without_a_cause() {
+    let text = format!("{TURNS}70 w1.1.a unfit session=7 opened=5 text=out of step\n");
+    refused(&text, "handed on session 7");
+    accepted(&format!(
+        "{text}28 controller fault kind=cut from=60 until=61 worker=w1.1\n"
+    ));
+    refused(
+        &format!("{text}28 controller fault kind=stop from=60 until=61 worker=w1.1\n"),
+        "handed on session 7",
+    );
+}

@@ -250,7 +250,14 @@ async fn act<C: ProofConnection>(
             Ok(_) => common
                 .writer
                 .write(&actor, format_args!("dirty session={session}")),
-            Err(_) => continue,
+            Err(error) => {
+                let text = error.to_string().replace('\n', " ");
+                common.writer.write(
+                    &actor,
+                    format_args!("unfit session={session} opened={opened} text={text}"),
+                );
+                continue;
+            }
         }
         log.ask(&task, Some((session, opened)));
         log.ended(&quietly(task.polls, on_connection(&mut conn, &task, &log)).await);

@@ -209,7 +209,14 @@ fn act<C: ProofConnection>(common: &Common, number: u32, pool: &Pool<C>, locks: 
             Ok(_) => common
                 .writer
                 .write(&actor, format_args!("dirty session={session}")),
-            Err(_) => continue,
+            Err(error) => {
+                let text = error.to_string().replace('\n', " ");
+                common.writer.write(
+                    &actor,
+                    format_args!("unfit session={session} opened={opened} text={text}"),
+                );
+                continue;
+            }
         }
         log.ask(&task, Some((session, opened)));
         log.ended(&quietly(|| on_connection(&mut conn, &task, &log)));
