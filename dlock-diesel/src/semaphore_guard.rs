@@ -84,8 +84,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
         self.guard.is_held()
     }
 
-    /// Draws a fencing token for what belongs to the slot: it is greater than every token that an earlier holder of this
-    /// slot drew. See [`AdvisoryLockGuard::fencing_token`](crate::AdvisoryLockGuard::fencing_token).
+    /// Draws a fencing token for what belongs to the slot: it is greater than every token that an earlier holder of
+    /// this slot drew. See [`AdvisoryLockGuard::fencing_token`](crate::AdvisoryLockGuard::fencing_token).
     ///
     /// It is not for what all permits share. There a write with the greater token would keep out another session that
     /// is inside at the same time.

@@ -282,34 +282,21 @@ pub(in crate::postgres) fn release_all_unread(
     }
 }
 
-/// Whose transaction takes the locks.
-#[derive(Clone, Copy, Debug)]
-enum Transaction {
-    /// dlock has begun it.
-    Begun,
-    OfTheUser,
-}
-
 /// An expression that takes the transaction's locks, in their order, and fails if it does not get all of them. It waits
-/// so many milliseconds in all; with 0 it fails with a token. In a transaction that dlock begins it fails with another
-/// one instead if `transaction_timeout` might end the session.
-fn take_in_transaction(
-    keys: &[PostgresKey],
-    mode: Mode,
-    millis: u32,
-    transaction: Transaction,
-) -> String {
+/// so many milliseconds in all; with 0 it fails with a token. In a transaction that dlock has begun it fails with
+/// another one instead if `transaction_timeout` might end the session.
+fn take_in_transaction(keys: &[PostgresKey], mode: Mode, millis: u32, begun: bool) -> String {
     let list = List::new(keys);
     let attempt = list.call("pg_try_advisory_xact_lock", mode, "");
     let rows = list.rows();
     // `concat` is not evaluated by the planner.
-    let cut_short = match transaction {
-        Transaction::Begun => concat!(
+    let cut_short = match begun {
+        true => concat!(
             " WHEN ",
             transaction_timeout_is_set!(),
             " THEN pg_catalog.concat('dlock_cut_short')::pg_catalog.json IS NULL"
         ),
-        Transaction::OfTheUser => "",
+        false => "",
     };
     if millis == 0 {
         return format!(
@@ -330,7 +317,7 @@ fn take_in_transaction(
 
 /// [`begin`](super::begin) with several locks.
 pub(in crate::postgres) fn begin_all(keys: &[PostgresKey], mode: Mode, millis: u32) -> String {
-    let take = take_in_transaction(keys, mode, millis, Transaction::Begun);
+    let take = take_in_transaction(keys, mode, millis, true);
     format!(
         "BEGIN; SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN {IS_STANDBY}::pg_catalog.text WHEN \
          pg_catalog.textne(pg_catalog.current_setting('transaction_isolation'), 'read committed') \
@@ -340,7 +327,7 @@ pub(in crate::postgres) fn begin_all(keys: &[PostgresKey], mode: Mode, millis: u
 
 /// Takes locks of the open transaction.
 pub(in crate::postgres) fn wait_all(keys: &[PostgresKey], mode: Mode, millis: u32) -> String {
-    let take = take_in_transaction(keys, mode, millis, Transaction::OfTheUser);
+    let take = take_in_transaction(keys, mode, millis, false);
     format!("SELECT {take}")
 }
 
