@@ -134,7 +134,10 @@ impl Dialect for Mysql {
     }
 
     fn held(hold: &Hold<String>) -> Condition {
-        sql::held(&hold.key)
+        match hold.more.is_empty() {
+            true => sql::held(&hold.key),
+            false => sql::held_all(&sql::List::of(hold.all())),
+        }
     }
 
     fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {

@@ -152,8 +152,8 @@ fn ask_for_holders(ask: Statement) -> Question<Vec<Holder>> {
     Question::new(vec![ask, unprepared], read, Abandoned::default())
 }
 
-fn draw_token(key: PostgresKey, mode: Mode, not_held: fn(Cause) -> Failure) -> DrawToken {
-    let draw = sql::draw_token(key, mode);
+fn draw_token(keys: &[PostgresKey], mode: Mode, not_held: fn(Cause) -> Failure) -> DrawToken {
+    let draw = sql::draw_token(keys, mode);
     let unprepared = draw.clone().never_kept();
     DrawToken::new(vec![draw, unprepared], not_held)
 }
@@ -257,11 +257,11 @@ impl Dialect for Postgres {
     }
 
     fn fencing_token(hold: &Hold<PostgresKey>) -> impl Machine<Output = FencingToken> {
-        draw_token(hold.key, hold.mode, Failure::not_held)
+        draw_token(&keys_of(hold), hold.mode, Failure::not_held)
     }
 
     fn held(hold: &Hold<PostgresKey>) -> Condition {
-        sql::held(hold.key, hold.mode)
+        sql::held(&keys_of(hold), hold.mode)
     }
 
     fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {
@@ -329,8 +329,8 @@ impl TransactionDialect for Postgres {
     fn fencing_token_in_transaction(
         ask: &Ask,
     ) -> Result<impl Machine<Output = FencingToken>, Failure> {
-        let key = ask.key.to_postgres()?;
-        Ok(draw_token(key, ask.mode, |cause| {
+        let keys = Keys::new(ask)?;
+        Ok(draw_token(keys.all(), keys.mode, |cause| {
             Reason::NotHeld.clean(cause)
         }))
     }

@@ -41,7 +41,7 @@ pub(crate) use check::{Check, Facts};
 pub(crate) use either::Either;
 pub(crate) use hold::OpenTransaction;
 pub(crate) use question::{NameHolders, Question, Read};
-pub(crate) use several::{AllHeld, NoTry, ReleaseEach, Several, Steps, Tried, TriedEnd, in_order};
+pub(crate) use several::{NoTry, ReleaseEach, Several, Steps, Tried, TriedEnd, in_order};
 pub(crate) use token::{DrawToken, token};
 pub(crate) use unique::{Savepoint, unique, unique_nonzero};
 pub(crate) use wait::{AfterBusy, Waiting};

@@ -15,9 +15,8 @@ use self::several::FileLocks;
 use crate::holder::ServerKind;
 use crate::key::SemaphoreLock;
 use crate::proto::{
-    Abandoned, AllHeld, Ask, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine,
-    NameHolders, OpenTransaction, Parting, Question, Read, Request, Rows, Session, Several,
-    Statement, unique,
+    Abandoned, Ask, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine, NameHolders,
+    OpenTransaction, Parting, Question, Read, Request, Rows, Session, Several, Statement, unique,
 };
 use crate::{FencingToken, Holder, InvalidKey, LockKey, Report};
 
@@ -82,6 +81,10 @@ fn ask_slot_holders(gate: u64, permits: u32) -> Question<Vec<Holder>> {
 fn gate(key: &LockKey, permits: u32) -> Result<u64, InvalidKey> {
     key.check_permits(permits)?;
     key.semaphore_to_sqlite(SemaphoreLock::Gate)
+}
+
+fn holds_of(hold: &Hold<SqliteKey>) -> Vec<SqliteKey> {
+    hold.all().map(|hold| hold.key).collect()
 }
 
 fn ask_for_holders(ask: Statement) -> Question<Vec<Holder>> {
@@ -174,21 +177,19 @@ impl Dialect for Sqlite {
             Rows::Number(number) => Read::Accept(number == Some(1)),
             _ => Read::OutOfStep,
         };
-        let ask = |hold: &Hold<SqliteKey>| {
-            Question::new(vec![sql::is_held(hold.key)], read, Abandoned::default())
+        let ask = match hold.more.is_empty() {
+            true => sql::is_held(hold.key),
+            false => sql::all_held(&holds_of(hold)),
         };
-        match hold.more.is_empty() {
-            true => Either::One(ask(hold)),
-            false => Either::several(AllHeld::new(hold.all().map(ask).collect())),
-        }
+        Question::new(vec![ask], read, Abandoned::default())
     }
 
     fn fencing_token(hold: &Hold<SqliteKey>) -> impl Machine<Output = FencingToken> {
-        DrawToken::new(vec![sql::draw_token(hold.key)], Failure::not_held)
+        DrawToken::new(vec![sql::draw_token(&holds_of(hold))], Failure::not_held)
     }
 
     fn held(hold: &Hold<SqliteKey>) -> Condition {
-        sql::held(hold.key)
+        sql::held(&holds_of(hold))
     }
 
     fn holders(key: &LockKey) -> Result<impl Machine<Output = Vec<Holder>>, Failure> {

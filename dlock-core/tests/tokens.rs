@@ -44,6 +44,29 @@ fn tag(statement: &Statement) -> i64 {
     }
 }
 
+/// The same for several locks.
+fn hold_all<D: Dialect>(keys: &[i64], droppable: bool) -> Hold<D::Key> {
+    let ask = Ask {
+        droppable,
+        ..Ask::all(keys.iter().map(|key| LockKey::from(*key)))
+    };
+    let mut machine = D::acquire(&ask, Session::default()).expect("valid keys");
+    let mut step = machine.start(Duration::ZERO);
+    loop {
+        let granted = match step {
+            Step::Done(Ok(Some(hold))) => return hold,
+            // All are got, so the place of the first that is taken is 0.
+            Step::Query(statement) if statement.text().starts_with("/*") => {
+                assert!(droppable, "without that the answer is another one");
+                BASE + tag(&statement)
+            }
+            Step::Query(_) => 1,
+            other => panic!("{other:?}"),
+        };
+        step = machine.next(Answer::Rows(Rows::Number(Some(granted))), Duration::ZERO);
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Server {
     Postgres,
@@ -236,6 +259,15 @@ fn every_draw_with_every_answer() {
         let held = hold::<Mysql>("report", Mode::Exclusive, droppable);
         walk(server, || Mysql::fencing_token(&held));
     }
+    let several = hold_all::<Postgres>(&[3, -4, 5], false);
+    walk(Server::Postgres, || Postgres::fencing_token(&several));
+    let ask = Ask::all([3, -4, 5].map(LockKey::from));
+    let draw = || Postgres::fencing_token_in_transaction(&ask).expect("valid keys");
+    walk(Server::PostgresTransaction, draw);
+    let several = hold_all::<Sqlite>(&[3, 4, 5], false);
+    walk(Server::Sqlite, || Sqlite::fencing_token(&several));
+    let several = hold_all::<Mysql>(&[3, 4, 5], true);
+    walk(Server::MysqlDroppable, || Mysql::fencing_token(&several));
     let invalid = Postgres::fencing_token_in_transaction(&Ask::new("".into())).err();
     assert!(matches!(
         invalid,
@@ -322,10 +354,55 @@ fn there_is_one_text_for_all_keys_and_modes() {
     assert!(seen.contains("SELECT dlock_fencing_token(?, ?)"));
 }
 
+/// All keys are in the binds, and their number does not change the text.
+#[test]
+fn there_is_one_text_for_any_number_of_locks() {
+    let mut seen = BTreeSet::new();
+    for keys in [&[3, 4][..], &[3, 4, 5]] {
+        let list = |separator: &str| {
+            keys.iter()
+                .map(i64::to_string)
+                .collect::<Vec<_>>()
+                .join(separator)
+        };
+        for (text, binds) in texts::<Postgres>(&hold_all::<Postgres>(keys, false)) {
+            let array = Bind::Text(format!("{{{}}}", list(",")));
+            let mode = Bind::Text("ExclusiveLock".into());
+            assert_eq!(binds, [array, Bind::BigInt(keys.len() as i64), mode]);
+            seen.insert(text);
+        }
+        let hold = hold_all::<Sqlite>(keys, false);
+        let requests = Sqlite::requests(&hold).map(|Request(request)| request);
+        let holds = keys
+            .iter()
+            .zip(requests)
+            .map(|(key, request)| format!("{key} {request}"));
+        let holds = Bind::Text(holds.collect::<Vec<_>>().join(" "));
+        for (text, binds) in texts::<Sqlite>(&hold) {
+            assert_eq!(binds[0], holds);
+            seen.insert(text);
+        }
+        for (text, binds) in texts::<Mysql>(&hold_all::<Mysql>(keys, true)) {
+            let Some(Bind::Binary(names)) = binds.last() else {
+                panic!("{binds:?}");
+            };
+            let names = String::from_utf8(names.clone()).expect("JSON");
+            for key in keys {
+                let name = LockKey::from(*key).to_mysql().expect("a key");
+                assert!(names.contains(&format!("\"{name}\"")), "{names}");
+            }
+            seen.insert(text);
+        }
+    }
+    assert_eq!(seen.len(), 6, "two for each server: {seen:#?}");
+}
+
 /// Whatever `search_path` says, PostgreSQL's own functions are called.
 #[test]
 fn functions_of_postgresql_are_named_with_their_schema() {
-    for (text, _) in texts::<Postgres>(&hold::<Postgres>(42, Mode::Exclusive, false)) {
+    let one = texts::<Postgres>(&hold::<Postgres>(42, Mode::Exclusive, false));
+    let several = texts::<Postgres>(&hold_all::<Postgres>(&[42, 43], false));
+    for (text, _) in one.into_iter().chain(several) {
         let calls = text.match_indices('(').filter_map(|(at, _)| {
             let before = &text[..at];
             let start =
@@ -335,7 +412,7 @@ fn functions_of_postgresql_are_named_with_their_schema() {
         });
         for name in calls {
             assert!(
-                name.starts_with("pg_catalog.") || name == "EXISTS",
+                name.starts_with("pg_catalog.") || ["EXISTS", "k"].contains(&name),
                 "{name} in {text}"
             );
         }

@@ -1,8 +1,10 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
+use diesel_async::AsyncConnectionCore;
 use dlock_core::proto::{Ask, Hold};
-use dlock_core::{Holder, LockKey};
+use dlock_core::{FencingToken, Holder, LockKey};
+use dlock_diesel::Held;
 
 use crate::backend::{KeyOf, LockConnection};
 use crate::{AdvisoryLockGuard, Error, holders};
@@ -79,6 +81,40 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     /// ```
     pub async fn is_held(&mut self) -> Result<bool, Error> {
         self.guard.is_held().await
+    }
+
+    /// Draws a fencing token for what belongs to the slot: see
+    /// [`dlock_diesel`](dlock_diesel::AdvisorySemaphoreGuard::fencing_token). Cancel safety is that of
+    /// [`AdvisoryLockGuard::fencing_token`](crate::AdvisoryLockGuard::fencing_token).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
+    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// println!("device {} takes commands of {} and later", inside.slot(), inside.fencing_token().await?);
+    /// # Ok(()) }
+    /// ```
+    pub async fn fencing_token(&mut self) -> Result<FencingToken, Error> {
+        self.guard.fencing_token().await
+    }
+
+    /// A condition that is true only in the session that holds the slot: see
+    /// [`AdvisoryLockGuard::held`](crate::AdvisoryLockGuard::held).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, diesel_async::RunQueryDsl, dlock_diesel_async::*};
+    /// # diesel::table! { items { id -> Integer, done -> Bool } }
+    /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> QueryResult<()> {
+    /// let mut inside = conn.advisory_semaphore("import", 3).acquire().await?;
+    /// let item = items::table.find(1).filter(inside.held());
+    /// diesel::update(item).set(items::done.eq(true)).execute(&mut *inside).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn held(&self) -> Held<<M::Target as AsyncConnectionCore>::Backend> {
+        self.guard.held()
     }
 
     /// Lists the sessions that hold a slot or wait for one: see

@@ -71,10 +71,10 @@ impl<DB, GB> ValidGrouping<GB> for Held<DB> {
     type IsAggregate = is_aggregate::Never;
 }
 
-/// Each server has one text, so a statement with this condition keeps its place among the prepared ones.
+/// Each server has one text for a lock and another for several, so Diesel finds the statement by its text.
 impl<DB: 'static> QueryId for Held<DB> {
     type QueryId = Held<DB>;
-    const HAS_STATIC_QUERY_ID: bool = true;
+    const HAS_STATIC_QUERY_ID: bool = false;
 }
 
 impl<DB> QueryFragment<DB> for Held<DB>

@@ -1,11 +1,12 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
+use diesel::connection::Connection;
 use dlock_core::proto::{Ask, Hold};
-use dlock_core::{Holder, LockKey};
+use dlock_core::{FencingToken, Holder, LockKey};
 
 use crate::backend::{KeyOf, LockConnection};
-use crate::{AdvisoryLockGuard, Error, holders};
+use crate::{AdvisoryLockGuard, Error, Held, holders};
 
 /// A permit of a semaphore: a slot that is held. It derefs to the connection, so the session that holds the slot does
 /// the work.
@@ -81,6 +82,42 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     /// ```
     pub fn is_held(&mut self) -> Result<bool, Error> {
         self.guard.is_held()
+    }
+
+    /// Draws a fencing token for what belongs to the slot: it is greater than every token that an earlier holder of
+    /// this slot drew. See [`AdvisoryLockGuard::fencing_token`](crate::AdvisoryLockGuard::fencing_token).
+    ///
+    /// It is not for what all permits share. There a write with the greater token would keep out another session that
+    /// is inside at the same time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
+    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// println!("device {} takes commands of {} and later", inside.slot(), inside.fencing_token()?);
+    /// # Ok(()) }
+    /// ```
+    pub fn fencing_token(&mut self) -> Result<FencingToken, Error> {
+        self.guard.fencing_token()
+    }
+
+    /// A condition that is true only in the session that holds the slot: see
+    /// [`AdvisoryLockGuard::held`](crate::AdvisoryLockGuard::held).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use {diesel::prelude::*, dlock_diesel::*};
+    /// # diesel::table! { items { id -> Integer, done -> Bool } }
+    /// # fn example(conn: &mut PgConnection) -> QueryResult<()> {
+    /// let mut inside = conn.advisory_semaphore("import", 3).acquire()?;
+    /// let item = items::table.find(1).filter(inside.held());
+    /// diesel::update(item).set(items::done.eq(true)).execute(&mut *inside)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn held(&self) -> Held<<M::Target as Connection>::Backend> {
+        self.guard.held()
     }
 
     /// Lists the sessions that hold a slot or wait for one: see

@@ -61,7 +61,10 @@ impl Question<FencingToken> {
             droppable: hold.droppable,
             // libmariadb (3.3) would hang if it sent the kept statement again, for the reason of `acquire!`.
             breaks: true,
-            statement: sql::draw_token(tag, &hold.key),
+            statement: match hold.more.is_empty() {
+                true => sql::draw_token(tag, &hold.key),
+                false => sql::draw_token_of_all(tag, &sql::List::of(hold.all())),
+            },
             read: |rows, tag, _| match rows {
                 Rows::Pair(answer, number) => {
                     tag.remove(answer)?;

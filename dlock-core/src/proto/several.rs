@@ -2,7 +2,7 @@
 
 mod each;
 
-pub(crate) use each::{AllHeld, ReleaseEach};
+pub(crate) use each::ReleaseEach;
 
 use std::fmt::Debug;
 use std::ops::Range;

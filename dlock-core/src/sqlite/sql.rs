@@ -76,17 +76,51 @@ pub(super) fn is_held(key: SqliteKey) -> Statement {
     Statement::number(Prepared::ByText, sql, [number(key.key), request(key)])
 }
 
-/// Draws a number that is greater than all that were drawn before; 0 if this session does not have that hold.
-pub(super) fn draw_token(key: SqliteKey) -> Statement {
-    let sql = &["SELECT dlock_fencing_token(", ", ", ")"];
-    Statement::number(Prepared::ByText, sql, [number(key.key), request(key)])
+/// Whether this session has all of these holds: 1 or 0.
+pub(super) fn all_held(holds: &[SqliteKey]) -> Statement {
+    let sql = &["SELECT dlock_all_held(", ")"];
+    Statement::number(Prepared::ByText, sql, [list(holds)])
 }
 
-/// A condition for the user's own statements: whether this session has that hold. As a subquery it is asked once for
-/// each statement, not for each row.
-pub(super) fn held(key: SqliteKey) -> Condition {
-    let sql = &["(SELECT dlock_is_held(", ", ", "))"];
-    Condition::new(sql, [number(key.key), request(key)])
+/// Draws a number that is greater than all that were drawn before; 0 if this session does not have all of these holds.
+pub(super) fn draw_token(holds: &[SqliteKey]) -> Statement {
+    match *holds {
+        [hold] => {
+            let sql = &["SELECT dlock_fencing_token(", ", ", ")"];
+            Statement::number(Prepared::ByText, sql, [number(hold.key), request(hold)])
+        }
+        _ => {
+            let sql = &[
+                "SELECT CASE WHEN dlock_all_held(",
+                ") THEN dlock_fencing_token(",
+                ", ",
+                ") ELSE 0 END",
+            ];
+            let first = holds[0];
+            let binds = [list(holds), number(first.key), request(first)];
+            Statement::number(Prepared::ByText, sql, binds)
+        }
+    }
+}
+
+/// A condition for the user's own statements: whether this session has all of these holds. As a subquery it is asked
+/// once for each statement, not for each row.
+pub(super) fn held(holds: &[SqliteKey]) -> Condition {
+    match *holds {
+        [hold] => {
+            let sql = &["(SELECT dlock_is_held(", ", ", "))"];
+            Condition::new(sql, [number(hold.key), request(hold)])
+        }
+        _ => Condition::new(&["(SELECT dlock_all_held(", "))"], [list(holds)]),
+    }
+}
+
+/// Several holds as one value: the numbers of each, all separated by spaces.
+fn list(holds: &[SqliteKey]) -> Bind {
+    let numbers = holds
+        .iter()
+        .map(|hold| format!("{} {}", hold.key, hold.request.0));
+    Bind::Text(numbers.collect::<Vec<_>>().join(" "))
 }
 
 /// Who holds the lock and who waits for it, as one text.

@@ -1,5 +1,6 @@
 //! Locks that end with a transaction of PostgreSQL, and transactions that begin with them.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -15,6 +16,10 @@ use crate::walk::*;
 struct Server {
     /// Not READ COMMITTED.
     isolated: bool,
+    /// `transaction_timeout` is set.
+    limited: bool,
+    /// How often it was put back.
+    put_back: Cell<u32>,
 }
 
 const INSIDE: Session = Session {
@@ -86,6 +91,14 @@ impl Server {
         }
         // Settings.
         assert!(statement.contains("set_config"), "{statement}");
+        if let Some(transaction) = &mut world.transaction {
+            transaction.lifted |= statement.contains("set_config('transaction_timeout', '0'");
+            if statement.contains("set_config('transaction_timeout', pg_catalog.current_setting") {
+                assert!(transaction.lifted, "{statement}");
+                transaction.lifted = false;
+                self.put_back.set(self.put_back.get() + 1);
+            }
+        }
         Ok(())
     }
 
@@ -104,7 +117,12 @@ impl Server {
         let taken = keys.iter().any(|key| world.taken[*key]);
         if taken {
             assert!(!hands_over && statement.contains("dlock_taken"));
-            return Err(detail("dlock_taken"));
+            let cut_short = self.limited && statement.contains("dlock_cut_short");
+            return Err(detail(if cut_short {
+                "dlock_cut_short"
+            } else {
+                "dlock_taken"
+            }));
         }
         let transaction = world.transaction.as_mut().ok_or_else(failed)?;
         for key in keys {
@@ -131,7 +149,11 @@ impl Server {
         outcomes
     }
 
-    fn query(world: &World, statement: &dlock_core::proto::Statement) -> Option<Vec<Outcome>> {
+    fn query(
+        &self,
+        world: &World,
+        statement: &dlock_core::proto::Statement,
+    ) -> Option<Vec<Outcome>> {
         let transaction = world.transaction.as_ref()?;
         let text = statement.sql.concat();
         let failure = fault(aborted(world.clone()));
@@ -148,6 +170,10 @@ impl Server {
             return Some(vec![fine(number(0), world.clone()), failure]);
         }
         assert!(text.contains("pg_try_advisory_xact_lock"), "{text}");
+        assert!(
+            transaction.lifted || !self.limited,
+            "the user's limit counts while it waits"
+        );
         let mut next = world.clone();
         let locks = &mut next.transaction.as_mut()?.locks;
         let mut answer = 1;
@@ -169,7 +195,7 @@ impl crate::walk::Server for Server {
     fn receive<T: Debug>(&self, world: &World, step: &Step<T>) -> (Vec<Outcome>, bool) {
         match step {
             Step::Batch(text) => (self.batch(world, text), true),
-            Step::Query(statement) => match Self::query(world, statement) {
+            Step::Query(statement) => match self.query(world, statement) {
                 Some(outcomes) => (outcomes, true),
                 None => Sessions::query(world, statement),
             },
@@ -194,6 +220,7 @@ fn transaction_has_all(before: &World, now: &World) -> bool {
             !transaction.aborted
                 && transaction.locks == [true; KEYS]
                 && transaction.savepoints == open.savepoints
+                && !transaction.lifted
         })
 }
 
@@ -206,13 +233,18 @@ const LIMITS: [(Option<Duration>, bool); 4] = [
 
 #[test]
 fn a_transaction_that_begins_gets_all_or_does_not_begin() {
-    let mut granted = 0;
+    let (mut granted, mut put_back) = (0, 0);
     for isolated in [false, true] {
         for world in worlds() {
             for (limit, droppable) in LIMITS {
                 let ask = ask(keys(), limit, droppable);
                 let begin = || Postgres::begin(&ask).expect("valid keys");
-                let server = Server { isolated };
+                let limited = limit.is_none();
+                let server = Server {
+                    isolated,
+                    limited,
+                    put_back: Cell::new(0),
+                };
                 let count = explore(
                     &server,
                     &world,
@@ -222,11 +254,13 @@ fn a_transaction_that_begins_gets_all_or_does_not_begin() {
                     |(), _| {},
                 );
                 granted += count.granted;
+                put_back += server.put_back.get();
                 assert!(count.failed > 3, "{count:?}");
             }
         }
     }
     assert!(granted > 50, "{granted}");
+    assert!(put_back > 20, "{put_back}");
 }
 
 #[test]
@@ -240,7 +274,11 @@ fn an_open_transaction_gets_all_or_none_and_goes_on() {
         for (limit, droppable) in LIMITS {
             let ask = ask(keys(), limit, droppable);
             let acquire = || Postgres::acquire_in_transaction(&ask, INSIDE).expect("valid keys");
-            let server = Server { isolated: false };
+            let server = Server {
+                isolated: false,
+                limited: false,
+                put_back: Cell::new(0),
+            };
             let count = explore(
                 &server,
                 &world,

@@ -43,6 +43,8 @@ pub(crate) struct Transaction {
     pub(crate) locks: [bool; KEYS],
     /// Each with the locks that were there before it.
     pub(crate) savepoints: Vec<(String, [bool; KEYS])>,
+    /// `transaction_timeout` does not count.
+    pub(crate) lifted: bool,
 }
 
 impl World {

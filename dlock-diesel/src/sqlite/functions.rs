@@ -17,7 +17,7 @@ use super::table::{self, Searched, Slots};
 
 #[allow(missing_docs, unreachable_pub, reason = "made by Diesel")]
 mod sql {
-    use diesel::sql_types::BigInt;
+    use diesel::sql_types::{BigInt, Text};
 
     #[diesel::declare_sql_function]
     extern "SQL" {
@@ -33,6 +33,7 @@ mod sql {
         fn dlock_slot_holders(gate: BigInt, permits: BigInt) -> Text;
         fn dlock_release(key: BigInt, request: BigInt) -> BigInt;
         fn dlock_is_held(key: BigInt, request: BigInt) -> BigInt;
+        fn dlock_all_held(holds: Text) -> BigInt;
         fn dlock_fencing_token(key: BigInt, request: BigInt) -> BigInt;
         fn dlock_holders(key: BigInt) -> Text;
         fn dlock_check(key: BigInt, request: BigInt) -> Text;
@@ -155,6 +156,18 @@ fn add(conn: &mut SqliteConnection, session: &Arc<Session>) -> QueryResult<()> {
     sql::dlock_is_held_utils::register_nondeterministic_impl(conn, is_held)?;
 
     let session = of();
+    let all_held = move |holds: String| {
+        truth(pairs(&holds).and_then(|holds| {
+            let mut held = true;
+            for (key, request) in holds {
+                held = held && session.is_held(number(key)?, request)?;
+            }
+            Ok(held)
+        }))
+    };
+    sql::dlock_all_held_utils::register_nondeterministic_impl(conn, all_held)?;
+
+    let session = of();
     let draw_token = move |key: i64, request: i64| {
         Reply(number(key).and_then(|key| session.draw_token(key, request)))
     };
@@ -199,6 +212,23 @@ fn number(key: i64) -> Result<u64, FunctionError> {
             "{key} is not the number of a lock: these are at least 0 and less than 2^61"
         ))
     })
+}
+
+/// Several holds in one text: the key and the request of each.
+fn pairs(text: &str) -> Result<Vec<(i64, i64)>, FunctionError> {
+    let wrong =
+        || FunctionError::other("these are no holds: each is a key and the number of a request");
+    let numbers = text
+        .split(' ')
+        .map(|number| number.parse().map_err(|_| wrong()));
+    let numbers = numbers.collect::<Result<Vec<i64>, _>>()?;
+    match numbers.len() % 2 {
+        0 => Ok(numbers
+            .chunks_exact(2)
+            .map(|pair| (pair[0], pair[1]))
+            .collect()),
+        _ => Err(wrong()),
+    }
 }
 
 /// Checks a semaphore, for the same reason.

@@ -265,6 +265,64 @@ on_every_server! {
         unlock(&mut next, &key);
     }
 
+    /// Whichever of them was lost.
+    async fn several_locks_have_a_token_and_a_condition_while_all_are_held<C: Fenced>(server: &Server) {
+        let rows = Rows::new(server);
+        let number = i64::from(std::process::id()) << 21;
+        let keys: [LockKey; 3] = [unique_key("fence_all").into(), (-number).into(), (std::process::id() as i32, -3).into()];
+        let mut other = C::open(rows.server()).await;
+        for lost in 0..keys.len() {
+            let mut conn = C::open(rows.server()).await;
+            let mut lock = conn.advisory_locks(&keys).acquire().await.expect("free locks");
+            let token = lock.fencing_token().await.expect("a token");
+            assert!(lock.fencing_token().await.expect("a token") > token);
+            let held = lock.held();
+            assert_eq!(lock.truths(held.clone()).await.expect("truths"), [true; 5]);
+            assert_eq!(other.truths(held.clone()).await.expect("truths"), [false; 5]);
+            assert_eq!(lock.write_if_held(held.clone(), 1).await.expect("a write"), 2);
+            let name = literal(C::KIND, &keys[lost]);
+            lock.execute_sql(&match C::KIND {
+                Kind::Postgres => format!("SELECT pg_advisory_unlock({name})"),
+                Kind::Mysql => format!("DO RELEASE_LOCK({name})"),
+                // Nothing else releases a single one.
+                Kind::Sqlite => C::RELEASE_ALL.to_owned(),
+            }).await;
+            assert_eq!(lock.truths(held.clone()).await.expect("truths"), [false; 5], "without {}", keys[lost]);
+            assert_eq!(lock.write_if_held(held, 2).await.expect("a statement"), 0);
+            let refused = lock.fencing_token().await;
+            assert!(matches!(refused, Err(Error::NotHeld { .. })), "without {}: {refused:?}", keys[lost]);
+            assert!(is_broken(&mut *lock), "it is not the session that it was");
+            drop(lock);
+            drop(conn);
+            for key in &keys {
+                wait_until_free(&mut C::observer(rows.server()), key);
+            }
+        }
+    }
+
+    async fn a_slot_has_a_token_and_a_condition<C: Fenced>(server: &Server) {
+        let rows = Rows::new(server);
+        let key = unique_key("fence_slot");
+        let mut last = None;
+        for _ in 0..2 {
+            let (mut conn, mut other) = (C::open(rows.server()).await, C::open(rows.server()).await);
+            let mut inside = conn.advisory_semaphore(&key, 2).acquire().await.expect("a free slot");
+            let mut second = other.advisory_semaphore(&key, 2).acquire().await.expect("a free slot");
+            let token = inside.fencing_token().await.expect("a token");
+            assert!(Some(token) > last);
+            last = Some(second.fencing_token().await.expect("a token"));
+            assert!(last > Some(token));
+            let held = inside.held();
+            assert_eq!(inside.truths(held.clone()).await.expect("truths"), [true; 5]);
+            assert_eq!(second.truths(held.clone()).await.expect("truths"), [false; 5], "it has the other slot");
+            second.release().await.expect("a release");
+            inside.execute_sql(C::RELEASE_ALL).await;
+            assert_eq!(inside.write_if_held(held, 1).await.expect("a statement"), 0);
+            let lost = inside.fencing_token().await;
+            assert!(matches!(lost, Err(Error::NotHeld { .. })), "{lost:?}");
+        }
+    }
+
     async fn a_write_with_a_token_that_is_not_the_greatest_changes_nothing<C: Fenced>(server: &Server) {
         let rows = Rows::new(server);
         let key = unique_key("fence_write");
@@ -310,6 +368,13 @@ on_every_network_server! {
         let key = unique_key("trips_fence");
         let trips = counted.count(async |conn| {
             let mut lock = conn.advisory_lock(&key).acquire().await.expect("a free lock");
+            lock.fencing_token().await.expect("a token");
+            lock.release().await.expect("a release");
+        });
+        assert_eq!(trips.await, 3);
+        let keys = [unique_key("trips_fence"), unique_key("trips_fence")];
+        let trips = counted.count(async |conn| {
+            let mut lock = conn.advisory_locks(&keys).acquire().await.expect("free locks");
             lock.fencing_token().await.expect("a token");
             lock.release().await.expect("a release");
         });
@@ -405,6 +470,22 @@ on_postgres! {
         let empty = conn.advisory_xact_lock("").fencing_token().await;
         assert!(matches!(empty, Err(Error::InvalidKey(_))), "{empty:?}");
         assert_clean(&mut conn, &mut observer).await;
+    }
+
+    async fn locks_of_the_transaction_have_a_token_while_all_are_held(server: &Server) {
+        let (number, pair) = (i64::from(std::process::id()) << 22, (std::process::id() as i32, -4));
+        let keys: [LockKey; 3] = [unique_key("fence_xact_all").into(), number.into(), pair.into()];
+        let mut conn = PgConnection::open(server).await;
+        let token = conn.advisory_locks(&keys).transaction(async |conn| conn.advisory_xact_locks(&keys).fencing_token().await);
+        let token = token.await.expect("a token");
+        begin(&mut conn).await;
+        for key in &keys {
+            let none = conn.advisory_xact_locks(&keys).fencing_token().await;
+            assert!(matches!(none, Err(Error::NotHeld { .. })), "{none:?}");
+            conn.advisory_xact_lock(key).acquire().await.expect("a free lock");
+        }
+        assert!(conn.advisory_xact_locks(&keys).fencing_token().await.expect("a token") > token);
+        commit(&mut conn).await;
     }
 
     async fn shared_locks_and_pairs_of_numbers_have_tokens_and_conditions(server: &Server) {

@@ -443,12 +443,21 @@ on_postgres! {
             let bound = Duration::from_millis(limit);
             // 16 and before do not know it.
             for setting in timeouts(server).into_iter().filter(|setting| *setting == "transaction_timeout") {
-                for isolation in ["read committed", "repeatable read"] {
+                for (isolation, several) in [("read committed", false), ("read committed", true), ("repeatable read", false)] {
                     let mut conn = PgConnection::open(server);
                     conn.execute_sql(&format!("SET {setting} = {limit}; SET default_transaction_isolation = '{isolation}'"));
                     let before = conn.settings();
                     outlasts(server, conn, bound, move |conn, key| {
-                        conn.advisory_lock(key).transaction(|_| Ok::<_, Error>(()))?;
+                        let in_force = "SELECT current_setting('transaction_timeout')";
+                        let set = conn.text(in_force);
+                        let lock = match several {
+                            true => conn.advisory_locks([key, &format!("{key}/first"), &format!("{key}/last")]),
+                            false => conn.advisory_lock(key),
+                        };
+                        lock.transaction(|conn| {
+                            assert_eq!(conn.text(in_force), set);
+                            Ok::<_, Error>(())
+                        })?;
                         assert_unchanged(conn, &before, "a wait");
                         Ok(())
                     });

@@ -3,7 +3,7 @@
 
 use super::super::tag::Tag;
 use super::{Cluster, Text};
-use crate::proto::{Bind, Columns, Hold, OpenTransaction, Prepared, Statement};
+use crate::proto::{Bind, Columns, Condition, Hold, OpenTransaction, Prepared, Statement};
 
 /// Several names as one value.
 #[derive(Debug)]
@@ -206,6 +206,38 @@ pub(in crate::mysql) fn all_held(tag: Tag, list: &List, droppable: bool) -> Stat
         return Statement::number(Prepared::ByText, DROPPABLE, [tag.bind(), list.bind()]);
     }
     Statement::number(Prepared::ByText, TEXT, [list.bind()]).columns(Columns::Affected)
+}
+
+macro_rules! all_held {
+    ($before:literal, $after:literal) => {
+        [
+            concat!($before, "((SELECT COUNT(*) FROM JSON_TABLE(CONVERT("),
+            names!(
+                " WHERE NOT (IS_USED_LOCK(k.name) <=> CONNECTION_ID())) = 0)",
+                $after
+            ),
+        ]
+    };
+}
+
+/// [`draw_token`](super::draw_token) for the session that holds all of them.
+pub(in crate::mysql) fn draw_token_of_all(tag: Tag, list: &List) -> Statement {
+    const HELD: [&str; 2] = all_held!(
+        " AS SIGNED) AS answer, IF(",
+        ", CAST(UUID_SHORT() & 72057594037927935 AS SIGNED), NULL) AS token"
+    );
+    const TEXT: Text = &[
+        "/* dlock: draws a fencing token */ SELECT 4611686018427387904 + CAST(",
+        HELD[0],
+        HELD[1],
+    ];
+    Statement::number(Prepared::ByText, TEXT, [tag.bind(), list.bind()]).columns(Columns::Pair)
+}
+
+/// A condition for the user's own statements: whether this session holds all of them.
+pub(in crate::mysql) fn held_all(list: &List) -> Condition {
+    const TEXT: [&str; 2] = all_held!("", "");
+    Condition::new(&TEXT, [list.bind()])
 }
 
 /// [`release_unread`](super::release_unread) for several locks.

@@ -24,6 +24,7 @@ use crate::proto::{
 /// | `Begin` | BEGIN, and the locks | done | granted |
 /// | | | an error: not READ COMMITTED | `RollBack`, `Session` |
 /// | | | an error: the turn is over, or one is taken | `RollBack`, `BeginAgain` |
+/// | | | an error: one is taken, and `transaction_timeout` is set | the same; it is lifted |
 /// | | | an error: it may be a cancel | `RollBack`, `Probe` |
 /// | | | any other error | `RollBack`, fails |
 /// | `Probe` | was it `statement_timeout`? Are there such locks? | 2: it was | `BeginAgain` |
@@ -32,9 +33,10 @@ use crate::proto::{
 /// | | | an error: the table of locks is full | `Engine` |
 /// | `Engine` | what does the server call itself? | not PostgreSQL | fails: there are no such locks |
 /// | | | anything else | fails: the table of locks is full |
-/// | `BeginAgain` | BEGIN | done | `Each` |
-/// | `Each` | [`Several`], as the transaction's | granted | granted |
+/// | `BeginAgain` | BEGIN; lifts `transaction_timeout` if it is set | done | `Each` |
+/// | `Each` | [`Several`], as the transaction's | granted | granted; `PutBack` if that was lifted |
 /// | | | gives up, or fails | `RollBack`, gives up or fails |
+/// | `PutBack` | puts `transaction_timeout` back | done | granted |
 /// | `Session` | [`Several`], as the session's | granted | `HandOver` |
 /// | | | gives up, or fails | gives up, or fails |
 /// | `HandOver` | BEGIN, hands the session's locks over | done | granted |
@@ -47,6 +49,8 @@ pub(in crate::postgres) struct BeginSeveral {
     started: Duration,
     turns: Turns,
     at: usize,
+    /// `transaction_timeout` is set, and must not end the session while it waits.
+    lifts: bool,
     state: State,
 }
 
@@ -63,6 +67,7 @@ enum State {
     Engine(Failure),
     BeginAgain,
     Each(Box<Several<TransactionSteps>>),
+    PutBack,
     Session(Box<Several<SessionSteps>>),
     HandOver,
 }
@@ -88,6 +93,7 @@ impl BeginSeveral {
             started: Duration::ZERO,
             turns: Turns::new(ask.wait),
             at: 0,
+            lifts: false,
             state: State::Start,
         }
     }
@@ -120,6 +126,10 @@ impl BeginSeveral {
             Fault::Lost(cause) => return Step::failed(Failure::lost(cause)),
             Fault::Deadlock(cause) => Then::Fail(Reason::Deadlock.clean(cause)),
             Fault::Detail(detail, _) if detail.contains(sql::TOKEN_TAKEN) => Then::BeginAgain,
+            Fault::Detail(detail, _) if detail.contains(sql::TOKEN_CUT_SHORT) => {
+                self.lifts = true;
+                Then::BeginAgain
+            }
             Fault::Detail(detail, _) if is_level(&detail) => Then::Session,
             Fault::Detail(_, failed) => Then::Fail(Reason::Database.clean(failed.cause)),
             Fault::Other(failed) if failed.is_timeout() => Then::BeginAgain,
@@ -160,7 +170,10 @@ impl BeginSeveral {
 
     fn begin_again(&mut self) -> Begun {
         self.state = State::BeginAgain;
-        Step::Batch("BEGIN".into())
+        Step::Batch(match self.lifts {
+            true => sql::BEGIN_WITHOUT_TRANSACTION_TIMEOUT.into(),
+            false => "BEGIN".into(),
+        })
     }
 
     fn each(&mut self, now: Duration) -> Begun {
@@ -182,6 +195,10 @@ impl BeginSeveral {
                 self.at = several.at();
             }
             match result {
+                Ok(Some(_)) if self.lifts => {
+                    self.state = State::PutBack;
+                    Step::Batch(sql::PUT_BACK_TRANSACTION_TIMEOUT.into())
+                }
                 Ok(Some(_)) => Step::Done(Ok(Some(()))),
                 Ok(None) => self.roll_back(Then::GiveUp),
                 Err(failure) if failure.reason == Reason::Lost => Step::failed(failure),
@@ -221,7 +238,9 @@ impl Machine for BeginSeveral {
 
     fn next(&mut self, answer: Answer, now: Duration) -> Begun {
         match (std::mem::replace(&mut self.state, State::Start), answer) {
-            (State::Begin { .. } | State::HandOver, Answer::Done) => Step::Done(Ok(Some(()))),
+            (State::Begin { .. } | State::PutBack | State::HandOver, Answer::Done) => {
+                Step::Done(Ok(Some(())))
+            }
             (State::Begin { millis, sent }, Answer::Error(error)) => {
                 self.settle(Fault::new(error, Failed::after(millis, sent, now)))
             }
@@ -260,7 +279,7 @@ impl Machine for BeginSeveral {
             State::Each(several) => (true, several.abandon().cancel),
             // If the transaction has the locks, they are free now. If the session kept them, when the connection is
             // closed.
-            State::BeginAgain | State::HandOver => (true, false),
+            State::BeginAgain | State::PutBack | State::HandOver => (true, false),
         };
         // Twice: a late cancel may hit the first.
         Abandoned {

@@ -2,6 +2,7 @@
 //! any number of them.
 
 use super::parts::{HAS_OWN_LOCKS, Scope, has_own_locks, hold_mode, shared};
+use super::prepared::transaction_timeout_is_set;
 use super::tokens::IS_STANDBY;
 use super::unread;
 use crate::proto::{Bind, Columns, OpenTransaction, Prepared, Statement};
@@ -10,13 +11,13 @@ use crate::{Mode, PostgresKey};
 /// Several keys as one value: an array of numbers, of which the first so many are `bigint` keys. The others are pairs,
 /// each put together into one number.
 #[derive(Debug)]
-struct List {
+pub(super) struct List {
     array: String,
     bigints: i64,
 }
 
 impl List {
-    fn new(keys: &[PostgresKey]) -> Self {
+    pub(super) fn new(keys: &[PostgresKey]) -> Self {
         let number = |key: &PostgresKey| match *key {
             PostgresKey::BigInt(key) => key.to_string(),
             PostgresKey::Pair(first, second) => {
@@ -33,7 +34,7 @@ impl List {
         }
     }
 
-    fn binds(self) -> [Bind; 2] {
+    pub(super) fn binds(self) -> [Bind; 2] {
         [Bind::Text(self.array), Bind::BigInt(self.bigints)]
     }
 
@@ -284,15 +285,24 @@ pub(in crate::postgres) fn release_all_unread(
 }
 
 /// An expression that takes the transaction's locks, in their order, and fails if it does not get all of them. It waits
-/// so many milliseconds in all; with 0 it fails with a token.
-fn take_in_transaction(keys: &[PostgresKey], mode: Mode, millis: u32) -> String {
+/// so many milliseconds in all; with 0 it fails with a token. In a transaction that dlock has begun it fails with
+/// another one instead if `transaction_timeout` might end the session.
+fn take_in_transaction(keys: &[PostgresKey], mode: Mode, millis: u32, begun: bool) -> String {
     let list = List::new(keys);
     let attempt = list.call("pg_try_advisory_xact_lock", mode, "");
     let rows = list.rows();
+    // `concat` is not evaluated by the planner.
+    let cut_short = match begun {
+        true => concat!(
+            " WHEN ",
+            transaction_timeout_is_set!(),
+            " THEN pg_catalog.concat('dlock_cut_short')::pg_catalog.json IS NULL"
+        ),
+        false => "",
+    };
     if millis == 0 {
-        // `concat` is not evaluated by the planner.
         return format!(
-            "CASE WHEN EXISTS(SELECT FROM {rows} WHERE NOT {attempt}) \
+            "CASE WHEN EXISTS(SELECT FROM {rows} WHERE CASE WHEN {attempt} THEN false{cut_short} ELSE true END) \
              THEN pg_catalog.concat('dlock_taken')::pg_catalog.json::pg_catalog.text END"
         );
     }
@@ -300,7 +310,7 @@ fn take_in_transaction(keys: &[PostgresKey], mode: Mode, millis: u32) -> String 
     // `format` prints its first argument, the old limit, and evaluates all: see `acquire`.
     format!(
         "pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', pg_catalog.current_setting('lock_timeout'), \
-         EXISTS(SELECT FROM {rows} WHERE CASE WHEN {attempt} THEN false ELSE \
+         EXISTS(SELECT FROM {rows} WHERE CASE WHEN {attempt} THEN false{cut_short} ELSE \
          pg_catalog.set_config('lock_timeout', greatest(1, pg_catalog.int8mi('{millis}', pg_catalog.numeric_mul(\
          extract(epoch FROM pg_catalog.timestamptz_mi(pg_catalog.clock_timestamp(), \
          pg_catalog.statement_timestamp())), 1000)::bigint))::pg_catalog.text, true) IS NULL OR {wait} END)), true)"
@@ -309,7 +319,7 @@ fn take_in_transaction(keys: &[PostgresKey], mode: Mode, millis: u32) -> String 
 
 /// [`begin`](super::begin) with several locks.
 pub(in crate::postgres) fn begin_all(keys: &[PostgresKey], mode: Mode, millis: u32) -> String {
-    let take = take_in_transaction(keys, mode, millis);
+    let take = take_in_transaction(keys, mode, millis, true);
     format!(
         "BEGIN; SELECT CASE WHEN {HAS_OWN_LOCKS} THEN {IS_STANDBY}::pg_catalog.text WHEN \
          pg_catalog.textne(pg_catalog.current_setting('transaction_isolation'), 'read committed') \
@@ -319,7 +329,8 @@ pub(in crate::postgres) fn begin_all(keys: &[PostgresKey], mode: Mode, millis: u
 
 /// Takes locks of the open transaction.
 pub(in crate::postgres) fn wait_all(keys: &[PostgresKey], mode: Mode, millis: u32) -> String {
-    format!("SELECT {}", take_in_transaction(keys, mode, millis))
+    let take = take_in_transaction(keys, mode, millis, false);
+    format!("SELECT {take}")
 }
 
 /// Begins a transaction and makes the locks that the session holds that transaction's.

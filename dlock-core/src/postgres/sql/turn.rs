@@ -112,18 +112,38 @@ pub(in crate::postgres) enum Lift {
     StatementAndTransaction,
 }
 
+/// PostgreSQL 16 and older do not know it.
+macro_rules! lift_transaction_timeout {
+    () => {
+        "pg_catalog.set_config('dlock.transaction_timeout', \
+         coalesce(pg_catalog.current_setting('transaction_timeout', true), '0'), true), \
+         CASE WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0') \
+         THEN pg_catalog.set_config('transaction_timeout', '0', true) END"
+    };
+}
+
+macro_rules! put_back_transaction_timeout {
+    () => {
+        "CASE WHEN pg_catalog.textne(pg_catalog.current_setting('dlock.transaction_timeout'), '0') \
+         THEN pg_catalog.set_config('transaction_timeout', pg_catalog.current_setting('dlock.transaction_timeout'), \
+         true) END"
+    };
+}
+
+/// Begins a transaction that lasts as long as its waits, until [`PUT_BACK_TRANSACTION_TIMEOUT`].
+pub(in crate::postgres) const BEGIN_WITHOUT_TRANSACTION_TIMEOUT: &str =
+    concat!("BEGIN; SELECT ", lift_transaction_timeout!());
+
+/// From now on the user's limit counts.
+pub(in crate::postgres) const PUT_BACK_TRANSACTION_TIMEOUT: &str =
+    concat!("SELECT ", put_back_transaction_timeout!());
+
 /// Lifts the limits that would cut a wait short and sets the wait's own, for the rest of the transaction or until
 /// [`put_back`]. It fails on a standby, whose locks are its own.
 fn limits(millis: u32, lift: Lift) -> String {
     let transaction = match lift {
         Lift::Statement => "",
-        // PostgreSQL 16 and older do not know it.
-        Lift::StatementAndTransaction => {
-            ", pg_catalog.set_config('dlock.transaction_timeout', \
-             coalesce(pg_catalog.current_setting('transaction_timeout', true), '0'), true), \
-             CASE WHEN pg_catalog.textne(pg_catalog.current_setting('transaction_timeout', true), '0') \
-             THEN pg_catalog.set_config('transaction_timeout', '0', true) END"
-        }
+        Lift::StatementAndTransaction => concat!(", ", lift_transaction_timeout!()),
     };
     format!(
         "SELECT pg_catalog.set_config('dlock.lock_timeout', pg_catalog.current_setting('lock_timeout'), true), \
@@ -140,12 +160,7 @@ fn limits(millis: u32, lift: Lift) -> String {
 fn put_back(lift: Lift) -> String {
     let transaction = match lift {
         Lift::Statement => "",
-        Lift::StatementAndTransaction => {
-            ", CASE WHEN pg_catalog.textne(pg_catalog.current_setting('dlock.transaction_timeout'), '0') \
-             THEN pg_catalog.set_config('transaction_timeout', \
-             pg_catalog.current_setting('dlock.transaction_timeout'), \
-             true) END"
-        }
+        Lift::StatementAndTransaction => concat!(", ", put_back_transaction_timeout!()),
     };
     format!(
         "SELECT pg_catalog.set_config('lock_timeout', pg_catalog.current_setting('dlock.lock_timeout'), true), \
