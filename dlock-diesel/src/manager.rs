@@ -134,6 +134,27 @@ impl<C: LockConnection + 'static> LockManager<C> {
         ManagedLock::new(Arc::clone(&self.owner.0), Ask::new(key.into()))
     }
 
+    /// Several locks that are taken and released as one: see
+    /// [`AdvisoryLockExt::advisory_locks`](crate::AdvisoryLockExt::advisory_locks). After a failure or a timeout none of
+    /// them is held. The loss of one is the loss of all.
+    ///
+    /// They are taken one after the other, in the order in which everybody takes them, so two callers cannot deadlock.
+    /// That is 1 round trip for each that is free, where on a connection it is 1 for all.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
+    /// let both = locks.locks(["account/1", "account/2"]).acquire()?;
+    /// both.release()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn locks(&self, keys: impl IntoIterator<Item: Into<LockKey>>) -> ManagedLock<C> {
+        let ask = Ask::all(keys.into_iter().map(Into::into));
+        ManagedLock::new(Arc::clone(&self.owner.0), ask)
+    }
+
     /// A semaphore that is not held yet: at most `permits` hold it at once, over all processes and hosts. It is the
     /// same one as [`AdvisoryLockExt::advisory_semaphore`](crate::AdvisoryLockExt::advisory_semaphore).
     ///

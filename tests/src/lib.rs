@@ -24,6 +24,7 @@ mod causes;
 mod connection;
 mod every;
 mod key;
+mod pooler;
 mod process;
 pub mod proof;
 mod proxy;
@@ -44,6 +45,7 @@ pub use every::{
     run_on_every_server, run_on_every_server_async, run_on_sqlite,
 };
 pub use key::unique_key;
+pub use pooler::start_transaction_pooler;
 pub use process::Process;
 pub use proxy::Proxy;
 pub use server::{Kind, Server};

@@ -1,5 +1,5 @@
 //! Managers in processes of their own: one that is stopped, one whose network is cut again and again, and what a manager
-//! leaves behind. `DLOCK_CUTS` sets how often the network is cut on each server, `TEST_POOLER` names a pooler.
+//! leaves behind. `DLOCK_CUTS` sets how often the network is cut on each server.
 
 use std::env;
 use std::fs;
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use diesel::{MysqlConnection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, Error, LockConnection, LockManager};
 use dlock_tests::{
-    PATIENCE, Process, Proxy, Server, TestConnection, on_every_network_server, unique_key, wait_for,
+    PATIENCE, Process, Proxy, Server, TestConnection, on_every_network_server, on_postgres,
+    start_transaction_pooler, unique_key, wait_for,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -166,14 +167,22 @@ fn hold<C: Lockable>(url: &str) {
     println!("\nheld until {}", last.as_micros());
 }
 
-#[test]
-#[ignore = "it needs a pooler in transaction mode: TEST_POOLER"]
-fn a_pooler_that_pools_transactions_is_refused() {
-    let url = env::var("TEST_POOLER").expect("TEST_POOLER names a pooler");
-    let locks = LockManager::<PgConnection>::at(url).build();
-    let refused = locks.lock(unique_key("pooled")).acquire();
-    assert!(
-        matches!(refused, Err(Error::Unsupported { .. })),
-        "{refused:?}"
-    );
+on_postgres! {
+    fn a_pooler_that_pools_transactions_is_refused(server: &Server) {
+        let pooler = start_transaction_pooler(server);
+        let locks = LockManager::<PgConnection>::at(&pooler.url).build();
+        let refused = locks.lock(unique_key("pooled")).acquire();
+        match refused {
+            Err(Error::Unsupported { source, .. }) => {
+                assert!(source.to_string().contains("pooler"), "{source}");
+            }
+            other => panic!("{other:?}"),
+        }
+        // The pooler itself is in order.
+        PgConnection::open(&pooler).execute_sql("SELECT 1");
+        // So it is not refused because of the pooler's address, but because of what it does.
+        let locks = LockManager::<PgConnection>::at(&server.url).build();
+        let held = locks.lock(unique_key("pooled")).acquire().expect("a free lock");
+        held.release().expect("a release");
+    }
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use super::several::Names;
 use super::{Mysql, base, sql};
 use crate::proto::manager::{Identity, ManagedDialect, Token};
 use crate::proto::{
-    Abandoned, Aftermath, Answer, Cause, Failure, Machine, Reason, Rows, Statement, Step,
+    Abandoned, Aftermath, Answer, Ask, Cause, Failure, Machine, Reason, Rows, Statement, Step,
 };
 use crate::{InvalidKey, LockKey};
 
@@ -18,8 +19,10 @@ impl ManagedDialect for Mysql {
     /// A pooler that gives a session to several connections does not do so after GET_LOCK or SET (ProxySQL).
     const MAY_BE_POOLED: bool = false;
 
-    fn identity(key: &LockKey) -> Result<Identity, InvalidKey> {
-        Ok(Identity::Name(key.to_mysql()?.into()))
+    fn identities(ask: &Ask) -> Result<Vec<(Identity, LockKey)>, Failure> {
+        let names = Names::new(ask)?.into_pairs();
+        let identities = names.map(|(name, key)| (Identity::Name(name.into()), key));
+        Ok(identities.collect())
     }
 
     fn identity_of_semaphore(key: &LockKey, permits: u32) -> Result<Identity, InvalidKey> {

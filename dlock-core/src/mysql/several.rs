@@ -36,6 +36,11 @@ impl Names {
         }
     }
 
+    /// Each with its key.
+    pub(super) fn into_pairs(self) -> impl Iterator<Item = (String, LockKey)> {
+        self.names.into_iter().zip(self.keys)
+    }
+
     pub(super) fn name(&self, index: usize) -> &str {
         &self.names[index]
     }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::several::Keys;
 use super::{Postgres, gate, sql};
 use crate::proto::manager::{Identity, ManagedDialect, Token};
-use crate::proto::{Abandoned, Aftermath};
+use crate::proto::{Abandoned, Aftermath, Ask};
 use crate::proto::{Answer, Cause, Failure, Machine, Reason, Rows, Statement, Step};
 use crate::{InvalidKey, LockKey};
 
@@ -16,8 +17,11 @@ impl ManagedDialect for Postgres {
 
     const MAY_BE_POOLED: bool = true;
 
-    fn identity(key: &LockKey) -> Result<Identity, InvalidKey> {
-        Ok(key.to_postgres()?.into())
+    fn identities(ask: &Ask) -> Result<Vec<(Identity, LockKey)>, Failure> {
+        let keys = Keys::new(ask)?;
+        let identities = keys.all().iter().enumerate();
+        let identities = identities.map(|(at, key)| ((*key).into(), keys.name(at).clone()));
+        Ok(identities.collect())
     }
 
     fn identity_of_semaphore(key: &LockKey, permits: u32) -> Result<Identity, InvalidKey> {

@@ -4,6 +4,7 @@ mod action;
 mod config;
 mod conn;
 mod dialect;
+mod group;
 mod hold;
 mod line;
 mod question;
@@ -21,7 +22,9 @@ pub use action::{
 pub use config::Config;
 pub use dialect::{ManagedDialect, Token};
 
+use self::action::Of;
 use self::conn::{Conn, Job, State};
+use self::group::Group;
 use self::hold::{Hold, HoldState};
 use self::line::{Line, Request};
 use self::question::Question;
@@ -66,6 +69,9 @@ pub struct Manager {
     lines: Slab<Line>,
     identities: HashMap<Identity, Id>,
     requests: Slab<Request>,
+    groups: Slab<Group>,
+    /// What the requests of a group have come to.
+    group_news: VecDeque<(Id, Id, News)>,
     holds: Slab<Hold>,
     conns: Slab<Conn>,
     questions: Slab<Question>,
@@ -108,6 +114,8 @@ impl Manager {
             lines: Slab::default(),
             identities: HashMap::new(),
             requests: Slab::default(),
+            groups: Slab::default(),
+            group_news: VecDeque::new(),
             holds: Slab::default(),
             conns: Slab::default(),
             questions: Slab::default(),
@@ -139,60 +147,30 @@ impl Manager {
         now: Duration,
     ) -> Ticket {
         self.expire_leases(now);
-        let line = self.line(identity);
-        let tries = limit == Some(Duration::ZERO);
-        // A try does not wait long for the answer to somebody of this process who leaves the queue or the lock.
-        let behind = self.is_busy(line, &what);
-        let limit = match tries {
-            true => behind.then_some(Config::GRACE),
-            false => limit,
-        };
-        let until = limit.map(|limit| now.saturating_add(limit));
-        let request = Request::new(line, what, tries, until, now);
-        let id = self.requests.insert(request);
-        if self.closing.is_some() {
-            self.end(id, News::Closed);
-        } else if tries && self.is_taken_here(id) {
-            self.taken(id, Vec::new(), now);
-        } else {
-            if let Some(until) = until {
-                self.limits.insert((until, id));
-            }
-            if let Some(line) = self.lines.get_mut(line) {
-                line.queue.push_back(id);
-            }
-        }
-        self.serve(line, now);
+        let id = self.begin(identity, what, limit, None, now);
         self.schedule(now);
-        Ticket(id)
+        Ticket(Of::One(id))
     }
 
     /// Nobody wants to hear of the request any more, or of the lock that it was granted.
-    pub fn cancel(&mut self, Ticket(id): Ticket, now: Duration) {
+    pub fn cancel(&mut self, Ticket(of): Ticket, now: Duration) {
         self.expire_leases(now);
-        let Some(request) = self.requests.get(id) else {
-            return;
-        };
-        let (line, hold) = (request.line, request.hold);
-        match hold {
-            Some(_) => self.give_back(id, false, now),
-            None => {
-                self.leave(id);
-                self.serve(line, now);
-            }
+        match of {
+            Of::One(id) => self.give_up(id, now),
+            Of::Several(id) => self.give_up_group(id, now),
         }
         self.schedule(now);
     }
 
     /// The holder gives the lock back: [`News::Released`] or [`News::NotReleased`] follows. `false`: it was lost
     /// before, and that was told.
-    pub fn release(&mut self, Ticket(id): Ticket, now: Duration) -> bool {
+    pub fn release(&mut self, Ticket(of): Ticket, now: Duration) -> bool {
         self.expire_leases(now);
-        let held = self
-            .requests
-            .get(id)
-            .is_some_and(|request| request.hold.is_some());
-        if held {
+        let held = match of {
+            Of::One(id) => self.has_hold(id),
+            Of::Several(id) => self.release_group(id, now),
+        };
+        if let (Of::One(id), true) = (of, held) {
             self.give_back(id, true, now);
         }
         self.schedule(now);
@@ -200,7 +178,12 @@ impl Manager {
     }
 
     /// Whether the holder of this ticket still has the lock.
-    pub fn is_held(&self, Ticket(id): Ticket, now: Duration) -> bool {
+    pub fn is_held(&self, ticket: Ticket, now: Duration) -> bool {
+        let members = self.members_of(ticket);
+        !members.is_empty() && members.iter().all(|id| self.is_certain(*id, now))
+    }
+
+    fn is_certain(&self, id: Id, now: Duration) -> bool {
         let hold = self.requests.get(id).and_then(|request| request.hold);
         let conn = hold
             .and_then(|hold| self.holds.get(hold))
@@ -212,10 +195,13 @@ impl Manager {
             })
     }
 
-    /// The connection of the lock, for a question about it. `None` if it is lost.
-    pub fn hold_of(&self, Ticket(id): Ticket) -> Option<(ConnId, HoldId)> {
-        let hold = self.requests.get(id)?.hold?;
-        Some((ConnId(self.holds.get(hold)?.conn), HoldId(hold)))
+    /// The connections and the holds of what a ticket has.
+    pub fn holds_of(&self, ticket: Ticket) -> Vec<(ConnId, HoldId)> {
+        let holds = self.members_of(ticket).into_iter().filter_map(|id| {
+            let hold = self.requests.get(id)?.hold?;
+            Some((ConnId(self.holds.get(hold)?.conn), HoldId(hold)))
+        });
+        holds.collect()
     }
 
     /// A connection is open. `false`: nobody wants it any more.

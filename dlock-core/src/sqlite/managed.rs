@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::several::Keys;
 use super::{Sqlite, gate};
 use crate::proto::manager::{Identity, ManagedDialect, Token};
-use crate::proto::{Abandoned, Answer, Machine, Step};
+use crate::proto::{Abandoned, Answer, Ask, Failure, Machine, Step};
 use crate::{InvalidKey, LockKey};
 
 impl ManagedDialect for Sqlite {
@@ -15,8 +16,10 @@ impl ManagedDialect for Sqlite {
 
     const MAY_BE_POOLED: bool = false;
 
-    fn identity(key: &LockKey) -> Result<Identity, InvalidKey> {
-        Ok(Identity::Number(key.to_sqlite()? as i64))
+    fn identities(ask: &Ask) -> Result<Vec<(Identity, LockKey)>, Failure> {
+        let keys = Keys::new(ask)?.into_pairs();
+        let identities = keys.map(|(key, name)| (Identity::Number(key as i64), name));
+        Ok(identities.collect())
     }
 
     fn identity_of_semaphore(key: &LockKey, permits: u32) -> Result<Identity, InvalidKey> {

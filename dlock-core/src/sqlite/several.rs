@@ -28,6 +28,11 @@ impl Keys {
         }
     }
 
+    /// Each with its name.
+    pub(super) fn into_pairs(self) -> impl Iterator<Item = (u64, LockKey)> {
+        self.0.into_iter()
+    }
+
     pub(super) fn get(&self, index: usize) -> &(u64, LockKey) {
         &self.0[index]
     }

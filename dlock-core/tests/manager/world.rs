@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) turns: u32,
     /// Every second key is a semaphore with so many permits, which some requests do not know of; 0: none.
     pub(crate) permits: u32,
+    /// One in so many requests is for several locks; 0: none.
+    pub(crate) several: u64,
     /// Requests are exclusive only.
     pub(crate) exclusive: bool,
     /// The longest that a holder works, usually.
@@ -189,13 +191,13 @@ enum TaskState {
 struct Task {
     state: TaskState,
     key: Key,
-    /// What it holds: the lock, or the lock of the slot.
-    lock: Key,
+    /// What it holds: the locks, or the lock of the slot.
+    locks: Vec<Key>,
     permits: Option<u32>,
     mode: Mode,
     round: u32,
-    /// The session of the lock that it has given back.
-    released: Option<Session>,
+    /// The locks that it has given back, and their sessions.
+    released: Vec<(Key, Session)>,
 }
 
 struct Process {
@@ -262,11 +264,11 @@ impl World {
                     .map(|_| Task {
                         state: TaskState::Away,
                         key: 0,
-                        lock: 0,
+                        locks: Vec::new(),
                         permits: None,
                         mode: Mode::Exclusive,
                         round: 0,
-                        released: None,
+                        released: Vec::new(),
                     })
                     .collect(),
                 by_ticket: HashMap::new(),
@@ -491,23 +493,41 @@ impl World {
             true => Some(self.random.range(1, 1000) * MILLI),
             false => None,
         };
+        let mut keys = vec![key];
+        if permits.is_none() && self.random.one_in(self.plan.several) {
+            for _ in 0..3 {
+                let another = self.random.range(first, first + self.plan.keys);
+                let lock = self.plan.permits == 0 || another % 2 == 0;
+                keys.extend(lock.then_some(another));
+            }
+            keys.sort_unstable();
+            keys.dedup();
+        }
         let now = self.clock(process);
         let it = &mut self.processes[process];
-        let what = Arc::new(Wanted {
-            key: (key as i64).into(),
-            mode,
-            permits,
-        });
-        let mut identity = Identity::Number(key as i64);
-        if permits.is_some() {
-            identity = Identity::Semaphore(Box::new(identity));
-        }
-        let ticket = it
-            .manager
-            .request(identity, what, limit.map(Duration::from_micros), now);
+        let wanted = |key: Key| {
+            let mut identity = Identity::Number(key as i64);
+            if permits.is_some() {
+                identity = Identity::Semaphore(Box::new(identity));
+            }
+            let key = (key as i64).into();
+            (identity, Arc::new(Wanted { key, mode, permits }))
+        };
+        let wait = limit.map(Duration::from_micros);
+        let ticket = match &keys[..] {
+            [key] => {
+                let (identity, what) = wanted(*key);
+                it.manager.request(identity, what, wait, now)
+            }
+            keys => {
+                let all = keys.iter().map(|key| wanted(*key)).collect();
+                it.manager.request_all(all, wait, now)
+            }
+        };
+        let alone = keys.len() == 1;
         it.by_ticket.insert(ticket, task);
-        it.tasks[task].key = key;
-        it.tasks[task].lock = key;
+        it.tasks[task].key = keys[0];
+        it.tasks[task].locks = keys;
         it.tasks[task].permits = permits;
         it.tasks[task].mode = mode;
         // A try is on its way until it is known that nothing comes through.
@@ -521,7 +541,7 @@ impl World {
             until,
         };
         let round = it.tasks[task].round;
-        if limit != Some(0) {
+        if limit != Some(0) && alone {
             let since = (self.now, task);
             self.waiting
                 .entry((process, key))
@@ -552,8 +572,10 @@ impl World {
                 }
             }
             TaskState::Holding { .. } => {
-                if let Some(believed) = self.believed.get_mut(&it.lock) {
-                    believed.retain(|holder| *holder != (process, task));
+                for lock in &it.locks {
+                    if let Some(believed) = self.believed.get_mut(lock) {
+                        believed.retain(|holder| *holder != (process, task));
+                    }
                 }
             }
             _ => {}
@@ -598,15 +620,14 @@ impl World {
             it.manager.cancel(ticket, now);
             self.away(process, task);
         } else {
-            let session = it
-                .manager
-                .hold_of(ticket)
-                .map(|(_, hold)| it.hold_keys[&hold].2);
+            let holds = it.manager.holds_of(ticket).into_iter();
+            let sessions = holds.map(|(_, hold)| it.hold_keys[&hold]);
+            let released = sessions.map(|(key, _, session)| (key, session)).collect();
             // If it is lost already, its loss is told in the same moment.
             if it.manager.release(ticket, now) {
                 self.leaves(process, task);
                 self.processes[process].tasks[task].state = TaskState::Releasing { ticket };
-                self.processes[process].tasks[task].released = session;
+                self.processes[process].tasks[task].released = released;
             }
         }
         self.act(process);
@@ -743,9 +764,10 @@ impl World {
                 it.permits.is_some_and(|permits| slot < permits),
                 "a wrong slot"
             );
-            it.lock = slot_key(it.key, slot);
+            it.locks = vec![slot_key(it.key, slot)];
         }
-        let (key, state) = (it.tasks[task].lock, it.tasks[task].state);
+        let alone = it.tasks[task].locks.len() == 1;
+        let (locks, state) = (it.tasks[task].locks.clone(), it.tasks[task].state);
         match (state, news) {
             (
                 TaskState::Waiting {
@@ -755,7 +777,9 @@ impl World {
             ) if t == ticket => {
                 self.check_grant(process, task, ticket);
                 self.leaves(process, task);
-                self.believed.entry(key).or_default().push((process, task));
+                for key in locks {
+                    self.believed.entry(key).or_default().push((process, task));
+                }
                 if self.plan.keys == 1 {
                     let inside = self.believed.values().map(Vec::len).sum();
                     self.most_inside = self.most_inside.max(inside);
@@ -765,12 +789,19 @@ impl World {
                 it.turns += 1;
                 it.tasks[task].state = TaskState::Holding { ticket };
                 self.longest_wait = self.longest_wait.max(self.now - since);
-                let (conn, hold) = it.manager.hold_of(ticket).expect("a hold");
+                let holds = it.manager.holds_of(ticket);
+                assert_eq!(
+                    holds.len(),
+                    it.tasks[task].locks.len(),
+                    "all of several locks"
+                );
+                let (conn, hold) = holds[0];
                 let served = it.served.entry(hold).or_insert((0, self.now));
                 served.0 += 1;
                 let (times, first) = *served;
                 let late = self.now > first + Config::TURN.as_micros() as Time * 11 / 10;
-                if times > self.plan.turns || times > 1 && late {
+                // Several locks are told after the last of them was granted.
+                if alone && (times > self.plan.turns || times > 1 && late) {
                     self.check_that_no_other_can_ask(process, conn, task);
                 }
                 let work = match self.random.one_in(self.plan.long) {
@@ -818,9 +849,11 @@ impl World {
             (TaskState::Releasing { ticket: t }, News::Released | News::NotReleased(_))
                 if t == ticket =>
             {
-                let session = it.tasks[task].released.take();
+                let released = std::mem::take(&mut it.tasks[task].released);
+                // Of several locks, the first may be another's before the last is released.
+                let released = released.into_iter().filter(|_| alone);
                 self.released
-                    .extend(session.map(|session| (process, key, session)));
+                    .extend(released.map(|(key, session)| (process, key, session)));
                 self.away(process, task);
             }
             // Told in the call that released it.
@@ -844,13 +877,14 @@ impl World {
             .remove(&question)
             .expect("a question that was asked once");
         let task = it.by_ticket.get(&ticket).map(|task| &it.tasks[*task]);
-        let Some((task, hold)) = task.zip(it.manager.hold_of(ticket)) else {
+        let holds = it.manager.holds_of(ticket);
+        let Some((task, hold)) = task.zip(holds.first()) else {
             return;
         };
         if task.state != (TaskState::Holding { ticket }) {
             return;
         }
-        let (key, session) = (task.lock, it.hold_keys[&hold.1].2);
+        let (key, _, session) = it.hold_keys[&hold.1];
         let killed = self.clients[session].killed_at.is_some();
         let token = match answer {
             Ok(token) => i64::from(token) as u64,
@@ -1181,12 +1215,26 @@ impl World {
     /// A task believes that it holds a lock from now on.
     fn check_grant(&self, process: usize, task: usize, ticket: Ticket) {
         let it = &self.processes[process].tasks[task];
-        let key = it.lock;
-        let own = self.processes[process].manager.hold_of(ticket);
-        let own = own.map(|(_, hold)| self.processes[process].hold_keys[&hold].2);
-        if own.is_some_and(|own| self.clients[own].killed_at.is_some()) {
-            return;
+        for (_, hold) in self.processes[process].manager.holds_of(ticket) {
+            let (key, _, own) = self.processes[process].hold_keys[&hold];
+            if self.clients[own].killed_at.is_none() {
+                self.check_that_nobody_else_believes(process, task, key);
+            }
         }
+        let TaskState::Waiting { since, .. } = it.state else {
+            return;
+        };
+        let waiting = self.waiting.get(&(process, it.key)).into_iter().flatten();
+        for &(earlier, of) in waiting {
+            assert!(
+                earlier >= since || of == task,
+                "a request overtook another one of its process"
+            );
+        }
+    }
+
+    fn check_that_nobody_else_believes(&self, process: usize, task: usize, key: Key) {
+        let mode = self.processes[process].tasks[task].mode;
         let believed = self
             .believed
             .get(&key)
@@ -1197,22 +1245,14 @@ impl World {
             let TaskState::Holding { ticket } = other.tasks[of].state else {
                 continue;
             };
-            let (_, hold) = other.manager.hold_of(ticket).expect("a hold");
-            let killed = self.clients[other.hold_keys[&hold].2].killed_at.is_some();
+            let holds = other.manager.holds_of(ticket).into_iter();
+            let mut holds = holds.map(|(_, hold)| other.hold_keys[&hold]);
+            let (_, _, theirs) = holds.find(|hold| hold.0 == key).expect("a hold");
+            let killed = self.clients[theirs].killed_at.is_some();
             assert!(
-                killed || it.mode == Mode::Shared && other.tasks[of].mode == Mode::Shared,
+                killed || mode == Mode::Shared && other.tasks[of].mode == Mode::Shared,
                 "two believe that they hold {key} at {}",
                 self.now
-            );
-        }
-        let TaskState::Waiting { since, .. } = it.state else {
-            return;
-        };
-        let waiting = self.waiting.get(&(process, it.key)).into_iter().flatten();
-        for &(earlier, of) in waiting {
-            assert!(
-                earlier >= since || of == task,
-                "a request overtook another one of its process"
             );
         }
     }
@@ -1233,7 +1273,7 @@ impl World {
         let owned: HashSet<_> = it
             .by_ticket
             .keys()
-            .filter_map(|ticket| it.manager.hold_of(*ticket))
+            .flat_map(|ticket| it.manager.holds_of(*ticket))
             .filter(|(conn, _)| *conn == client.conn)
             .map(|(_, hold)| hold)
             .collect();
@@ -1245,9 +1285,13 @@ impl World {
     fn check(&mut self) {
         for (process, key, session) in std::mem::take(&mut self.released) {
             // Another task of the process may have it.
-            let believed = self.believed.get(&key);
-            let handed_over = believed
-                .is_some_and(|believed| believed.iter().any(|(other, _)| *other == process));
+            let it = &self.processes[process];
+            let holds = it
+                .by_ticket
+                .keys()
+                .flat_map(|ticket| it.manager.holds_of(*ticket));
+            let mut keys = holds.filter_map(|(_, hold)| it.hold_keys.get(&hold));
+            let handed_over = keys.any(|(other, ..)| *other == key);
             let held = self.server.holds(session, key) && self.clients[session].open;
             assert!(
                 handed_over || !held,
@@ -1267,8 +1311,10 @@ impl World {
             for task in &process.tasks {
                 match task.state {
                     TaskState::Holding { ticket } => {
-                        let (_, hold) = process.manager.hold_of(ticket).expect("a hold");
-                        if let Some(at) = self.clients[process.hold_keys[&hold].2].killed_at {
+                        let holds = process.manager.holds_of(ticket).into_iter();
+                        let clients =
+                            holds.map(|(_, hold)| &self.clients[process.hold_keys[&hold].2]);
+                        for at in clients.filter_map(|client| client.killed_at) {
                             let late = at + SECOND + SECOND;
                             assert!(self.now < late, "a loss was not told");
                         }

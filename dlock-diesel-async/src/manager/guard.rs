@@ -48,7 +48,7 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
         }
     }
 
-    /// The key of the lock.
+    /// The key of the lock. Of several, the first that was named.
     ///
     /// # Examples
     ///

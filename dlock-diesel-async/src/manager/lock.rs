@@ -83,7 +83,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
         self
     }
 
-    /// The key of the lock.
+    /// The key of the lock. Of several, the first that was named.
     ///
     /// # Examples
     ///
@@ -95,6 +95,20 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     pub fn key(&self) -> &LockKey {
         &self.ask.key
+    }
+
+    /// The keys of all locks that are taken together, as they were named.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
+    /// # fn f(locks: LockManager<AsyncPgConnection>) {
+    /// assert_eq!(locks.locks([1, 2]).keys().count(), 2);
+    /// # }
+    /// ```
+    pub fn keys(&self) -> impl Iterator<Item = &LockKey> {
+        self.ask.keys()
     }
 
     /// Acquires the lock. Waits until it is free.
@@ -125,7 +139,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     ///
     /// None if the lock comes from another task of this process. Otherwise 1 where it is free, and 2 to 3 where it is
     /// taken, of which the last waits. The first lock opens a connection, on PostgreSQL twice: that tells whether a
-    /// pooler stands in between.
+    /// pooler stands in between. Of several locks, each takes that.
     pub async fn acquire(self) -> Result<ManagedLockGuard<C>, Error> {
         let waited = wait(self.inner, &self.ask, None).await?;
         let (guard, _) = waited.map_err(|news| desk::error(news, &self.ask.key))?;

@@ -107,18 +107,28 @@ impl Desk {
         ask: &Ask,
         permits: Option<u32>,
     ) -> Result<(Ticket, Arc<Slot>, Vec<Action>), Error> {
-        let identity = match permits {
-            None => D::identity(&ask.key)?,
-            Some(permits) => D::identity_of_semaphore(&ask.key, permits)?,
+        let identities = match permits {
+            None => D::identities(ask).map_err(|failure| failed(failure, &ask.key))?,
+            Some(permits) => {
+                let identity = D::identity_of_semaphore(&ask.key, permits)?;
+                vec![(identity, ask.key.clone())]
+            }
         };
-        let what = Arc::new(Wanted {
-            key: ask.key.clone(),
-            mode: ask.mode,
-            permits,
+        let wanted = identities.into_iter().map(|(identity, key)| {
+            let mode = ask.mode;
+            (identity, Arc::new(Wanted { key, mode, permits }))
         });
+        let mut wanted: Vec<_> = wanted.collect();
+        let limit = ask.wait.limit;
         let mut inner = self.lock();
         let now = self.started.elapsed();
-        let ticket = inner.manager.request(identity, what, ask.wait.limit, now);
+        let ticket = match wanted.len() {
+            1 => {
+                let (identity, what) = wanted.remove(0);
+                inner.manager.request(identity, what, limit, now)
+            }
+            _ => inner.manager.request_all(wanted, limit, now),
+        };
         let slot = Arc::new(Slot::default());
         trace::on_loss(&slot, &ask.key);
         inner.slots.insert(ticket, Arc::clone(&slot));

@@ -80,7 +80,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
         self
     }
 
-    /// The key of the lock.
+    /// The key of the lock. Of several, the first that was named.
     ///
     /// # Examples
     ///
@@ -92,6 +92,20 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     pub fn key(&self) -> &LockKey {
         &self.ask.key
+    }
+
+    /// The keys of all locks that are taken together, as they were named.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use dlock_diesel::*; use diesel::pg::PgConnection;
+    /// # fn f(locks: LockManager<PgConnection>) {
+    /// assert_eq!(locks.locks([1, 2]).keys().count(), 2);
+    /// # }
+    /// ```
+    pub fn keys(&self) -> impl Iterator<Item = &LockKey> {
+        self.ask.keys()
     }
 
     /// Acquires the lock. Waits until it is free.
@@ -115,6 +129,8 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// - [`Error::Unsupported`]: the server has no such locks, or a pooler gives its sessions to several connections.
     /// - [`Error::Lost`]: three connections in a row were lost while they asked for this lock. One that is lost is
     ///   otherwise replaced, and the wait goes on.
+    /// - Of several locks, the error names the one that was taken, or that failed. [`Error::InvalidKey`] also for an empty
+    ///   list, and [`Error::TooManyLocks`] for more than 250 different keys.
     /// - Those of [`AdvisoryLock::acquire`](crate::AdvisoryLock::acquire): an invalid key, too many locks, a wait that
     ///   somebody has cancelled at the server. There is no deadlock error: **threads that wait for each other's
     ///   managed locks wait for ever**, unless there is a limit.
@@ -123,7 +139,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     ///
     /// None if the lock comes from another thread of this process. Otherwise 1 where it is free, and 2 to 3 where it
     /// is taken, of which the last waits. The first lock opens a connection, on PostgreSQL twice: that tells whether a
-    /// pooler stands in between.
+    /// pooler stands in between. Of several locks, each takes that.
     pub fn acquire(self) -> Result<ManagedLockGuard<C>, Error> {
         let waited = wait(self.inner, &self.ask, None)?;
         let (guard, _) = waited.map_err(|news| desk::error(news, &self.ask.key))?;

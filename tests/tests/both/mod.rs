@@ -22,6 +22,7 @@ mod holders;
 pub(crate) mod inside_transaction;
 mod losses;
 mod managed_semaphores;
+mod managed_several;
 mod managed_tokens;
 pub(crate) mod manager;
 pub(crate) mod semaphore;

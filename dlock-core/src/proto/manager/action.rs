@@ -7,7 +7,13 @@ use crate::{FencingToken, Holder, LockKey, Mode, PostgresKey};
 
 /// A request for a lock, from the call on until its end is told, or until it is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ticket(pub(super) Id);
+pub struct Ticket(pub(super) Of);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Of {
+    One(Id),
+    Several(Id),
+}
 
 /// A connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -141,6 +147,8 @@ pub enum News {
         waited: Duration,
         /// Who has the lock, as far as known.
         holders: Vec<Holder>,
+        /// Of several locks, the one that was taken.
+        about: Option<LockKey>,
     },
     /// It cannot be had. This is the end of the request.
     Failed(Failure),

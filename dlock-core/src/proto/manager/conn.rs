@@ -161,6 +161,8 @@ impl Manager {
             }
         }
         self.lose_questions(state, errands, failure);
+        // A loss is told before anybody else is granted the lock.
+        self.hear_of_groups(now);
         lines.into_iter().for_each(|line| self.serve(line, now));
     }
 

@@ -37,12 +37,12 @@ pub trait ManagedDialect: Dialect {
     /// twice: the second finds what the first has left.
     const MAY_BE_POOLED: bool;
 
-    /// What the server locks.
+    /// What the server locks, each with its name, in the order in which everybody takes several.
     ///
     /// # Errors
     ///
-    /// An invalid key.
-    fn identity(key: &LockKey) -> Result<Identity, InvalidKey>;
+    /// An invalid key, none at all, or too many.
+    fn identities(ask: &Ask) -> Result<Vec<(Identity, LockKey)>, Failure>;
 
     /// What the server locks for a semaphore.
     ///

@@ -88,7 +88,7 @@ impl Manager {
             hold.tickets.push(ticket);
             hold.turns += 1;
             let slot = hold.slot;
-            self.tell(ticket, News::Granted { slot });
+            self.tell_granted(ticket, slot);
         }
     }
 

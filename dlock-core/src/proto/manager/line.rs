@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::action::Of;
 use super::conn::{Job, State};
 use super::slab::Id;
 use super::{Action, Config, Hold, Identity, Manager, News, Ticket, Wanted};
@@ -58,6 +59,8 @@ pub(super) struct Request {
     /// When its limit passes.
     pub(super) until: Option<Duration>,
     since: Duration,
+    /// It is one of several that are acquired as one.
+    pub(super) group: Option<Id>,
     /// What it was granted.
     pub(super) hold: Option<Id>,
     /// Its limit has passed, but the server's answer is on its way.
@@ -70,6 +73,7 @@ impl Request {
         what: Arc<Wanted>,
         tries: bool,
         until: Option<Duration>,
+        group: Option<Id>,
         now: Duration,
     ) -> Self {
         Self {
@@ -78,6 +82,7 @@ impl Request {
             tries,
             until,
             since: now,
+            group,
             hold: None,
             grace: false,
         }
@@ -104,14 +109,84 @@ impl Manager {
             })
     }
 
-    pub(super) fn tell(&mut self, id: Id, news: News) {
-        self.actions.push_back(Action::Tell(Ticket(id), news));
+    /// A request for a lock, of a group or of its own.
+    pub(super) fn begin(
+        &mut self,
+        identity: Identity,
+        what: Arc<Wanted>,
+        limit: Option<Duration>,
+        group: Option<Id>,
+        now: Duration,
+    ) -> Id {
+        let line = self.line(identity);
+        let tries = limit == Some(Duration::ZERO);
+        // A try does not wait long for the answer to somebody of this process who leaves the queue or the lock.
+        let behind = self.is_busy(line, &what);
+        let limit = match tries {
+            true => behind.then_some(Config::GRACE),
+            false => limit,
+        };
+        let until = limit.map(|limit| now.saturating_add(limit));
+        let request = Request::new(line, what, tries, until, group, now);
+        let id = self.requests.insert(request);
+        if self.closing.is_some() {
+            self.end(id, News::Closed);
+        } else if tries && self.is_taken_here(id) {
+            self.taken(id, Vec::new(), now);
+        } else {
+            if let Some(until) = until {
+                self.limits.insert((until, id));
+            }
+            if let Some(line) = self.lines.get_mut(line) {
+                line.queue.push_back(id);
+            }
+        }
+        self.serve(line, now);
+        id
+    }
+
+    /// Nobody wants to hear of a request any more, or of what it was granted.
+    pub(super) fn give_up(&mut self, id: Id, now: Duration) {
+        let Some(request) = self.requests.get(id) else {
+            return;
+        };
+        let line = request.line;
+        match request.hold {
+            Some(_) => self.give_back(id, false, now),
+            None => {
+                self.leave(id);
+                self.serve(line, now);
+            }
+        }
+    }
+
+    pub(super) fn has_hold(&self, id: Id) -> bool {
+        let request = self.requests.get(id);
+        request.is_some_and(|request| request.hold.is_some())
+    }
+
+    /// The news go to whoever wants the lock, or to the group.
+    fn tell(&mut self, id: Id, group: Option<Id>, news: News) {
+        match group {
+            None => {
+                let tell = Action::Tell(Ticket(Of::One(id)), news);
+                self.actions.push_back(tell);
+            }
+            Some(group) => self.group_news.push_back((group, id, news)),
+        }
+    }
+
+    /// Tells that a request has its lock.
+    pub(super) fn tell_granted(&mut self, id: Id, slot: Option<u32>) {
+        let group = self.requests.get(id).and_then(|request| request.group);
+        self.tell(id, group, News::Granted { slot });
     }
 
     /// Ends a request.
     pub(super) fn end(&mut self, id: Id, news: News) {
+        let group = self.requests.get(id).and_then(|request| request.group);
         self.leave(id);
-        self.tell(id, news);
+        self.tell(id, group, news);
     }
 
     /// Removes a request from wherever it waits.
@@ -133,7 +208,13 @@ impl Manager {
     pub(super) fn taken(&mut self, id: Id, holders: Vec<Holder>, now: Duration) {
         if let Some(request) = self.requests.get(id) {
             let waited = now.saturating_sub(request.since);
-            self.end(id, News::Taken { waited, holders });
+            let about = None;
+            let taken = News::Taken {
+                waited,
+                holders,
+                about,
+            };
+            self.end(id, taken);
         }
     }
 

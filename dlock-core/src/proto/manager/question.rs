@@ -10,8 +10,8 @@ use crate::proto::{Cause, Failure, Reason};
 /// A holder wants a fencing token.
 #[derive(Debug)]
 pub(super) struct Question {
-    /// The request of the holder.
-    of: Id,
+    /// The request of the holder. `None`: it has lost the lock.
+    of: Option<Id>,
 }
 
 /// What is to be done on a connection, besides acquiring.
@@ -25,9 +25,11 @@ pub(super) enum Errand {
 
 impl Manager {
     /// A holder wants a fencing token, drawn by the session that has its lock: [`Action::Answer`] follows.
-    pub fn draw_token(&mut self, Ticket(id): Ticket, now: Duration) -> QuestionId {
+    pub fn draw_token(&mut self, ticket: Ticket, now: Duration) -> QuestionId {
         self.expire_leases(now);
-        let question = self.questions.insert(Question { of: id });
+        // Of several locks, the session of the first one draws. The token is greater for all of them.
+        let of = self.members_of(ticket).first().copied();
+        let question = self.questions.insert(Question { of });
         self.ask_holder(question);
         self.schedule(now);
         QuestionId(question)
@@ -50,7 +52,7 @@ impl Manager {
 
     /// The connection and the hold of the lock that a question is about, if it is still held.
     fn hold_asked_about(&self, id: Id) -> Option<(Id, Id)> {
-        let ticket = self.questions.get(id)?.of;
+        let ticket = self.questions.get(id)?.of?;
         let hold_id = self.requests.get(ticket)?.hold?;
         let hold = self.holds.get(hold_id)?;
         let held = hold.state == HoldState::Held && hold.tickets.contains(&ticket);
@@ -69,9 +71,10 @@ impl Manager {
         }
     }
 
-    /// A token was drawn, or not. The lock was not lost meanwhile, but its holder may have given it back.
+    /// A token was drawn, or not. The session has the lock, but of several locks another one may be lost meanwhile.
     pub(super) fn drawn(&mut self, id: Id, outcome: Outcome) {
         let answer = match outcome {
+            _ if self.hold_asked_about(id).is_none() => Err(lost()),
             Outcome::Drawn(token) => Ok(token),
             Outcome::Failed(failure) => Err(failure),
             _ => Err(Reason::Database.clean(Cause::default())),

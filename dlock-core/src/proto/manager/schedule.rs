@@ -24,6 +24,16 @@ enum Place {
 impl Manager {
     /// Gives every free connection something to do. The last step of each call.
     pub(super) fn schedule(&mut self, now: Duration) {
+        loop {
+            self.hear_of_groups(now);
+            self.give_work(now);
+            if self.group_news.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn give_work(&mut self, now: Duration) {
         self.wants_to_open = false;
         if self.closing.is_some() {
             return self.finish_closing();

@@ -39,8 +39,12 @@ pub fn gone() -> Failure {
 /// The error of a request that has ended without the lock, or of a release.
 pub fn error(news: News, key: &LockKey) -> Error {
     match news {
-        News::Taken { waited, holders } => Error::Timeout {
-            key: key.clone(),
+        News::Taken {
+            waited,
+            holders,
+            about,
+        } => Error::Timeout {
+            key: about.unwrap_or_else(|| key.clone()),
             waited,
             holders,
         },
