@@ -135,7 +135,10 @@ impl Round {
             controller.start(number, 1, proxy)?;
         }
         if self.operations.is_none() {
+            // Otherwise, on a slow machine, nothing is there that could be broken, or nobody looks at what it left behind.
+            controller.wait_until_all_hold()?;
             controller.break_things()?;
+            controller.wait_until_all_hold()?;
             while begin.elapsed() < self.least {
                 controller.wait(Duration::from_millis(20))?;
             }
@@ -230,8 +233,6 @@ impl Controller<'_> {
         if self.round.server.kind == Kind::Sqlite {
             plan = plan.without_server();
         }
-        // Until all are connected, and have begun.
-        self.wait(Duration::from_millis(500))?;
         while let Some(kind) = plan.next(&mut self.random) {
             let pace = self.round.pace.as_millis() as u64;
             let pause = self.random.millis(pace / 2, pace * 3 / 2 + 1);
@@ -239,6 +240,25 @@ impl Controller<'_> {
             self.fault(kind)?;
         }
         Ok(())
+    }
+
+    /// Waits until each process that is there has held a lock.
+    fn wait_until_all_hold(&mut self) -> Result<(), String> {
+        let begin = Instant::now();
+        loop {
+            let idle = self.slots.iter().map(Slot::name).find(|name| {
+                let path = self.round.folder.join(format!("{name}.history"));
+                !fs::read_to_string(path).is_ok_and(|history| history.contains(" in op="))
+            });
+            match idle {
+                None => return Ok(()),
+                Some(name) if begin.elapsed() > self.round.patience => {
+                    self.wrong(&format!("{name} holds nothing"));
+                    return Ok(());
+                }
+                Some(_) => self.wait(Duration::from_millis(20))?,
+            }
+        }
     }
 
     /// Waits, and ends what lasts for a while.
