@@ -459,6 +459,20 @@ mod mysql {
         }
     }
 
+    /// It may hold the gate, which nobody else gets then.
+    #[test]
+    fn a_wait_that_answers_strangely_is_given_back() {
+        let script = play(Tagged::new(slot_of::<Mysql>(
+            &ask(Wait::default(), true),
+            OUTSIDE,
+        )));
+        let script = script.answer(pair(None, 0)).answer(pair(None, 4));
+        assert!(script.statement().text().contains("@dlock_errno"));
+        script
+            .answer(pair(None, 1))
+            .failed_as(clean(Reason::Database));
+    }
+
     /// What was taken without that question is not released by a statement that asks it.
     #[test]
     fn a_server_that_knows_nothing_of_clusters_is_asked_without_that_question() {

@@ -183,6 +183,8 @@ on_mysql! {
         let key = unique_key("several_writers");
         let limit = std::time::Duration::from_millis(20);
         for _ in 0..2 {
+            // A dropped guard costs an async connection.
+            let mut conn = MysqlConnection::open_url(user.url()).await;
             judge(conn.advisory_lock(&key).acquire().await.map(drop));
             let mut conn = MysqlConnection::open_url(user.url()).await;
             judge(conn.advisory_lock(&key).try_acquire().await.map(drop));

@@ -175,7 +175,7 @@ on_every_network_server! {
         let busy = in_background(server, {
             let (key, asked) = (key.clone(), Arc::clone(&asked));
             async move |mut conn: C, _| {
-                while !asked.load(Ordering::Relaxed) {
+                while !AtomicBool::load(&asked, Ordering::Relaxed) {
                     let lock = conn.advisory_lock(&key).acquire().await.expect("a free lock");
                     lock.release().await.expect("a release");
                 }
