@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use diesel::migration::MigrationVersion;
@@ -14,8 +16,8 @@ use dlock_diesel::{
     AdvisoryLock, AdvisoryLockExt, EnableAdvisoryLocks, Error, LockConnection, LockKey,
 };
 use dlock_tests::{
-    Kind, Process, Proxy, Server, TestConnection, on_every_network_server, on_every_server,
-    on_postgres, unique_key, wait_for,
+    Kind, PATIENCE, Process, Proxy, Server, TestConnection, on_every_network_server,
+    on_every_server, on_postgres, unique_key, wait_for,
 };
 use fresh_database::FreshDatabase;
 use tempfile::TempDir;
@@ -242,7 +244,10 @@ on_every_network_server! {
         // It begins at the end of the line.
         drop(process.stdin.take());
         let errors = process.stderr.take().expect("it is piped");
-        let notice = BufReader::new(errors).lines().next().expect("a line").expect("text");
+        let (say, said) = mpsc::channel();
+        thread::spawn(move || say.send(BufReader::new(errors).lines().next()));
+        let notice = said.recv_timeout(PATIENCE).expect("it says so in time");
+        let notice = notice.expect("a line").expect("text");
         let start = format!("waiting to migrate: lock {} was not free within ", LockKey::from(&key));
         assert!(notice.starts_with(&start), "{notice}");
         assert!(notice.contains(&format!(": held by {id}")) && notice.contains("; to end that session: "), "{notice}");
