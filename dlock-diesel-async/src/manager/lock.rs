@@ -198,12 +198,15 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     }
 }
 
+/// What came of a wait: the guard, and the slot of a semaphore.
+pub(super) type Waited<C> = Result<(ManagedLockGuard<C>, Option<u32>), News>;
+
 /// Waits for a lock, or a slot of a semaphore with so many permits, or for the end of the request.
 pub(super) async fn wait<C: LockConnection + 'static>(
     inner: Arc<Inner<C>>,
     ask: &Ask,
     permits: Option<u32>,
-) -> Result<Result<(ManagedLockGuard<C>, Option<u32>), News>, Error> {
+) -> Result<Waited<C>, Error> {
     let waiting = Traced::of::<DialectOf<C>>(ask, permits);
     waiting.during(wait_for_turn(inner, ask, permits)).await
 }
@@ -212,7 +215,7 @@ async fn wait_for_turn<C: LockConnection + 'static>(
     inner: Arc<Inner<C>>,
     ask: &Ask,
     permits: Option<u32>,
-) -> Result<Result<(ManagedLockGuard<C>, Option<u32>), News>, Error> {
+) -> Result<Waited<C>, Error> {
     inner.start();
     let (ticket, waits, actions) = inner.desk.request::<DialectOf<C>>(ask, permits)?;
     // Armed before anything else can happen: from here on the request is cancelled if the future is dropped.

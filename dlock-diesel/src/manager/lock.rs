@@ -207,12 +207,15 @@ where
     }
 }
 
+/// What came of a wait: the guard, and the slot of a semaphore.
+pub(super) type Waited<C> = Result<(ManagedLockGuard<C>, Option<u32>), News>;
+
 /// Waits for a lock, or a slot of a semaphore with so many permits, or for the end of the request.
 pub(super) fn wait<C: LockConnection + 'static>(
     inner: Arc<Inner<C>>,
     ask: &Ask,
     permits: Option<u32>,
-) -> Result<Result<(ManagedLockGuard<C>, Option<u32>), News>, Error> {
+) -> Result<Waited<C>, Error> {
     Waiting::of::<DialectOf<C>>(ask, permits).run(|| wait_for_turn(inner, ask, permits))
 }
 
@@ -220,7 +223,7 @@ fn wait_for_turn<C: LockConnection + 'static>(
     inner: Arc<Inner<C>>,
     ask: &Ask,
     permits: Option<u32>,
-) -> Result<Result<(ManagedLockGuard<C>, Option<u32>), News>, Error> {
+) -> Result<Waited<C>, Error> {
     inner.start();
     let (ticket, waits, actions) = inner.desk.request::<DialectOf<C>>(ask, permits)?;
     inner.act(actions);
