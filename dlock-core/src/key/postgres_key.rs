@@ -1,4 +1,4 @@
-/// A [`LockKey`] in the form that PostgreSQL's advisory lock functions accept: one number or two.
+/// A [`LockKey`](crate::LockKey) in the form that PostgreSQL's advisory lock functions accept: one number or two.
 ///
 /// The two forms never meet: `pg_advisory_lock(1)` and `pg_advisory_lock(0, 1)` are different locks.
 ///
