@@ -144,8 +144,8 @@ impl<C: LockConnection + 'static> LockManager<C> {
     }
 
     /// Several locks that are taken and released as one: see
-    /// [`AdvisoryLockExt::advisory_locks`](crate::AdvisoryLockExt::advisory_locks). After a failure or a timeout none of
-    /// them is held. The loss of one is the loss of all.
+    /// [`AdvisoryLockExt::advisory_locks`](crate::AdvisoryLockExt::advisory_locks). After a failure or a timeout none
+    /// of them is held. The loss of one is the loss of all.
     ///
     /// They are taken one after the other, in the order in which everybody takes them, so two callers cannot deadlock.
     /// That is 1 round trip for each that is free, where on a connection it is 1 for all.

@@ -83,7 +83,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// # Round trips
     ///
     /// Those of [`acquire`](Self::acquire) when polling and of [`release`](crate::AdvisoryLockGuard::release). Each
-    /// notice of a long wait asks for the [`holders`](Self::holders). Once prepared, 2 to look up what is pending, and for each migration 4, or 2 if it has no transaction.
+    /// notice of a long wait asks for the [`holders`](Self::holders). Once prepared, 2 to look up what is
+    /// pending, and for each migration 4, or 2 if it has no transaction.
     pub async fn run_pending_migrations<S>(
         mut self,
         source: S,

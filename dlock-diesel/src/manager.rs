@@ -135,8 +135,8 @@ impl<C: LockConnection + 'static> LockManager<C> {
     }
 
     /// Several locks that are taken and released as one: see
-    /// [`AdvisoryLockExt::advisory_locks`](crate::AdvisoryLockExt::advisory_locks). After a failure or a timeout none of
-    /// them is held. The loss of one is the loss of all.
+    /// [`AdvisoryLockExt::advisory_locks`](crate::AdvisoryLockExt::advisory_locks). After a failure or a timeout none
+    /// of them is held. The loss of one is the loss of all.
     ///
     /// They are taken one after the other, in the order in which everybody takes them, so two callers cannot deadlock.
     /// That is 1 round trip for each that is free, where on a connection it is 1 for all.
@@ -173,8 +173,9 @@ impl<C: LockConnection + 'static> LockManager<C> {
         ManagedSemaphore::new(Arc::clone(&self.owner.0), ask, permits)
     }
 
-    /// Closes the manager, and returns when all its connections are closed. Threads that wait for a lock get
-    /// [`Error::ManagerClosed`](crate::Error::ManagerClosed). Locks that are held are lost, and their holders are told.
+    /// Closes the manager, and returns when all its connections are closed and its threads have ended. Threads that wait
+    /// for a lock get [`Error::ManagerClosed`](crate::Error::ManagerClosed). Locks that are held are lost, and their
+    /// holders are told.
     ///
     /// A thread that waits in the server's queue ends with its current statement: after 2 seconds at most on MySQL,
     /// MariaDB and SQLite, and 0.9 seconds on PostgreSQL (up to a minute behind readers). A thread whose network is
@@ -195,6 +196,7 @@ impl<C: LockConnection + 'static> LockManager<C> {
         while inner.desk.closed.poll_ended(&waker) == Poll::Pending {
             thread::park();
         }
+        inner.join();
     }
 }
 

@@ -152,8 +152,8 @@ pub fn failed(failure: Failure, key: &LockKey) -> (Aftermath, Error) {
 }
 
 const STANDBY: &str = "this server is a standby, and its locks are its own: connect to the primary \
-    (`target_session_attrs=read-write` in the URL). If it is YugabyteDB or CockroachDB: its locks exclude nobody, or only \
-    on one node. See docs/guide/errors.md";
+    (`target_session_attrs=read-write` in the URL). If it is YugabyteDB or CockroachDB: its locks exclude nobody, \
+    or only on one node. See docs/guide/errors.md";
 
 const CLUSTER: &str = "this server is a node of a Galera cluster, or of a replication group with several writers, and \
     each node has its own locks: if all programs that take locks connect to the same node, allow it with \

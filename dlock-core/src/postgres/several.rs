@@ -3,6 +3,7 @@
 mod attempt;
 mod begin;
 mod inside;
+mod keys;
 mod release;
 mod transaction;
 
@@ -11,63 +12,15 @@ use std::ops::Range;
 use attempt::TryAll;
 pub(super) use begin::BeginSeveral;
 pub(super) use inside::{InsideSteps, release};
+pub(super) use keys::Keys;
 use release::ReleaseAll;
 pub(super) use transaction::SeveralInTransaction;
 
 use super::mark::Mark;
 use super::session::AcquireSession;
 use super::sql::{self, Scope};
-use crate::proto::{Abandoned, Ask, Failure, Hold, Several, Steps, Wait, in_order};
-use crate::{LockKey, Mode, PostgresKey};
-
-/// Locks that are taken together, in the order in which everybody takes them: numbers before pairs, each in ascending
-/// order.
-#[derive(Clone, Debug)]
-pub(super) struct Keys {
-    keys: Vec<PostgresKey>,
-    names: Vec<LockKey>,
-    pub(super) mode: Mode,
-}
-
-impl Keys {
-    pub(super) fn new(ask: &Ask) -> Result<Self, Failure> {
-        let order = |key: &PostgresKey| match *key {
-            PostgresKey::BigInt(key) => (0, key, 0),
-            PostgresKey::Pair(first, second) => (1, first.into(), second),
-        };
-        let keys = in_order(ask, LockKey::to_postgres, order)?;
-        let (keys, names) = keys.into_iter().unzip();
-        Ok(Self {
-            keys,
-            names,
-            mode: ask.mode,
-        })
-    }
-
-    /// The only one, if they are no more.
-    pub(super) fn only(&self) -> Option<PostgresKey> {
-        match *self.keys {
-            [key] => Some(key),
-            _ => None,
-        }
-    }
-
-    pub(super) fn get(&self, index: usize) -> PostgresKey {
-        self.keys[index]
-    }
-
-    pub(super) fn name(&self, index: usize) -> &LockKey {
-        &self.names[index]
-    }
-
-    pub(super) fn all(&self) -> &[PostgresKey] {
-        &self.keys
-    }
-
-    fn of(holds: &[Hold<PostgresKey>]) -> Vec<PostgresKey> {
-        holds.iter().map(|hold| hold.key).collect()
-    }
-}
+use crate::proto::{Abandoned, Hold, Several, Steps, Wait};
+use crate::{LockKey, PostgresKey};
 
 /// Takes several locks of a session outside a transaction.
 #[derive(Debug)]

@@ -3,13 +3,19 @@
 mod action;
 mod config;
 mod conn;
+mod conns;
 mod dialect;
 mod group;
+mod groups;
 mod hold;
+mod holds;
 mod line;
+mod lines;
 mod question;
+mod questions;
 mod schedule;
 mod slab;
+mod state;
 mod timers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -21,85 +27,13 @@ pub use action::{
 };
 pub use config::Config;
 pub use dialect::{ManagedDialect, Token};
+pub use state::Manager;
 
 use self::action::Of;
-use self::conn::{Conn, Job, State};
-use self::group::Group;
-use self::hold::{Hold, HoldState};
-use self::line::{Line, Request};
-use self::question::Question;
+use self::conn::{Job, State};
 use self::slab::{Id, Slab};
+use self::state::Closing;
 use super::{Aftermath, Failure, Reason};
-
-/// Owns the order of all conversations of a `LockManager`. Like a [`Machine`](super::Machine) it does no I/O and has no
-/// clock, task or thread: what happens goes in, with the time (`now`, of a clock that never goes back), and what to do
-/// comes out of [`poll`](Self::poll).
-///
-/// # Lines
-///
-/// Each lock has a line of the requests of this process, first come, first served. The line asks the server for its
-/// first request only.
-///
-/// | the line | and | then |
-/// |---|---|---|
-/// | has no hold | somebody wants one | it is `Ready`: asks when a connection is free |
-/// | `Ready` | a connection is free that holds nothing, and one more may wait | asks and waits there |
-/// | `Ready` | another connection is free | tries there |
-/// | has tried, taken | the first request only tries | that request ends |
-/// | | otherwise | it is `Parked`: waits on a connection that holds nothing, or tries again after a pause |
-/// | has asked, granted | the grant is old | the session is asked whether it is still there, first |
-/// | | nobody wants it any more | releases it |
-/// | has a hold that nobody uses | the next request wants the same, and the hold has turns left | that request has it |
-/// | | otherwise | releases it, and asks again behind the others in the server's queue |
-/// | has a shared hold | the next request is a reader, and the hold has turns left | both share it |
-/// | | the turns are used up | asks on another connection, and the readers move there: a waiting writer comes first |
-///
-/// # Connections
-///
-/// Each runs one conversation at a time. Held locks share connections. A wait has a connection of its own that holds
-/// nothing, and one connection never waits, so that releases, tries and the lease go on.
-///
-/// # Lease
-///
-/// A session that holds something is asked whether it is there, several times in a lease. Its holds are lost when no
-/// answer comes: counted from when the last answered statement was sent, and earlier than the server's own limit.
-#[derive(Debug)]
-pub struct Manager {
-    config: Config,
-    lines: Slab<Line>,
-    identities: HashMap<Identity, Id>,
-    requests: Slab<Request>,
-    groups: Slab<Group>,
-    /// What the requests of a group have come to.
-    group_news: VecDeque<(Id, Id, News)>,
-    holds: Slab<Hold>,
-    conns: Slab<Conn>,
-    questions: Slab<Question>,
-    /// To a connection that may have had its turn already.
-    questions_moved: bool,
-    /// The limits of requests.
-    limits: BTreeSet<(Duration, Id)>,
-    /// Lines that ask as soon as a connection is free.
-    ready: VecDeque<Id>,
-    /// Lines whose lock is taken, by their order.
-    parked: BTreeMap<u64, Id>,
-    /// When those are tried again.
-    polls: BTreeSet<(Duration, Id)>,
-    next_order: u64,
-    /// No connection is opened before.
-    open_after: Duration,
-    open_failures: u32,
-    /// A connection is missing, but it is too early to open one.
-    wants_to_open: bool,
-    closing: Option<Closing>,
-    actions: VecDeque<Action>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Closing {
-    Begun,
-    Told,
-}
 
 impl Manager {
     /// A manager that has no connections yet.

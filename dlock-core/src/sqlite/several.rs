@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::SqliteKey;
 use super::acquire::Acquire;
+use super::key::SqliteKey;
 use super::release::Release;
 use crate::LockKey;
 use crate::proto::{

@@ -1,21 +1,21 @@
 //! What the managers of both crates share: the core's machine behind a mutex, with a clock, and the slots of those who
 //! wait or hold.
 
-mod drawing;
+mod answered;
 mod errors;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dlock_core::proto::Ask;
+use dlock_core::FencingToken;
 use dlock_core::proto::manager::{
     Action, Config, ConnId, ManagedDialect, Manager, News, QuestionId, Ticket, Wanted,
 };
+use dlock_core::proto::{Ask, Failure};
 
-use self::drawing::Answered;
-pub use self::drawing::Drawing;
+use self::answered::Answered;
 pub use self::errors::{error, failed, gone, lost, not_opened};
 use super::slot::Awake;
 pub use super::slot::{Callback, Slot};
@@ -157,7 +157,11 @@ impl Desk {
         let question = inner.manager.draw_token(ticket, now);
         let answered = Arc::new(Answered::default());
         inner.answers.insert(question, Arc::clone(&answered));
-        let drawing = Drawing::new(self, question, answered);
+        let drawing = Drawing {
+            desk: self,
+            question,
+            answered,
+        };
         (drawing, self.spread(inner))
     }
 
@@ -242,5 +246,26 @@ impl Inner {
             Some(wakes_at) if wakes_at <= at => None,
             _ => self.timer.take(),
         }
+    }
+}
+
+/// A fencing token that is being drawn. Dropped, nobody waits for it any more.
+#[derive(Debug)]
+pub struct Drawing<'d> {
+    desk: &'d Desk,
+    question: QuestionId,
+    answered: Arc<Answered>,
+}
+
+impl Drawing<'_> {
+    /// Ready when the token is drawn, or the lock is lost.
+    pub fn poll(&self, waker: &Waker) -> Poll<Result<FencingToken, Failure>> {
+        self.answered.poll(waker)
+    }
+}
+
+impl Drop for Drawing<'_> {
+    fn drop(&mut self) {
+        self.desk.forget(self.question);
     }
 }

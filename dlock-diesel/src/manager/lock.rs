@@ -129,8 +129,8 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// - [`Error::Unsupported`]: the server has no such locks, or a pooler gives its sessions to several connections.
     /// - [`Error::Lost`]: three connections in a row were lost while they asked for this lock. One that is lost is
     ///   otherwise replaced, and the wait goes on.
-    /// - Of several locks, the error names the one that was taken, or that failed. [`Error::InvalidKey`] also for an empty
-    ///   list, and [`Error::TooManyLocks`] for more than 250 different keys.
+    /// - Of several locks, the error names the one that was taken, or that failed. [`Error::InvalidKey`] also for an
+    ///   empty list, and [`Error::TooManyLocks`] for more than 250 different keys.
     /// - Those of [`AdvisoryLock::acquire`](crate::AdvisoryLock::acquire): an invalid key, too many locks, a wait that
     ///   somebody has cancelled at the server. There is no deadlock error: **threads that wait for each other's
     ///   managed locks wait for ever**, unless there is a limit.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use dlock_core::proto::manager::{Action, ConnId, HoldId, ManagedDialect, Manager, Outcome, Token};
@@ -27,6 +27,7 @@ pub(super) struct Inner<C> {
     lease: Duration,
     started: AtomicBool,
     workers: Mutex<HashMap<ConnId, Worker>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     /// The server was asked whether a pooler stands in front of it.
     probed: AtomicBool,
 }
@@ -51,6 +52,7 @@ impl<C: LockConnection + 'static> Inner<C> {
             lease,
             started: AtomicBool::new(false),
             workers: Mutex::default(),
+            threads: Mutex::default(),
             probed: AtomicBool::new(false),
         })
     }
@@ -59,7 +61,34 @@ impl<C: LockConnection + 'static> Inner<C> {
     pub(super) fn start(self: &Arc<Self>) {
         if !self.started.swap(true, Ordering::Relaxed) {
             let inner = Arc::clone(self);
-            spawn("dlock-time", move || keep_time(&inner));
+            self.thread("dlock-time", move || keep_time(&inner));
+        }
+    }
+
+    /// Starts a thread. If the system has none left, `run` is dropped, and what it holds reports its end.
+    fn thread(&self, name: &str, run: impl FnOnce() + Send + 'static) {
+        let thread = thread::Builder::new().name(name.to_owned());
+        // Not while it is spawned: what is dropped may start another one.
+        if let Ok(thread) = thread.spawn(run) {
+            let mut threads = self.threads();
+            threads.retain(|thread| !thread.is_finished());
+            threads.push(thread);
+        }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when its threads have ended, whose work is done. A process whose `main` returns while a thread of libpq
+    /// ends may crash.
+    pub(super) fn join(&self) {
+        let threads = std::mem::take(&mut *self.threads());
+        for thread in threads {
+            // A callback of a holder may close the manager.
+            if thread.thread().id() != thread::current().id() {
+                let _ = thread.join();
+            }
         }
     }
 
@@ -110,7 +139,7 @@ impl<C: LockConnection + 'static> Inner<C> {
         };
         // There before its thread is.
         self.workers().insert(conn, Worker { jobs, closes });
-        spawn("dlock-connection", move || serve(report, &received));
+        self.thread("dlock-connection", move || serve(report, &received));
     }
 
     /// Opens a connection and makes it one of the manager.
@@ -126,12 +155,6 @@ impl<C: LockConnection + 'static> Inner<C> {
         self.probed.store(true, Ordering::Relaxed);
         Ok(conn)
     }
-}
-
-/// Starts a thread. If the system has none left, `run` is dropped, and what it holds reports its end.
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) {
-    let thread = thread::Builder::new().name(name.to_owned());
-    let _ = thread.spawn(run);
 }
 
 /// Reports the end of a connection, whatever ends its thread. It is dropped after the connection.

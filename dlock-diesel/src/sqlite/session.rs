@@ -125,8 +125,8 @@ impl Session {
         result
     }
 
-    /// Acquires a slot of a semaphore, one that this session has already only `again`. While others wait it queues for the gate, and then looks for a free slot for as
-    /// long as the limit allows.
+    /// Acquires a slot of a semaphore, one that this session has already only `again`. While others wait it queues for
+    /// the gate, and then looks for a free slot for as long as the limit allows.
     pub(super) fn acquire_slot(
         &self,
         slots: Slots,

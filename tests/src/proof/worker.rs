@@ -121,25 +121,4 @@ pub fn work(options: WorkerOptions) {
         true => asynchronous::run(&common),
         false => sync::run(&common),
     }
-    wait_for_managers();
-}
-
-/// The end of `main` takes libpq and OpenSSL away from threads that still close their connections (SIGSEGV, once in some
-/// hundred processes), and `LockManager::close` does not wait for its threads.
-fn wait_for_managers() {
-    let is_managers = |thread: std::io::Result<std::fs::DirEntry>| {
-        let name = std::fs::read_to_string(thread?.path().join("comm"))?;
-        // Others have the name of the program.
-        std::io::Result::Ok(name.starts_with("dlock-") && name.trim() != "dlock-proof")
-    };
-    for _ in 0..1000 {
-        let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten();
-        if !threads
-            .map(is_managers)
-            .any(|manages| manages.unwrap_or(false))
-        {
-            return;
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -40,8 +40,8 @@ macro_rules! seconds {
     };
 }
 
-/// Whether this may be one of several servers that take writes, each of which has locks of its own, unless the user says
-/// that all programs connect to the same one.
+/// Whether this may be one of several servers that take writes, each of which has locks of its own, unless the user
+/// says that all programs connect to the same one.
 ///
 /// - MariaDB: a node of a Galera cluster.
 /// - MySQL: those who let several servers write keep the numbers of AUTO_INCREMENT apart. Group replication and Percona

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::Keys;
+use super::keys::Keys;
 use crate::postgres::fault::unknown;
 use crate::postgres::sql;
 use crate::proto::{

@@ -233,8 +233,8 @@ pub(in crate::postgres) fn granted_slot() -> Statement {
     )
 }
 
-/// Whether this session has a slot (1 or 0) besides these, after the prepared statement `failed` has failed: 2 more if the session
-/// does not know that one. See [`verify`](super::verify).
+/// Whether this session has a slot (1 or 0) besides these, after the prepared statement `failed` has failed: 2 more if
+/// the session does not know that one. See [`verify`](super::verify).
 pub(in crate::postgres) fn verify_slots(
     gate: i64,
     permits: u32,
@@ -247,8 +247,9 @@ pub(in crate::postgres) fn verify_slots(
             slots!("$1", "$2"),
             own!(),
             " AND NOT pg_catalog.int8mi(pg_catalog.int8mi(pg_catalog.int8or(pg_catalog.int8shl(l.classid::bigint, \
-             32), l.objid::bigint), $1), 1) OPERATOR(pg_catalog.=) ANY ($4::bigint[]))::int OPERATOR(pg_catalog.+) CASE WHEN EXISTS(SELECT FROM pg_catalog.pg_prepared_statements p WHERE \
-             pg_catalog.int4gt(pg_catalog.strpos(p.statement, $3), 0)) THEN 0 ELSE 2 END)::bigint /* "
+             32), l.objid::bigint), $1), 1) OPERATOR(pg_catalog.=) ANY ($4::bigint[]))::int OPERATOR(pg_catalog.+) \
+             CASE WHEN EXISTS(SELECT FROM pg_catalog.pg_prepared_statements p \
+             WHERE pg_catalog.int4gt(pg_catalog.strpos(p.statement, $3), 0)) THEN 0 ELSE 2 END)::bigint /* "
         ),
         ", ",
         ", ",

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::Identity;
+use super::action::Identity;
 use crate::proto::{Ask, Dialect, Either, Failure, Hold, Machine, Session, unique_nonzero};
 use crate::{InvalidKey, LockKey};
 

@@ -1,12 +1,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::action::{Action, ConnId, HoldId, How};
+use super::config::Config;
 use super::conn::{Conn, Job, State};
 use super::hold::Hold;
 use super::line::Asking;
 use super::question::Errand;
 use super::slab::Id;
-use super::{Action, Config, ConnId, HoldId, How, Manager};
+use super::state::Manager;
 use crate::Holder;
 
 /// Where a line may ask.

@@ -1,8 +1,9 @@
 use std::time::Duration;
 
+use super::config::Config;
 use super::line::Asking;
 use super::slab::Id;
-use super::{Config, Manager};
+use super::state::Manager;
 
 impl Manager {
     /// When [`tick`](Self::tick) is due, unless something happens before. `None`: not until something happens.
