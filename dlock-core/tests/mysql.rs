@@ -61,7 +61,7 @@ fn text_of_request(droppable: bool, ends: Option<u32>) -> String {
     };
     let get_lock = format!(
         "IFNULL(GET_LOCK(IF({ONE_OF_SEVERAL}, REPEAT('-', 999), CONVERT(? USING utf8mb4)), \
-         ? /*M! / 1000 */ /*!80000 {mysql} */), 2 + 0 * IFNULL(IS_USED_LOCK('dlock'), 0))"
+         ? /*M! / 1000 */ /*!80000 {mysql} */), 2)"
     );
     let asked = match droppable {
         true => format!(
@@ -879,50 +879,6 @@ mod failing {
             asked.answer(lost()).failed(gone());
         }
         release(asks(TRY)).answer(lost()).failed(gone());
-    }
-}
-
-mod engines {
-    use super::*;
-
-    /// TiDB up to 7.3, Vitess and SingleStore have neither GET DIAGNOSTICS nor IS_USED_LOCK inside an expression.
-    #[test]
-    fn an_engine_that_refuses_the_functions_and_keeps_no_number_has_no_such_locks() {
-        for ask in [asks, droppable, cancellable] {
-            acquire(ask(UNLIMITED))
-                .answer(plain())
-                .batch(KEEP_ERRNO)
-                .answer(plain())
-                .examines()
-                .answer(plain())
-                .batch(ARE_YOU_THERE)
-                .answer(DONE)
-                .failed(broken(Reason::Unsupported).because());
-        }
-    }
-
-    /// TiDB since 7.4 has real locks, but no `SELECT .. INTO @variable`, which only the sync crate sends.
-    #[test]
-    fn an_engine_that_does_not_understand_the_statement_grants_nothing() {
-        acquire(asks(UNLIMITED))
-            .answer(plain())
-            .answer(plain())
-            .examines()
-            .answer(examined(None, 0))
-            .failed(clean(Reason::Database).because());
-    }
-
-    /// A stub that grants each lock to everybody knows GET_LOCK alone.
-    #[test]
-    fn each_statement_that_takes_a_lock_names_a_function_that_a_stub_does_not_know() {
-        for ask in [asks, droppable] {
-            for wait in [TRY, UNLIMITED, limit(millis(250))] {
-                let first = acquire(ask(wait));
-                assert!(first.statement().text().contains("IS_USED_LOCK("));
-                let again = first.fails_with(1193, 0);
-                assert!(again.statement().text().contains("IS_USED_LOCK("));
-            }
-        }
     }
 }
 

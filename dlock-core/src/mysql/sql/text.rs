@@ -27,16 +27,9 @@ macro_rules! select {
 }
 
 /// The end of a call of GET_LOCK, from the milliseconds on. MySQL takes whole seconds, MariaDB fractions.
-///
-/// TiDB up to 7.3 does not know IS_USED_LOCK, so it refuses the statement. Up to 6.0 its GET_LOCK may be a stub that
-/// grants each lock to everybody (`tidb_enable_noop_functions`).
 macro_rules! seconds {
     ($mysql:literal) => {
-        concat!(
-            " /*M! / 1000 */ /*!80000 ",
-            $mysql,
-            " */), 2 + 0 * IFNULL(IS_USED_LOCK('dlock'), 0))"
-        )
+        concat!(" /*M! / 1000 */ /*!80000 ", $mysql, " */), 2)")
     };
 }
 
