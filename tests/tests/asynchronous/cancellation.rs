@@ -22,7 +22,7 @@ use diesel_async::{
     AsyncConnection, AsyncMysqlConnection, AsyncPgConnection, SimpleAsyncConnection,
     TransactionManager,
 };
-use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error};
+use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error, LockKey};
 use dlock_tests::{
     AsyncTestConnection, Kind, Proxy, Server, TestConnection, on_every_network_server_async,
     on_mysql_async, on_postgres_async, unique_key, wait_for, wait_for_within,
@@ -78,6 +78,14 @@ pub(super) enum Call {
     Release,
     IsHeld,
     Holders,
+    Token,
+    /// Of the lock and two more.
+    Several,
+    SeveralTransaction,
+    SeveralRelease,
+    /// Of a semaphore with one permit.
+    Slot,
+    SlotRelease,
 }
 
 impl Call {
@@ -95,6 +103,12 @@ impl Call {
         Call::Release,
         Call::IsHeld,
         Call::Holders,
+        Call::Token,
+        Call::Several,
+        Call::SeveralTransaction,
+        Call::SeveralRelease,
+        Call::Slot,
+        Call::SlotRelease,
     ];
 
     const ON_MYSQL: &[Call] = &[
@@ -108,6 +122,12 @@ impl Call {
         Call::Release,
         Call::IsHeld,
         Call::Holders,
+        Call::Token,
+        Call::Several,
+        Call::SeveralTransaction,
+        Call::SeveralRelease,
+        Call::Slot,
+        Call::SlotRelease,
     ];
 
     /// It is made in a transaction that is open.
@@ -120,20 +140,37 @@ impl Call {
 
     /// It can wait for the lock in the server's queue.
     fn queues(self) -> bool {
-        !matches!(
-            self,
-            Call::TryAcquire | Call::PollEvery | Call::Release | Call::IsHeld | Call::Holders
-        )
+        self.asks() && !matches!(self, Call::TryAcquire | Call::PollEvery | Call::Slot)
     }
 
     /// It can wait for as long as one likes, and be given what cancels it.
     fn can_be_cancelled(self) -> bool {
-        self.queues() && !matches!(self, Call::Timeout | Call::TransactionLock)
+        let others = matches!(
+            self,
+            Call::Timeout | Call::TransactionLock | Call::Several | Call::SeveralTransaction
+        );
+        self.queues() && !others
     }
 
     /// It asks for the lock.
     fn asks(self) -> bool {
-        !matches!(self, Call::Release | Call::IsHeld | Call::Holders)
+        !matches!(
+            self,
+            Call::Release
+                | Call::IsHeld
+                | Call::Holders
+                | Call::Token
+                | Call::SeveralRelease
+                | Call::SlotRelease
+        )
+    }
+
+    /// The lock that it is about, or one of them.
+    fn lock(self, key: &str) -> LockKey {
+        match self {
+            Call::Slot | Call::SlotRelease => LockKey::from(key).semaphore_lock(Some(0)),
+            _ => key.into(),
+        }
     }
 }
 
@@ -397,6 +434,42 @@ macro_rules! cancel_test {
                         drop(lock);
                         self.transaction_lock(key, stop).await
                     }
+                    Call::Token => {
+                        let mut guard = lock.acquire().await.expect("the lock is free");
+                        let token = dropped(guard.fencing_token(), stop).await;
+                        leave(guard, token.is_some()).await;
+                        token.map(|token| token.map(drop))
+                    }
+                    Call::Several => {
+                        drop(lock);
+                        release(dropped(several(self, key).acquire(), stop).await?).await
+                    }
+                    Call::SeveralTransaction => {
+                        drop(lock);
+                        let work = async |conn: &mut $Conn| -> Result<(), Error> {
+                            Ok(conn.batch_execute(WORK).await?)
+                        };
+                        dropped(several(self, key).transaction(work), stop).await
+                    }
+                    Call::SeveralRelease => {
+                        drop(lock);
+                        let guard = several(self, key).acquire().await.expect("they are free");
+                        Some(dropped(guard.release(), stop).await?.map(drop))
+                    }
+                    Call::Slot => {
+                        drop(lock);
+                        let inside = self.advisory_semaphore(key, 1).acquire();
+                        match dropped(inside, stop).await? {
+                            Ok(inside) => Some(inside.release().await.map(drop)),
+                            Err(error) => Some(Err(error)),
+                        }
+                    }
+                    Call::SlotRelease => {
+                        drop(lock);
+                        let inside = self.advisory_semaphore(key, 1).acquire().await;
+                        let inside = inside.expect("the slot is free");
+                        Some(dropped(inside.release(), stop).await?.map(drop))
+                    }
                 }
             }
 
@@ -456,6 +529,11 @@ pub(super) fn lock<'c, C: AsyncTestConnection>(
     }
 }
 
+/// That lock and two more.
+fn several<'c, C: AsyncTestConnection>(conn: &'c mut C, key: &str) -> AdvisoryLock<&'c mut C> {
+    conn.advisory_locks([key.to_owned(), format!("{key}/a"), format!("{key}/b")])
+}
+
 async fn release<C: AsyncTestConnection>(
     acquired: Result<AdvisoryLockGuard<&mut C>, Error>,
 ) -> Option<Result<(), Error>> {
@@ -494,6 +572,11 @@ impl<C: AsyncTestConnection> Other<C> {
             conn,
             literal: literal(C::KIND, &key.into()),
         }
+    }
+
+    /// From now on it takes another lock.
+    fn aim(&mut self, lock: &LockKey) {
+        self.literal = literal(C::KIND, lock);
     }
 
     async fn lock(&mut self) {
@@ -805,6 +888,7 @@ impl<C: CancelTest> Worker<C> {
     /// Makes a call and drops it, unless it is done before, and looks at what it has left. Whether it was dropped.
     async fn round(&mut self) -> bool {
         let round = self.plan();
+        self.other.aim(&round.call.lock(&self.key));
         let mut subject = match self.subject.take() {
             Some(subject) => subject,
             None => Subject::open(self.server).await,
@@ -1113,9 +1197,10 @@ on_every_network_server_async! {
         for round in 0..8 {
             for &call in C::CALLS {
                 let key = unique_key("cancel_pool");
+                let lock = call.lock(&key);
                 let taken = call.asks() && round % 2 == 1;
                 if taken {
-                    assert!(try_lock(&mut observer, &key));
+                    assert!(try_lock(&mut observer, &lock));
                 }
                 let mut pooled = pool.get().await.expect("a connection");
                 let id = pooled.backend_id().await;
@@ -1134,11 +1219,11 @@ on_every_network_server_async! {
                 // A transaction that is open goes with it.
                 drop(pooled);
                 if taken {
-                    unlock(&mut observer, &key);
+                    unlock(&mut observer, &lock);
                 }
                 assert_next_user_is_clean::<C>(&pool, &mut observer).await;
                 returned_or_ended::<C>(&pool, &mut observer, id).await;
-                assert_free(&mut observer, &key);
+                assert_free(&mut observer, &lock);
             }
         }
         // Owned by the lock, and so given back to the pool by the drop.
