@@ -33,6 +33,9 @@ pub trait AdvisoryLockExt: Connection + Sized {
     /// let invoice = pair.advisory_lock(LockKey::namespaced("billing", "invoice/7")).acquire()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// An enum with `#[derive(MultiConnection)]` cannot be locked: match it and lock the connection inside, or lock a
+    /// second connection while you work through the enum. `docs/guide/pools.md` in the repository shows both.
     fn advisory_lock(&mut self, key: impl Into<LockKey>) -> AdvisoryLock<&mut Self>
     where
         Self: LockConnection,
