@@ -173,9 +173,9 @@ impl<C: LockConnection + 'static> LockManager<C> {
         ManagedSemaphore::new(Arc::clone(&self.owner.0), ask, permits)
     }
 
-    /// Closes the manager, and returns when all its connections are closed and its threads have ended. Threads that wait
-    /// for a lock get [`Error::ManagerClosed`](crate::Error::ManagerClosed). Locks that are held are lost, and their
-    /// holders are told.
+    /// Closes the manager, and returns when all its connections are closed and its threads have ended. Threads that
+    /// wait for a lock get [`Error::ManagerClosed`](crate::Error::ManagerClosed). Locks that are held are lost, and
+    /// their holders are told.
     ///
     /// A thread that waits in the server's queue ends with its current statement: after 2 seconds at most on MySQL,
     /// MariaDB and SQLite, and 0.9 seconds on PostgreSQL (up to a minute behind readers). A thread whose network is
