@@ -10,9 +10,9 @@ use super::line::{Line, Request};
 use super::question::Question;
 use super::slab::{Id, Slab};
 
-/// Owns the order of all conversations of a `LockManager`. Like a [`Machine`](crate::proto::Machine) it does no I/O and has no
-/// clock, task or thread: what happens goes in, with the time (`now`, of a clock that never goes back), and what to do
-/// comes out of [`poll`](Self::poll).
+/// Owns the order of all conversations of a `LockManager`. Like a [`Machine`](crate::proto::Machine) it does no I/O and
+/// has no clock, task or thread: what happens goes in, with the time (`now`, of a clock that never goes back), and what
+/// to do comes out of [`poll`](Self::poll).
 ///
 /// # Lines
 ///
