@@ -21,7 +21,8 @@ while :; do
   # A server that lasts, and was killed: what is left of it ends first.
   [ -n "$AGAIN" ] && [ ! -e "$FOLDER/over" ] || break
   kill "$lifeline" 2>/dev/null
-  sleep 0.1
+  # In another second: UUID_SHORT of MySQL and MariaDB repeats itself if a server is started twice within one.
+  sleep 1.1
 done
 
 # Still there if the server ended by itself; then say why.
