@@ -1,5 +1,5 @@
 //! Live proof of the presets of sqlx: sqlx and dlock keep each other out of the same locks.
-//! `DATABASE_URL=postgres://.. cargo run -p dlock-bench --example sqlx_peer`
+//! `DATABASE_URL=postgres://.. cargo run -p dlock-bench --bin sqlx_peer`
 
 use std::env;
 use std::error::Error;
