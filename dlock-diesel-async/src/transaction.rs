@@ -8,7 +8,7 @@ use dlock_core::LockKey;
 #[cfg(feature = "sqlite")]
 use dlock_core::Mode;
 use dlock_core::proto::{Ask, Depth, TransactionDialect};
-use dlock_diesel::shared::trace::Waiting;
+use dlock_diesel::shared::trace::{Releasing, Waiting};
 use dlock_diesel::{TransactionLocks, shared};
 
 use crate::backend::{AsyncFunc, AsyncLockBackend, Cancel, DialectOf, LockConnection};
@@ -39,13 +39,13 @@ where
         None => begin(conn, &ask, cancel).await,
         outside => begin_nested(conn, &ask, cancel, outside).await,
     };
-    open.map_err(DieselError::from)?.finish(&ask.key, f).await
+    open.map_err(DieselError::from)?.finish(f).await
 }
 
 /// Begins the transaction together with the lock.
 async fn begin<'c, C>(
     conn: &'c mut C,
-    ask: &Ask,
+    ask: &'c Ask,
     mut cancel: Option<Cancel>,
 ) -> Result<OpenTransaction<'c, C>, Error>
 where
@@ -60,6 +60,7 @@ where
     session::began_transaction(conn)?;
     Ok(OpenTransaction {
         conn,
+        key: &ask.key,
         outside: None,
         cancel: cancel.map(OnDrop::new),
     })
@@ -71,7 +72,7 @@ const NAMED: &str = "BUG: Ask::name_holders is on";
 /// Begins a savepoint in the open transaction and takes the lock in it.
 async fn begin_nested<'c, C>(
     conn: &'c mut C,
-    ask: &Ask,
+    ask: &'c Ask,
     cancel: Option<Cancel>,
     outside: Depth,
 ) -> Result<OpenTransaction<'c, C>, Error>
@@ -82,6 +83,7 @@ where
     let mut cancel = cancel;
     let mut open = OpenTransaction {
         conn,
+        key: &ask.key,
         outside,
         cancel: None,
     };
@@ -214,10 +216,11 @@ where
     // The guard has what cancels a statement.
     let open = OpenTransaction {
         conn,
+        key,
         outside,
         cancel: None,
     };
-    open.finish(key, f).await
+    open.finish(f).await
 }
 
 async fn begin_writing<C: LockConnection>(conn: &mut C, immediate: bool) -> QueryResult<()> {
@@ -231,13 +234,15 @@ async fn begin_writing<C: LockConnection>(conn: &mut C, immediate: bool) -> Quer
 /// An open transaction. Dropped, it is rolled back, and the connection is marked broken.
 struct OpenTransaction<'c, C: LockConnection> {
     conn: &'c mut C,
+    /// The lock that it is under.
+    key: &'c LockKey,
     outside: Depth,
     cancel: Option<OnDrop>,
 }
 
 impl<C: LockConnection> OpenTransaction<'_, C> {
     /// Runs `f`, then commits or rolls back.
-    async fn finish<'a, F, T, E>(self, key: &LockKey, f: F) -> Result<T, E>
+    async fn finish<'a, F, T, E>(self, f: F) -> Result<T, E>
     where
         for<'r> F: AsyncFnOnce(&'r mut C) -> Result<T, E>
             + AsyncFunc<&'r mut C, Result<T, E>, Fut: Send>
@@ -259,8 +264,9 @@ impl<C: LockConnection> OpenTransaction<'_, C> {
         }
         if session::session(&mut *self.conn)?.depth > self.outside {
             // `f` began one more transaction and left it open, so the COMMIT above was that one's.
+            let error = shared::left_open(self.key);
             self.roll_back().await;
-            return Err(DieselError::from(shared::left_open(key)).into());
+            return Err(DieselError::from(error).into());
         }
         Ok(value)
     }
@@ -275,20 +281,14 @@ impl<C: LockConnection> OpenTransaction<'_, C> {
             .await
             .is_err()
         {
-            session::end(&mut *self.conn).await;
+            let ending = async { Ok(session::end(&mut *self.conn).await) };
+            let _ended: Result<(), Error> = Releasing::of(self.key).during(ending).await;
         }
     }
 }
 
-impl<C: LockConnection> Drop for OpenTransaction<'_, C> {
-    fn drop(&mut self) {
-        if matches!(session::session(self.conn), Ok(session) if session.depth <= self.outside) {
-            return;
-        }
-        // The guard around it rolls back, releases the lock and marks the connection broken, in this order.
-        if C::Backend::UNREAD_ANSWERS_SHIFT {
-            return;
-        }
+impl<C: LockConnection> OpenTransaction<'_, C> {
+    fn give_up(&mut self) {
         // Nobody knows whether the savepoint is there, so it cannot be rolled back. The outer transaction is broken
         // with it.
         if self.outside.is_none() {
@@ -302,5 +302,18 @@ impl<C: LockConnection> Drop for OpenTransaction<'_, C> {
         if let Some(cancel) = &mut self.cancel {
             cancel.cancel();
         }
+    }
+}
+
+impl<C: LockConnection> Drop for OpenTransaction<'_, C> {
+    fn drop(&mut self) {
+        if matches!(session::session(self.conn), Ok(session) if session.depth <= self.outside) {
+            return;
+        }
+        // The guard around it rolls back, releases the lock and marks the connection broken, in this order.
+        if C::Backend::UNREAD_ANSWERS_SHIFT {
+            return;
+        }
+        Releasing::of(self.key).drop(|| self.give_up());
     }
 }

@@ -10,7 +10,7 @@ use dlock_core::proto::{Ask, Depth, TransactionDialect};
 
 use crate::backend::{DialectOf, LockConnection, TransactionLocks};
 use crate::run::{self, refused, run};
-use crate::shared::trace::Waiting;
+use crate::shared::trace::{Releasing, Waiting};
 use crate::{Error, body, session, shared};
 
 /// The transaction holds the lock. Inside an open transaction, a savepoint takes its place.
@@ -142,7 +142,7 @@ where
     C: LockConnection,
     E: From<DieselError>,
 {
-    let open = OpenTransaction { conn, outside };
+    let open = OpenTransaction { conn, key, outside };
     let value = f(open.conn)?; // an error or a panic rolls back
     C::TransactionManager::commit_transaction(open.conn)?;
     if session::session(open.conn)?.depth > outside {
@@ -155,13 +155,17 @@ where
 /// An open transaction. Dropped, it rolls back.
 struct OpenTransaction<'c, C: LockConnection> {
     conn: &'c mut C,
+    /// The lock that it is under.
+    key: &'c LockKey,
     outside: Depth,
 }
 
 impl<C: LockConnection> Drop for OpenTransaction<'_, C> {
     fn drop(&mut self) {
         if session::roll_back_to(self.conn, self.outside).is_err() {
-            session::end(self.conn);
+            Releasing::of(self.key).drop(|| {
+                session::end(self.conn);
+            });
         }
     }
 }

@@ -78,4 +78,21 @@ on_every_network_server! {
         assert!(told.iter().any(|told| told.message() == "connection marked broken"), "{told:?}");
         drop(held);
     }
+
+    async fn a_dropped_transaction_tells_which_lock_it_was_under<C: Lockable>(server: &Server) {
+        watch();
+        let key = unique_key("trace_dropped_body");
+        let mut conn = C::open(server).await;
+        let (enter, entered) = tokio::sync::oneshot::channel();
+        let work = conn.advisory_lock(&key).transaction(async move |_conn: &mut C| {
+            enter.send(()).expect("the test is there");
+            std::future::pending::<Result<(), Error>>().await
+        });
+        tokio::select! {
+            result = work => panic!("it goes on for ever: {result:?}"),
+            entered = entered => entered.expect("the body runs"),
+        }
+        let told = told(&shown(&key));
+        assert!(told.iter().any(|told| told.message() == "connection marked broken"), "{told:?}");
+    }
 }

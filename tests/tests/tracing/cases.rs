@@ -264,6 +264,21 @@ on_postgres! {
         let told = told(&shown(&key));
         assert!(messages(&told).iter().any(|told| told.starts_with("session ended")), "{told:?}");
     }
+
+    async fn a_transaction_that_cannot_be_rolled_back_tells_which_lock_it_was_under(server: &Server) {
+        watch();
+        let key = unique_key("trace_rollback");
+        let mut conn = PgConnection::open(server).await;
+        let end = format!("SELECT pg_terminate_backend({})", conn.backend_id().await);
+        let mut other = PgConnection::open(server).await;
+        let body = async |_conn: &mut PgConnection| {
+            other.execute_sql(&end).await;
+            Err::<(), _>(diesel::result::Error::NotFound)
+        };
+        conn.advisory_lock(&key).transaction(body).await.expect_err("the body's error");
+        let told = told(&shown(&key));
+        assert!(messages(&told).iter().any(|told| told.starts_with("session ended")), "{told:?}");
+    }
 }
 
 #[both]
