@@ -15,7 +15,7 @@ use crate::{AdvisoryLock, AdvisorySemaphore, AdvisoryXactLock, Error, check};
 /// use dlock_diesel_async::AdvisoryLockExt;
 ///
 /// let mut conn = AsyncPgConnection::establish("postgres://localhost/app").await?;
-/// let lock = conn.advisory_lock("user/001").acquire().await?;
+/// let lock = conn.advisory_lock(("billing", "user/001")).acquire().await?;
 /// # Ok(()) }
 /// ```
 pub trait AdvisoryLockExt: LockConnection {
@@ -44,7 +44,7 @@ pub trait AdvisoryLockExt: LockConnection {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire().await?;
     /// println!("working on GPU {}", inside.slot()); // 0, 1, 2 or 3
     /// inside.release().await?;
     /// # Ok(()) }
@@ -64,7 +64,7 @@ pub trait AdvisoryLockExt: LockConnection {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let accounts = conn.advisory_locks(["account/1", "account/2"]);
+    /// let accounts = conn.advisory_locks([("bank", "account/1"), ("bank", "account/2")]);
     /// accounts.transaction(async |_conn| Ok::<(), Error>(())).await?;
     /// # Ok(()) }
     /// ```
@@ -103,7 +103,7 @@ pub trait AdvisoryLockExt: LockConnection {
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// use diesel_async::AsyncConnection;
-    /// conn.transaction(async |conn| conn.advisory_xact_lock("account/1").acquire().await).await?;
+    /// conn.transaction(async |conn| conn.advisory_xact_lock(("bank", "account/1")).acquire().await).await?;
     /// # Ok(()) }
     /// ```
     fn advisory_xact_lock(&mut self, key: impl Into<LockKey>) -> AdvisoryXactLock<'_, Self>

@@ -26,7 +26,7 @@ use crate::{Error, holders, session};
 ///
 /// # diesel::table! { users { id -> Integer, name -> Text } }
 /// let mut conn = AsyncPgConnection::establish("postgres://localhost/app").await?;
-/// let mut lock = conn.advisory_lock("report").acquire().await?;
+/// let mut lock = conn.advisory_lock(("billing", "report")).acquire().await?;
 /// let names: Vec<String> = users::table.select(users::name).load(&mut lock).await?;
 /// lock.release().await?;
 /// # Ok(()) }
@@ -88,7 +88,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let token = conn.cancel_token();
-    /// let lock = conn.advisory_lock("report").acquire().await?;
+    /// let lock = conn.advisory_lock(("billing", "report")).acquire().await?;
     /// let lock = lock.cancel_with(async move { token.cancel_query(tokio_postgres::NoTls).await });
     /// # Ok(()) }
     /// ```
@@ -106,7 +106,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// println!("working under {}", conn.advisory_lock("report").acquire().await?.key());
+    /// println!("working under {}", conn.advisory_lock(("billing", "report")).acquire().await?.key());
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -119,7 +119,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let lock = conn.advisory_locks(["account/1", "account/2"]).acquire().await?;
+    /// let lock = conn.advisory_locks([("bank", "account/1"), ("bank", "account/2")]).acquire().await?;
     /// assert_eq!(lock.keys().count(), 2);
     /// # Ok(()) }
     /// ```
@@ -134,7 +134,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let mut lock = conn.advisory_lock("report").acquire().await?;
+    /// let mut lock = conn.advisory_lock(("billing", "report")).acquire().await?;
     /// assert!(lock.is_held().await?);
     /// # Ok(()) }
     /// ```
@@ -159,7 +159,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// # diesel::table! { reports { id -> Integer, body -> Text, fence -> BigInt } }
     /// # use reports::{body, fence};
     /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> QueryResult<()> {
-    /// let mut lock = conn.advisory_lock("report").acquire().await?;
+    /// let mut lock = conn.advisory_lock(("billing", "report")).acquire().await?;
     /// let token = i64::from(lock.fencing_token().await?);
     /// let written = diesel::update(reports::table.find(1).filter(fence.lt(token)))
     ///     .set((body.eq("new"), fence.eq(token)))
@@ -185,7 +185,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// # diesel::table! { accounts { id -> Integer, balance -> Integer } }
     /// # use accounts::balance;
     /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> QueryResult<()> {
-    /// let mut lock = conn.advisory_lock("account/1").acquire().await?;
+    /// let mut lock = conn.advisory_lock(("bank", "account/1")).acquire().await?;
     /// let account = accounts::table.find(1).filter(lock.held());
     /// let changed = diesel::update(account).set(balance.eq(0)).execute(&mut lock).await?;
     /// assert_eq!(changed, 1, "the lock was lost");
@@ -204,7 +204,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let mut lock = conn.advisory_lock("report").acquire().await?;
+    /// let mut lock = conn.advisory_lock(("billing", "report")).acquire().await?;
     /// let waiting = lock.holders().await?.iter().filter(|holder| !holder.granted).count();
     /// # Ok(()) }
     /// ```
@@ -219,7 +219,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let lock = conn.advisory_lock("report").acquire().await?;
+    /// let lock = conn.advisory_lock(("billing", "report")).acquire().await?;
     /// match lock.release().await {
     ///     Err(Error::NotHeld { .. }) => println!("another holder may have worked at the same time"),
     ///     result => drop(result?),

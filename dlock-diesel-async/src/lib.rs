@@ -15,21 +15,21 @@
 //! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let mut conn = AsyncPgConnection::establish("postgres://localhost/app").await?;
 //! // Waits until the lock is free. The guard is itself a connection.
-//! let mut lock = conn.advisory_lock("user/001").acquire().await?;
+//! let mut lock = conn.advisory_lock(("billing", "user/001")).acquire().await?;
 //! diesel::update(accounts::table.find(1)).set(accounts::balance.eq(0)).execute(&mut lock).await?;
 //! lock.release().await?;
 //!
 //! // Gives up, at once or after a while.
-//! if let Some(lock) = conn.advisory_lock("report").try_acquire().await? {
+//! if let Some(lock) = conn.advisory_lock(("billing", "report")).try_acquire().await? {
 //!     lock.release().await?;
 //! }
-//! let lock = conn.advisory_lock("report").timeout(Duration::from_millis(250)).acquire().await?;
+//! let lock = conn.advisory_lock(("billing", "report")).timeout(Duration::from_millis(250)).acquire().await?;
 //! lock.release().await?;
 //!
 //! // Releases on every path.
-//! conn.advisory_lock("report").run(async |conn| build(conn).await).await?;
+//! conn.advisory_lock(("billing", "report")).run(async |conn| build(conn).await).await?;
 //! // A transaction under a lock that is free only after COMMIT.
-//! conn.advisory_lock("account/1").transaction(async |conn| move_money(conn).await).await?;
+//! conn.advisory_lock(("bank", "account/1")).transaction(async |conn| move_money(conn).await).await?;
 //! # Ok(()) }
 //! ```
 //!

@@ -20,7 +20,7 @@ use crate::{AdvisoryLockGuard, Error, acquire, body, cancel, holders};
 ///
 /// ```
 /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-/// let lock = conn.advisory_lock("report").acquire().await?;
+/// let lock = conn.advisory_lock(("billing", "report")).acquire().await?;
 /// lock.release().await?; // until here, no other session makes the report
 /// # Ok(()) }
 /// ```
@@ -46,7 +46,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let leader = AdvisoryLock::new(Box::new(conn), "leader").acquire().await?;
+    /// let leader = AdvisoryLock::new(Box::new(conn), ("billing", "leader")).acquire().await?;
     /// tokio::spawn(async move { leader.release().await.map(drop) });
     /// # Ok(()) }
     /// ```
@@ -66,7 +66,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let reader = conn.advisory_lock("cache").shared().acquire().await?;
+    /// let reader = conn.advisory_lock(("billing", "cache")).shared().acquire().await?;
     /// # Ok(()) }
     /// ```
     pub fn shared(mut self) -> Self
@@ -84,7 +84,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let lock = conn.advisory_lock("report").timeout(std::time::Duration::from_secs(1)).acquire().await?;
+    /// let limit = std::time::Duration::from_secs(1);
+    /// let lock = conn.advisory_lock(("billing", "report")).timeout(limit).acquire().await?;
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
@@ -99,7 +100,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let lock = conn.advisory_lock("index").poll_every(std::time::Duration::from_secs(1)).acquire().await?;
+    /// let interval = std::time::Duration::from_secs(1);
+    /// let lock = conn.advisory_lock(("billing", "index")).poll_every(interval).acquire().await?;
     /// # Ok(()) }
     /// ```
     pub fn poll_every(mut self, interval: Duration) -> Self {
@@ -115,7 +117,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// conn.advisory_lock("service").inside_transaction().acquire().await?.release().await?;
+    /// conn.advisory_lock(("billing", "service")).inside_transaction().acquire().await?.release().await?;
     /// # Ok(()) }
     /// ```
     pub fn inside_transaction(mut self) -> Self {
@@ -139,7 +141,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let token = conn.cancel_token();
     /// let cancel = async move { token.cancel_query(tokio_postgres::NoTls).await };
-    /// let lock = conn.advisory_lock("report").cancel_with(cancel).acquire().await?;
+    /// let lock = conn.advisory_lock(("billing", "report")).cancel_with(cancel).acquire().await?;
     /// # Ok(()) }
     /// ```
     pub fn cancel_with<F>(mut self, cancel: F) -> Self
@@ -157,7 +159,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// assert_eq!(conn.advisory_lock("report").key(), &LockKey::from("report"));
+    /// assert_eq!(conn.advisory_lock(("billing", "report")).key(), &LockKey::from(("billing", "report")));
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -170,7 +172,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let lock = conn.advisory_lock("user/001").acquire().await?;
+    /// let lock = conn.advisory_lock(("billing", "user/001")).acquire().await?;
     /// lock.release().await?;
     /// # Ok(()) }
     /// ```
@@ -199,7 +201,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let lock = conn.advisory_lock("report").try_acquire().await?; // Some(guard) or None
+    /// let lock = conn.advisory_lock(("billing", "report")).try_acquire().await?; // Some(guard) or None
     /// # Ok(()) }
     /// ```
     pub async fn try_acquire(self) -> Result<Option<AdvisoryLockGuard<M>>, Error> {
@@ -213,7 +215,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let lock_or_conn = AdvisoryLock::new(conn, "worker/1").try_acquire_or_return().await?;
+    /// let lock_or_conn = AdvisoryLock::new(conn, ("billing", "worker/1")).try_acquire_or_return().await?;
     /// # Ok(()) }
     /// ```
     pub async fn try_acquire_or_return(mut self) -> Result<Result<AdvisoryLockGuard<M>, M>, Error> {
@@ -233,7 +235,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// conn.advisory_lock("report").run(async |_conn| Ok::<(), Error>(())).await?;
+    /// conn.advisory_lock(("billing", "report")).run(async |_conn| Ok::<(), Error>(())).await?;
     /// # Ok(()) }
     /// ```
     pub async fn run<'a, F, T, E>(mut self, f: F) -> Result<T, E>
@@ -260,7 +262,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// conn.advisory_lock("account/1").transaction(async |_conn| Ok::<(), Error>(())).await?;
+    /// conn.advisory_lock(("bank", "account/1")).transaction(async |_conn| Ok::<(), Error>(())).await?;
     /// # Ok(()) }
     /// ```
     ///
@@ -297,7 +299,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let holders = conn.advisory_lock("report").holders().await?;
+    /// let holders = conn.advisory_lock(("billing", "report")).holders().await?;
     /// # Ok(()) }
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {

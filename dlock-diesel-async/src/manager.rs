@@ -44,7 +44,7 @@ use crate::LockConnection;
 /// # #[tokio::main] async fn main() -> Result<(), dlock_diesel_async::Error> {
 /// let locks = LockManager::<AsyncPgConnection>::at("postgres://localhost/app").build();
 ///
-/// let held = locks.lock("user/001").timeout(Duration::from_secs(1)).acquire().await?;
+/// let held = locks.lock(("billing", "user/001")).timeout(Duration::from_secs(1)).acquire().await?;
 /// tokio::select! {
 ///     () = work() => held.release().await?,
 ///     () = held.lost() => println!("stop: another process may have the lock"),
@@ -135,7 +135,7 @@ impl<C: LockConnection + 'static> LockManager<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// let held = locks.lock("user/001").acquire().await?;
+    /// let held = locks.lock(("billing", "user/001")).acquire().await?;
     /// held.release().await?;
     /// # Ok(()) }
     /// ```
@@ -155,7 +155,7 @@ impl<C: LockConnection + 'static> LockManager<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// let both = locks.locks(["account/1", "account/2"]).acquire().await?;
+    /// let both = locks.locks([("bank", "account/1"), ("bank", "account/2")]).acquire().await?;
     /// both.release().await?;
     /// # Ok(()) }
     /// ```
@@ -172,7 +172,7 @@ impl<C: LockConnection + 'static> LockManager<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// let inside = locks.semaphore("gpu", 4).acquire().await?;
+    /// let inside = locks.semaphore(("render", "gpu"), 4).acquire().await?;
     /// println!("on device {}", inside.slot());
     /// inside.release().await?;
     /// # Ok(()) }

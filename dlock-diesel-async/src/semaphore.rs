@@ -19,7 +19,7 @@ use crate::{AdvisorySemaphoreGuard, Error, acquire, body, cancel, holders, trans
 ///
 /// ```
 /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-/// let inside = conn.advisory_semaphore("mail", 10).acquire().await?;
+/// let inside = conn.advisory_semaphore(("billing", "mail"), 10).acquire().await?;
 /// inside.release().await?; // until here, at most 9 others send mail
 /// # Ok(()) }
 /// ```
@@ -47,7 +47,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let inside = AdvisorySemaphore::new(Box::new(conn), "gpu", 4).acquire().await?;
+    /// let inside = AdvisorySemaphore::new(Box::new(conn), ("render", "gpu"), 4).acquire().await?;
     /// tokio::spawn(async move { inside.release().await.map(drop) });
     /// # Ok(()) }
     /// ```
@@ -69,7 +69,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let limit = std::time::Duration::from_secs(1);
-    /// let inside = conn.advisory_semaphore("gpu", 4).timeout(limit).acquire().await?;
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).timeout(limit).acquire().await?;
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
@@ -85,7 +85,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let interval = std::time::Duration::from_secs(1);
-    /// let inside = conn.advisory_semaphore("gpu", 4).poll_every(interval).acquire().await?;
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).poll_every(interval).acquire().await?;
     /// # Ok(()) }
     /// ```
     pub fn poll_every(mut self, interval: Duration) -> Self {
@@ -100,7 +100,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// conn.advisory_semaphore("service", 4).inside_transaction().acquire().await?.release().await?;
+    /// conn.advisory_semaphore(("billing", "service"), 4).inside_transaction().acquire().await?.release().await?;
     /// # Ok(()) }
     /// ```
     pub fn inside_transaction(mut self) -> Self {
@@ -118,7 +118,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let token = conn.cancel_token();
     /// let cancel = async move { token.cancel_query(tokio_postgres::NoTls).await };
-    /// let inside = conn.advisory_semaphore("gpu", 4).cancel_with(cancel).acquire().await?;
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).cancel_with(cancel).acquire().await?;
     /// # Ok(()) }
     /// ```
     pub fn cancel_with<F>(mut self, cancel: F) -> Self
@@ -136,7 +136,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// assert_eq!(conn.advisory_semaphore("gpu", 4).key(), &LockKey::from("gpu"));
+    /// assert_eq!(conn.advisory_semaphore(("render", "gpu"), 4).key(), &LockKey::from(("render", "gpu")));
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -149,7 +149,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let inside = conn.advisory_semaphore("import", 3).acquire().await?;
+    /// let inside = conn.advisory_semaphore(("billing", "import"), 3).acquire().await?;
     /// inside.release().await?;
     /// # Ok(()) }
     /// ```
@@ -177,7 +177,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let inside = conn.advisory_semaphore("gpu", 4).try_acquire().await?; // Some(guard) or None
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).try_acquire().await?; // Some(guard) or None
     /// # Ok(()) }
     /// ```
     pub async fn try_acquire(self) -> Result<Option<AdvisorySemaphoreGuard<M>>, Error> {
@@ -190,7 +190,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let inside_or_conn = AdvisorySemaphore::new(conn, "gpu", 4).try_acquire_or_return().await?;
+    /// let inside_or_conn = AdvisorySemaphore::new(conn, ("render", "gpu"), 4).try_acquire_or_return().await?;
     /// # Ok(()) }
     /// ```
     pub async fn try_acquire_or_return(
@@ -212,7 +212,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// conn.advisory_semaphore("import", 3).run(async |_conn| Ok::<(), Error>(())).await?;
+    /// conn.advisory_semaphore(("billing", "import"), 3).run(async |_conn| Ok::<(), Error>(())).await?;
     /// # Ok(()) }
     /// ```
     pub async fn run<'a, F, T, E>(mut self, f: F) -> Result<T, E>
@@ -246,7 +246,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// conn.advisory_semaphore("import", 3).transaction(async |_conn| Ok::<(), Error>(())).await?;
+    /// conn.advisory_semaphore(("billing", "import"), 3).transaction(async |_conn| Ok::<(), Error>(())).await?;
     /// # Ok(()) }
     /// ```
     pub async fn transaction<'a, F, T, E>(mut self, f: F) -> Result<T, E>
@@ -281,7 +281,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let holders = conn.advisory_semaphore("gpu", 4).holders().await?;
+    /// let holders = conn.advisory_semaphore(("render", "gpu"), 4).holders().await?;
     /// # Ok(()) }
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {

@@ -18,7 +18,7 @@ use crate::{AdvisoryLockGuard, Error, holders};
 ///
 /// ```
 /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-/// let inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+/// let inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire().await?;
 /// println!("working on GPU {}", inside.slot());
 /// inside.release().await?;
 /// # Ok(()) }
@@ -47,7 +47,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire().await?;
     /// let device = ["a", "b", "c", "d"][inside.slot() as usize];
     /// # Ok(()) }
     /// ```
@@ -61,7 +61,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// println!("inside {}", conn.advisory_semaphore("gpu", 4).acquire().await?.key());
+    /// println!("inside {}", conn.advisory_semaphore(("render", "gpu"), 4).acquire().await?.key());
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -75,7 +75,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// let mut inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire().await?;
     /// assert!(inside.is_held().await?);
     /// # Ok(()) }
     /// ```
@@ -91,7 +91,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// let mut inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire().await?;
     /// println!("device {} takes commands of {} and later", inside.slot(), inside.fencing_token().await?);
     /// # Ok(()) }
     /// ```
@@ -108,7 +108,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     /// # use {diesel::prelude::*, diesel_async::RunQueryDsl, dlock_diesel_async::*};
     /// # diesel::table! { items { id -> Integer, done -> Bool } }
     /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> QueryResult<()> {
-    /// let mut inside = conn.advisory_semaphore("import", 3).acquire().await?;
+    /// let mut inside = conn.advisory_semaphore(("billing", "import"), 3).acquire().await?;
     /// let item = items::table.find(1).filter(inside.held());
     /// diesel::update(item).set(items::done.eq(true)).execute(&mut *inside).await?;
     /// # Ok(()) }
@@ -124,7 +124,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// let mut inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire().await?;
     /// let waiting = inside.holders().await?.iter().filter(|holder| !holder.granted).count();
     /// # Ok(()) }
     /// ```
@@ -140,7 +140,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let inside = conn.advisory_semaphore("gpu", 4).acquire().await?;
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire().await?;
     /// inside.release().await?;
     /// # Ok(()) }
     /// ```

@@ -14,7 +14,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// ```
     /// # use dlock_diesel_async::*; async fn f(conn: diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let both = AdvisoryLock::new_all(Box::new(conn), ["warehouse/1", "warehouse/2"]).acquire().await?;
+    /// let both = AdvisoryLock::new_all(Box::new(conn), [("stock", 1), ("stock", 2)]).acquire().await?;
     /// both.release().await?;
     /// # Ok(()) }
     /// ```

@@ -33,7 +33,7 @@ use crate::{Error, session};
 ///
 /// let mut conn = SyncConnectionWrapper::<SqliteConnection>::establish(":memory:").await?;
 /// conn.enable_advisory_locks().await?;
-/// let lock = conn.advisory_lock("report").acquire().await?;
+/// let lock = conn.advisory_lock(("billing", "report")).acquire().await?;
 /// lock.release().await?;
 /// # Ok(()) }
 /// ```
@@ -59,7 +59,7 @@ use crate::{Error, session};
 /// });
 /// let manager = AsyncDieselConnectionManager::new_with_config(":memory:", config);
 /// let pool = Pool::builder().build(manager).await?;
-/// AdvisoryLock::new(pool.get().await?, "report").acquire().await?.release().await?;
+/// AdvisoryLock::new(pool.get().await?, ("billing", "report")).acquire().await?.release().await?;
 /// # Ok(()) }
 /// ```
 ///

@@ -23,7 +23,7 @@ use crate::{Error, cancel, holders, run};
 ///
 /// let mut conn = AsyncPgConnection::establish("postgres://localhost/app").await?;
 /// conn.transaction(async |conn| {
-///     conn.advisory_xact_lock("account/1").acquire().await?;
+///     conn.advisory_xact_lock(("bank", "account/1")).acquire().await?;
 ///     diesel::sql_query("UPDATE accounts SET balance = 0 WHERE id = 1").execute(conn).await?;
 ///     Ok::<(), dlock_diesel_async::Error>(())
 /// }).await?; // free after COMMIT
@@ -63,7 +63,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// ```
     /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
     /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// conn.transaction(async |conn| conn.advisory_xact_lock("cache").shared().acquire().await).await?;
+    /// conn.transaction(async |conn| conn.advisory_xact_lock(("billing", "cache")).shared().acquire().await).await?;
     /// # Ok(()) }
     /// ```
     pub fn shared(mut self) -> Self
@@ -83,7 +83,9 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
     /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let limit = std::time::Duration::from_secs(1);
-    /// conn.transaction(async |conn| conn.advisory_xact_lock("account/1").timeout(limit).acquire().await).await?;
+    /// conn.transaction(async |conn| {
+    ///     conn.advisory_xact_lock(("bank", "account/1")).timeout(limit).acquire().await
+    /// }).await?;
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
@@ -99,7 +101,9 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
     /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// let interval = std::time::Duration::from_millis(50);
-    /// conn.transaction(async |conn| conn.advisory_xact_lock("account/1").poll_every(interval).acquire().await).await?;
+    /// conn.transaction(async |conn| {
+    ///     conn.advisory_xact_lock(("bank", "account/1")).poll_every(interval).acquire().await
+    /// }).await?;
     /// # Ok(()) }
     /// ```
     pub fn poll_every(mut self, interval: Duration) -> Self {
@@ -118,7 +122,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// let token = conn.cancel_token();
     /// conn.transaction(async |conn| {
     ///     let cancel = async move { token.cancel_query(tokio_postgres::NoTls).await };
-    ///     conn.advisory_xact_lock("account/1").cancel_with(cancel).acquire().await
+    ///     conn.advisory_xact_lock(("bank", "account/1")).cancel_with(cancel).acquire().await
     /// }).await?;
     /// # Ok(()) }
     /// ```
@@ -168,7 +172,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// ```
     /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
     /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// conn.transaction(async |conn| conn.advisory_xact_lock("account/1").acquire().await).await?;
+    /// conn.transaction(async |conn| conn.advisory_xact_lock(("bank", "account/1")).acquire().await).await?;
     /// # Ok(()) }
     /// ```
     ///
@@ -194,7 +198,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
     /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
     /// conn.transaction(async |conn| {
-    ///     if conn.advisory_xact_lock("account/1").try_acquire().await? {
+    ///     if conn.advisory_xact_lock(("bank", "account/1")).try_acquire().await? {
     ///         // .. it is ours until COMMIT ..
     ///     }
     ///     Ok::<(), Error>(())
@@ -216,8 +220,8 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// ```
     /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
     /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// conn.advisory_lock("report").transaction(async |conn| {
-    ///     let token = conn.advisory_xact_lock("report").fencing_token().await?;
+    /// conn.advisory_lock(("billing", "report")).transaction(async |conn| {
+    ///     let token = conn.advisory_xact_lock(("billing", "report")).fencing_token().await?;
     ///     println!("working with {token}");
     ///     Ok::<_, Error>(())
     /// }).await?;
@@ -243,7 +247,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// ```
     /// # use {diesel_async::AsyncConnection, dlock_diesel_async::*};
     /// # async fn f(conn: &mut diesel_async::AsyncPgConnection) -> Result<(), Error> {
-    /// let holders = conn.advisory_xact_lock("account/1").holders().await?;
+    /// let holders = conn.advisory_xact_lock(("bank", "account/1")).holders().await?;
     /// # Ok(()) }
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {

@@ -18,7 +18,7 @@ use dlock_core::{Holder, InvalidKey, LockKey};
 /// use dlock_diesel::{AdvisoryLockExt, Error};
 ///
 /// # let mut conn = PgConnection::establish("")?;
-/// match conn.advisory_lock("report").timeout(Duration::from_secs(1)).acquire() {
+/// match conn.advisory_lock(("billing", "report")).timeout(Duration::from_secs(1)).acquire() {
 ///     Ok(lock) => println!("it is ours: {lock:?}"),
 ///     Err(busy @ Error::Timeout { .. }) => println!("{busy}"), // it names the holder
 ///     Err(error) => return Err(error.into()),

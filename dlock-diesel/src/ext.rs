@@ -14,7 +14,7 @@ use crate::{AdvisoryLock, AdvisorySemaphore, AdvisoryXactLock, Error, check};
 /// use dlock_diesel::AdvisoryLockExt;
 ///
 /// let mut conn = PgConnection::establish("postgres://localhost/app")?;
-/// let lock = conn.advisory_lock("user/001").acquire()?;
+/// let lock = conn.advisory_lock(("billing", "user/001")).acquire()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait AdvisoryLockExt: Connection + Sized {
@@ -52,7 +52,7 @@ pub trait AdvisoryLockExt: Connection + Sized {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::AdvisoryLockExt;
     /// # let mut conn = PgConnection::establish("")?;
-    /// let inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire()?;
     /// println!("working on GPU {}", inside.slot()); // 0, 1, 2 or 3
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -79,7 +79,7 @@ pub trait AdvisoryLockExt: Connection + Sized {
     /// # use dlock_diesel::AdvisoryLockExt;
     /// # fn transfer(conn: &mut PgConnection) -> QueryResult<()> { todo!() }
     /// # let mut conn = PgConnection::establish("")?;
-    /// conn.advisory_locks(["account/1", "account/2"]).transaction(|conn| transfer(conn))?;
+    /// conn.advisory_locks([("bank", "account/1"), ("bank", "account/2")]).transaction(|conn| transfer(conn))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     fn advisory_locks(
@@ -105,7 +105,7 @@ pub trait AdvisoryLockExt: Connection + Sized {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::AdvisoryLockExt;
     /// # let mut conn = PgConnection::establish("")?;
-    /// conn.transaction(|conn| conn.advisory_xact_locks(["account/1", "account/2"]).acquire())?;
+    /// conn.transaction(|conn| conn.advisory_xact_locks([("bank", "account/1"), ("bank", "account/2")]).acquire())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     fn advisory_xact_locks(
@@ -126,7 +126,7 @@ pub trait AdvisoryLockExt: Connection + Sized {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::AdvisoryLockExt;
     /// # let mut conn = PgConnection::establish("")?;
-    /// conn.transaction(|conn| conn.advisory_xact_lock("account/1").acquire())?;
+    /// conn.transaction(|conn| conn.advisory_xact_lock(("bank", "account/1")).acquire())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     fn advisory_xact_lock(&mut self, key: impl Into<LockKey>) -> AdvisoryXactLock<'_, Self>

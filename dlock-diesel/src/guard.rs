@@ -24,7 +24,7 @@ use crate::{Error, Held, holders, session, shared};
 /// use dlock_diesel::AdvisoryLockExt;
 ///
 /// let mut conn = MysqlConnection::establish("mysql://localhost/app")?;
-/// let mut lock = conn.advisory_lock("report").acquire()?;
+/// let mut lock = conn.advisory_lock(("billing", "report")).acquire()?;
 /// diesel::sql_query("DELETE FROM reports").execute(&mut *lock)?;
 /// lock.transaction(|conn| diesel::sql_query("INSERT INTO reports VALUES (1)").execute(conn))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -69,7 +69,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::AdvisoryLockExt;
     /// # let mut conn = PgConnection::establish("")?;
-    /// let lock = conn.advisory_lock("report").acquire()?;
+    /// let lock = conn.advisory_lock(("billing", "report")).acquire()?;
     /// println!("working under {}", lock.key());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -85,7 +85,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::AdvisoryLockExt;
     /// # let mut conn = PgConnection::establish("")?;
-    /// let lock = conn.advisory_locks(["account/1", "account/2"]).acquire()?;
+    /// let lock = conn.advisory_locks([("bank", "account/1"), ("bank", "account/2")]).acquire()?;
     /// assert_eq!(lock.keys().count(), 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -101,7 +101,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::AdvisoryLockExt;
     /// # let mut conn = PgConnection::establish("")?;
-    /// let mut lock = conn.advisory_lock("report").acquire()?;
+    /// let mut lock = conn.advisory_lock(("billing", "report")).acquire()?;
     /// assert!(lock.is_held()?);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -137,7 +137,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// # let mut conn = PgConnection::establish("")?;
     /// use reports::{body, fence};
     ///
-    /// let mut lock = conn.advisory_lock("report").acquire()?;
+    /// let mut lock = conn.advisory_lock(("billing", "report")).acquire()?;
     /// let token = i64::from(lock.fencing_token()?);
     /// let written = diesel::update(reports::table.find(1).filter(fence.lt(token)))
     ///     .set((body.eq("new"), fence.eq(token)))
@@ -202,7 +202,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::AdvisoryLockExt;
     /// # let mut conn = PgConnection::establish("")?;
-    /// let mut lock = conn.advisory_lock("report").acquire()?;
+    /// let mut lock = conn.advisory_lock(("billing", "report")).acquire()?;
     /// let waiting = lock.holders()?.iter().filter(|holder| !holder.granted).count();
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -227,7 +227,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::{AdvisoryLockExt, Error};
     /// # let mut conn = PgConnection::establish("")?;
-    /// let lock = conn.advisory_lock("report").acquire()?;
+    /// let lock = conn.advisory_lock(("billing", "report")).acquire()?;
     /// match lock.release() {
     ///     Err(Error::NotHeld { .. }) => println!("another holder may have worked at the same time"),
     ///     result => drop(result?),

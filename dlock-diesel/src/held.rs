@@ -25,7 +25,7 @@ use crate::query;
 ///
 /// # diesel::table! { accounts { id -> Integer, balance -> Integer } }
 /// # let mut conn = PgConnection::establish("")?;
-/// let mut lock = conn.advisory_lock("account/1").acquire()?;
+/// let mut lock = conn.advisory_lock(("bank", "account/1")).acquire()?;
 /// let changed = diesel::update(accounts::table.find(1).filter(lock.held()))
 ///     .set(accounts::balance.eq(0))
 ///     .execute(&mut *lock)?;

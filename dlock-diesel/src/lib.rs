@@ -14,19 +14,19 @@
 //! # fn move_money(conn: &mut PgConnection) -> QueryResult<()> { todo!() }
 //! # let mut conn = PgConnection::establish("postgres://localhost/app")?;
 //! // Waits until the lock is free. The guard derefs to the connection.
-//! let mut lock = conn.advisory_lock("user/001").acquire()?;
+//! let mut lock = conn.advisory_lock(("billing", "user/001")).acquire()?;
 //! diesel::update(accounts::table.find(1)).set(accounts::balance.eq(0)).execute(&mut *lock)?;
 //! lock.release()?; // or drop it
 //!
 //! // Gives up, at once or after a while.
-//! if let Some(_lock) = conn.advisory_lock("report").try_acquire()? { /* .. */ }
-//! let lock = conn.advisory_lock("report").timeout(Duration::from_millis(250)).acquire()?;
+//! if let Some(_lock) = conn.advisory_lock(("billing", "report")).try_acquire()? { /* .. */ }
+//! let lock = conn.advisory_lock(("billing", "report")).timeout(Duration::from_millis(250)).acquire()?;
 //! drop(lock);
 //!
 //! // Releases on every path.
-//! conn.advisory_lock("report").run(|conn| build(conn))?;
+//! conn.advisory_lock(("billing", "report")).run(|conn| build(conn))?;
 //! // A transaction under a lock that is free only after COMMIT.
-//! conn.advisory_lock("account/1").transaction(|conn| move_money(conn))?;
+//! conn.advisory_lock(("bank", "account/1")).transaction(|conn| move_money(conn))?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

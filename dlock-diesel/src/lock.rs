@@ -19,7 +19,7 @@ use crate::{AdvisoryLockGuard, Error, acquire, body, holders};
 ///
 /// ```
 /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-/// let lock = conn.advisory_lock("report").acquire()?;
+/// let lock = conn.advisory_lock(("billing", "report")).acquire()?;
 /// lock.release()?; // until here, no other session makes the report
 /// # Ok(()) }
 /// ```
@@ -45,7 +45,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// ```
     /// # use {diesel::{PgConnection, r2d2::{ConnectionManager, Pool}}, dlock_diesel::AdvisoryLock};
     /// # fn example(pool: Pool<ConnectionManager<PgConnection>>) -> Result<(), Box<dyn std::error::Error>> {
-    /// let leader = AdvisoryLock::new(pool.get()?, "leader").acquire()?;
+    /// let leader = AdvisoryLock::new(pool.get()?, ("billing", "leader")).acquire()?;
     /// std::thread::spawn(move || drop(leader)); // frees the lock, then returns the connection to the pool
     /// # Ok(()) }
     /// ```
@@ -65,7 +65,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// let reader = conn.advisory_lock("cache").shared().acquire()?;
+    /// let reader = conn.advisory_lock(("billing", "cache")).shared().acquire()?;
     /// # Ok(()) }
     /// ```
     pub fn shared(mut self) -> Self
@@ -87,7 +87,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
     /// let limit = std::time::Duration::from_millis(250);
-    /// let lock = conn.advisory_lock("report").timeout(limit).acquire()?; // or Error::Timeout, which names the holder
+    /// let lock = conn.advisory_lock(("billing", "report")).timeout(limit).acquire()?; // or Error::Timeout
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
@@ -107,7 +107,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
     /// let interval = std::time::Duration::from_millis(500);
-    /// let lock = conn.advisory_lock("index").poll_every(interval).acquire()?;
+    /// let lock = conn.advisory_lock(("billing", "index")).poll_every(interval).acquire()?;
     /// # Ok(()) }
     /// ```
     pub fn poll_every(mut self, interval: Duration) -> Self {
@@ -142,7 +142,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// assert_eq!(conn.advisory_lock("report").key(), &LockKey::from("report"));
+    /// assert_eq!(conn.advisory_lock(("billing", "report")).key(), &LockKey::from(("billing", "report")));
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -159,7 +159,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// let mut lock = conn.advisory_lock("user/001").acquire()?;
+    /// let mut lock = conn.advisory_lock(("billing", "user/001")).acquire()?;
     /// diesel::sql_query("UPDATE accounts SET balance = 0").execute(&mut *lock)?;
     /// lock.release()?;
     /// # Ok(()) }
@@ -205,7 +205,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// match conn.advisory_lock("report").try_acquire()? {
+    /// match conn.advisory_lock(("billing", "report")).try_acquire()? {
     ///     Some(lock) => drop(lock.release()?),
     ///     None => println!("another session makes the report"),
     /// }
@@ -248,7 +248,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> QueryResult<()> {
     /// let refresh = diesel::sql_query("REFRESH MATERIALIZED VIEW report");
-    /// conn.advisory_lock("report").run(|conn| refresh.execute(conn))?;
+    /// conn.advisory_lock(("billing", "report")).run(|conn| refresh.execute(conn))?;
     /// # Ok(()) }
     /// ```
     ///
@@ -274,7 +274,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> QueryResult<()> {
     /// let update = diesel::sql_query("UPDATE accounts SET balance = balance + 1 WHERE id = 1");
-    /// conn.advisory_lock("account/1").transaction(|conn| update.execute(conn))?;
+    /// conn.advisory_lock(("bank", "account/1")).transaction(|conn| update.execute(conn))?;
     /// # Ok(()) }
     /// ```
     ///
@@ -320,7 +320,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// for holder in conn.advisory_lock("report").holders()? {
+    /// for holder in conn.advisory_lock(("billing", "report")).holders()? {
     ///     println!("{holder} {}", if holder.granted { "holds it" } else { "waits for it" });
     /// }
     /// # Ok(()) }

@@ -45,7 +45,7 @@ use crate::LockConnection;
 /// # fn work(_: impl Fn() -> bool) {}
 /// let locks = LockManager::<PgConnection>::at("postgres://localhost/app").build();
 ///
-/// let held = locks.lock("user/001").timeout(Duration::from_secs(1)).acquire()?;
+/// let held = locks.lock(("billing", "user/001")).timeout(Duration::from_secs(1)).acquire()?;
 /// work(|| held.is_lost()); // stops when another process may have the lock
 /// held.release()?;
 /// # Ok::<(), dlock_diesel::Error>(())
@@ -126,7 +126,7 @@ impl<C: LockConnection + 'static> LockManager<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// let held = locks.lock("user/001").acquire()?;
+    /// let held = locks.lock(("billing", "user/001")).acquire()?;
     /// held.release()?;
     /// # Ok(()) }
     /// ```
@@ -146,7 +146,7 @@ impl<C: LockConnection + 'static> LockManager<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// let both = locks.locks(["account/1", "account/2"]).acquire()?;
+    /// let both = locks.locks([("bank", "account/1"), ("bank", "account/2")]).acquire()?;
     /// both.release()?;
     /// # Ok(()) }
     /// ```
@@ -163,7 +163,7 @@ impl<C: LockConnection + 'static> LockManager<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// let inside = locks.semaphore("gpu", 4).acquire()?;
+    /// let inside = locks.semaphore(("render", "gpu"), 4).acquire()?;
     /// println!("on device {}", inside.slot());
     /// inside.release()?;
     /// # Ok(()) }

@@ -22,7 +22,7 @@ use crate::{AdvisorySemaphoreGuard, Error, acquire, holders, transaction};
 ///
 /// ```
 /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-/// let inside = conn.advisory_semaphore("mail", 10).acquire()?;
+/// let inside = conn.advisory_semaphore(("billing", "mail"), 10).acquire()?;
 /// inside.release()?; // until here, at most 9 others send mail
 /// # Ok(()) }
 /// ```
@@ -75,7 +75,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     /// ```
     /// # use {diesel::{PgConnection, r2d2::{ConnectionManager, Pool}}, dlock_diesel::AdvisorySemaphore};
     /// # fn example(pool: Pool<ConnectionManager<PgConnection>>) -> Result<(), Box<dyn std::error::Error>> {
-    /// let inside = AdvisorySemaphore::new(pool.get()?, "gpu", 4).acquire()?;
+    /// let inside = AdvisorySemaphore::new(pool.get()?, ("render", "gpu"), 4).acquire()?;
     /// std::thread::spawn(move || drop(inside)); // frees the slot, then returns the connection to the pool
     /// # Ok(()) }
     /// ```
@@ -94,7 +94,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
     /// let limit = std::time::Duration::from_millis(250);
-    /// if let Err(Error::Timeout { holders, .. }) = conn.advisory_semaphore("gpu", 4).timeout(limit).acquire() {
+    /// let result = conn.advisory_semaphore(("render", "gpu"), 4).timeout(limit).acquire();
+    /// if let Err(Error::Timeout { holders, .. }) = result {
     ///     println!("{holders:?} have the GPUs or wait for them");
     /// }
     /// # Ok(()) }
@@ -112,7 +113,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
     /// let interval = std::time::Duration::from_millis(500);
-    /// let inside = conn.advisory_semaphore("gpu", 4).poll_every(interval).acquire()?;
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).poll_every(interval).acquire()?;
     /// # Ok(()) }
     /// ```
     pub fn poll_every(mut self, interval: Duration) -> Self {
@@ -146,7 +147,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// assert_eq!(conn.advisory_semaphore("gpu", 4).key(), &LockKey::from("gpu"));
+    /// assert_eq!(conn.advisory_semaphore(("render", "gpu"), 4).key(), &LockKey::from(("render", "gpu")));
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -162,7 +163,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// let mut inside = conn.advisory_semaphore("import", 3).acquire()?;
+    /// let mut inside = conn.advisory_semaphore(("billing", "import"), 3).acquire()?;
     /// diesel::sql_query("INSERT INTO items SELECT * FROM staged").execute(&mut *inside)?;
     /// inside.release()?;
     /// # Ok(()) }
@@ -204,7 +205,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// match conn.advisory_semaphore("gpu", 4).try_acquire()? {
+    /// match conn.advisory_semaphore(("render", "gpu"), 4).try_acquire()? {
     ///     Some(inside) => println!("slot {}", inside.slot()),
     ///     None => println!("all are busy"),
     /// }
@@ -220,7 +221,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// let inside_or_conn = AdvisorySemaphore::new(conn, "gpu", 4).try_acquire_or_return()?;
+    /// let inside_or_conn = AdvisorySemaphore::new(conn, ("render", "gpu"), 4).try_acquire_or_return()?;
     /// # Ok(()) }
     /// ```
     pub fn try_acquire_or_return(mut self) -> Result<Result<AdvisorySemaphoreGuard<M>, M>, Error> {
@@ -241,7 +242,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> QueryResult<()> {
     /// let import = diesel::sql_query("INSERT INTO items SELECT * FROM staged");
-    /// conn.advisory_semaphore("import", 3).run(|conn| import.execute(conn))?;
+    /// conn.advisory_semaphore(("billing", "import"), 3).run(|conn| import.execute(conn))?;
     /// # Ok(()) }
     /// ```
     pub fn run<T, E>(self, f: impl FnOnce(&mut M::Target) -> Result<T, E>) -> Result<T, E>
@@ -263,7 +264,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> QueryResult<()> {
     /// let import = diesel::sql_query("INSERT INTO items SELECT * FROM staged");
-    /// conn.advisory_semaphore("import", 3).transaction(|conn| import.execute(conn))?;
+    /// conn.advisory_semaphore(("billing", "import"), 3).transaction(|conn| import.execute(conn))?;
     /// # Ok(()) }
     /// ```
     ///
@@ -292,7 +293,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// let holders = conn.advisory_semaphore("gpu", 4).holders()?;
+    /// let holders = conn.advisory_semaphore(("render", "gpu"), 4).holders()?;
     /// let inside = holders.iter().filter(|holder| holder.granted).count();
     /// # Ok(()) }
     /// ```

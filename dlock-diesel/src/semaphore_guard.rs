@@ -20,7 +20,7 @@ use crate::{AdvisoryLockGuard, Error, Held, holders};
 /// use dlock_diesel::AdvisoryLockExt;
 ///
 /// let mut conn = MysqlConnection::establish("mysql://localhost/app")?;
-/// let mut inside = conn.advisory_semaphore("import", 3).acquire()?;
+/// let mut inside = conn.advisory_semaphore(("billing", "import"), 3).acquire()?;
 /// diesel::sql_query("INSERT INTO items SELECT * FROM staged").execute(&mut *inside)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -48,7 +48,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// let inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire()?;
     /// let device = ["a", "b", "c", "d"][inside.slot() as usize];
     /// # Ok(()) }
     /// ```
@@ -62,7 +62,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// println!("inside {}", conn.advisory_semaphore("gpu", 4).acquire()?.key());
+    /// println!("inside {}", conn.advisory_semaphore(("render", "gpu"), 4).acquire()?.key());
     /// # Ok(()) }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -76,7 +76,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// let mut inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire()?;
     /// assert!(inside.is_held()?);
     /// # Ok(()) }
     /// ```
@@ -94,7 +94,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// let mut inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire()?;
     /// println!("device {} takes commands of {} and later", inside.slot(), inside.fencing_token()?);
     /// # Ok(()) }
     /// ```
@@ -111,7 +111,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     /// # use {diesel::prelude::*, dlock_diesel::*};
     /// # diesel::table! { items { id -> Integer, done -> Bool } }
     /// # fn example(conn: &mut PgConnection) -> QueryResult<()> {
-    /// let mut inside = conn.advisory_semaphore("import", 3).acquire()?;
+    /// let mut inside = conn.advisory_semaphore(("billing", "import"), 3).acquire()?;
     /// let item = items::table.find(1).filter(inside.held());
     /// diesel::update(item).set(items::done.eq(true)).execute(&mut *inside)?;
     /// # Ok(()) }
@@ -127,7 +127,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// let mut inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// let mut inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire()?;
     /// let waiting = inside.holders()?.iter().filter(|holder| !holder.granted).count();
     /// # Ok(()) }
     /// ```
@@ -143,7 +143,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     ///
     /// ```
     /// # use {diesel::prelude::*, dlock_diesel::*}; fn example(conn: &mut PgConnection) -> Result<(), Error> {
-    /// let inside = conn.advisory_semaphore("gpu", 4).acquire()?;
+    /// let inside = conn.advisory_semaphore(("render", "gpu"), 4).acquire()?;
     /// inside.release()?;
     /// # Ok(()) }
     /// ```

@@ -20,7 +20,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     /// ```
     /// # use {diesel::{PgConnection, r2d2::{ConnectionManager, Pool}}, dlock_diesel::AdvisoryLock};
     /// # fn example(pool: Pool<ConnectionManager<PgConnection>>) -> Result<(), Box<dyn std::error::Error>> {
-    /// let both = AdvisoryLock::new_all(pool.get()?, ["warehouse/1", "warehouse/2"]).acquire()?;
+    /// let both = AdvisoryLock::new_all(pool.get()?, [("stock", 1), ("stock", 2)]).acquire()?;
     /// std::thread::spawn(move || drop(both));
     /// # Ok(()) }
     /// ```

@@ -68,7 +68,7 @@ pub fn settle(request: Option<Request>, mut answer: Answer) -> Answer {
 ///
 /// let mut conn = SqliteConnection::establish(":memory:")?;
 /// conn.enable_advisory_locks()?;
-/// let lock = conn.advisory_lock("report").acquire()?;
+/// let lock = conn.advisory_lock(("billing", "report")).acquire()?;
 /// lock.release()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

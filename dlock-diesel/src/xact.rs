@@ -21,7 +21,7 @@ use crate::{Error, holders, run};
 ///
 /// let mut conn = PgConnection::establish("postgres://localhost/app")?;
 /// conn.transaction(|conn| {
-///     conn.advisory_xact_lock("account/1").acquire()?;
+///     conn.advisory_xact_lock(("bank", "account/1")).acquire()?;
 ///     diesel::sql_query("UPDATE accounts SET balance = 0 WHERE id = 1").execute(conn)
 /// })?; // free after COMMIT
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -59,7 +59,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
-    /// conn.transaction(|conn| conn.advisory_xact_lock("cache").shared().acquire())?;
+    /// conn.transaction(|conn| conn.advisory_xact_lock(("billing", "cache")).shared().acquire())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn shared(mut self) -> Self
@@ -82,7 +82,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
     /// let limit = std::time::Duration::from_secs(1);
-    /// conn.transaction(|conn| conn.advisory_xact_lock("account/1").timeout(limit).acquire())?;
+    /// conn.transaction(|conn| conn.advisory_xact_lock(("bank", "account/1")).timeout(limit).acquire())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
@@ -100,7 +100,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
     /// let interval = std::time::Duration::from_millis(50);
-    /// conn.transaction(|conn| conn.advisory_xact_lock("account/1").poll_every(interval).acquire())?;
+    /// conn.transaction(|conn| conn.advisory_xact_lock(("bank", "account/1")).poll_every(interval).acquire())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn poll_every(mut self, interval: Duration) -> Self {
@@ -147,7 +147,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
-    /// conn.transaction(|conn| conn.advisory_xact_lock("account/1").acquire())?;
+    /// conn.transaction(|conn| conn.advisory_xact_lock(("bank", "account/1")).acquire())?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -178,7 +178,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
     /// conn.transaction(|conn| {
-    ///     if conn.advisory_xact_lock("account/1").try_acquire()? {
+    ///     if conn.advisory_xact_lock(("bank", "account/1")).try_acquire()? {
     ///         // .. it is ours until COMMIT ..
     ///     }
     ///     Ok::<(), Error>(())
@@ -208,8 +208,8 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
-    /// conn.advisory_lock("report").transaction(|conn| {
-    ///     let token = conn.advisory_xact_lock("report").fencing_token()?;
+    /// conn.advisory_lock(("billing", "report")).transaction(|conn| {
+    ///     let token = conn.advisory_xact_lock(("billing", "report")).fencing_token()?;
     ///     println!("working with {token}");
     ///     Ok::<_, Error>(())
     /// })?;
@@ -243,7 +243,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     /// # use diesel::prelude::*;
     /// # use dlock_diesel::{AdvisoryLockExt, Error, LockKey};
     /// # let mut conn = PgConnection::establish("")?;
-    /// let holders = conn.advisory_xact_lock("account/1").holders()?;
+    /// let holders = conn.advisory_xact_lock(("bank", "account/1")).holders()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///

@@ -22,7 +22,7 @@ use crate::{Error, LockConnection};
 /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
 /// # async fn work() {}
 /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-/// let held = locks.lock("leader").acquire().await?;
+/// let held = locks.lock(("billing", "leader")).acquire().await?;
 /// tokio::select! {
 ///     () = work() => held.release().await?,
 ///     () = held.lost() => println!("another process may lead by now"),

@@ -27,7 +27,7 @@ use crate::{Error, LockConnection};
 /// ```
 /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
 /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-/// let held = locks.lock("report").acquire().await?;
+/// let held = locks.lock(("billing", "report")).acquire().await?;
 /// held.release().await?;
 /// # Ok(()) }
 /// ```
@@ -57,7 +57,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// let reader = locks.lock("cache").shared().acquire().await?;
+    /// let reader = locks.lock(("billing", "cache")).shared().acquire().await?;
     /// # Ok(()) }
     /// ```
     pub fn shared(mut self) -> Self
@@ -75,7 +75,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection; use std::time::Duration;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// let held = locks.lock("report").timeout(Duration::from_secs(1)).acquire().await?;
+    /// let held = locks.lock(("billing", "report")).timeout(Duration::from_secs(1)).acquire().await?;
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
@@ -90,7 +90,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # fn f(locks: LockManager<AsyncPgConnection>) {
-    /// assert_eq!(locks.lock("report").key(), &LockKey::from("report"));
+    /// assert_eq!(locks.lock(("billing", "report")).key(), &LockKey::from(("billing", "report")));
     /// # }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -118,7 +118,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// let held = locks.lock("user/001").acquire().await?;
+    /// let held = locks.lock(("billing", "user/001")).acquire().await?;
     /// # Ok(()) }
     /// ```
     ///
@@ -153,7 +153,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// let Some(held) = locks.lock("report").try_acquire().await? else {
+    /// let Some(held) = locks.lock(("billing", "report")).try_acquire().await? else {
     ///     return Ok(()); // somebody makes the report
     /// };
     /// # Ok(()) }
@@ -176,7 +176,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn lead() -> Result<(), Error> { todo!() }
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// locks.lock("leader").run(async |_held| lead().await).await?;
+    /// locks.lock(("billing", "leader")).run(async |_held| lead().await).await?;
     /// # Ok(()) }
     /// ```
     ///

@@ -23,7 +23,7 @@ use crate::{Error, LockConnection};
 /// ```
 /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
 /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-/// let inside = locks.semaphore("mail", 10).acquire().await?;
+/// let inside = locks.semaphore(("billing", "mail"), 10).acquire().await?;
 /// inside.release().await?; // until here, at most 9 others send mail
 /// # Ok(()) }
 /// ```
@@ -59,7 +59,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection; use std::time::Duration;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// let inside = locks.semaphore("gpu", 4).timeout(Duration::from_secs(1)).acquire().await?;
+    /// let inside = locks.semaphore(("render", "gpu"), 4).timeout(Duration::from_secs(1)).acquire().await?;
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
@@ -74,7 +74,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # fn f(locks: LockManager<AsyncPgConnection>) {
-    /// assert_eq!(locks.semaphore("gpu", 4).key(), &LockKey::from("gpu"));
+    /// assert_eq!(locks.semaphore(("render", "gpu"), 4).key(), &LockKey::from(("render", "gpu")));
     /// # }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -88,7 +88,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// let inside = locks.semaphore("gpu", 4).acquire().await?;
+    /// let inside = locks.semaphore(("render", "gpu"), 4).acquire().await?;
     /// # Ok(()) }
     /// ```
     ///
@@ -122,7 +122,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// match locks.semaphore("gpu", 4).try_acquire().await? {
+    /// match locks.semaphore(("render", "gpu"), 4).try_acquire().await? {
     ///     Some(inside) => println!("slot {}", inside.slot()),
     ///     None => println!("all are busy"),
     /// }
@@ -146,7 +146,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn render(_: u32) -> Result<(), Error> { todo!() }
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// locks.semaphore("gpu", 4).run(async |inside| render(inside.slot()).await).await?;
+    /// locks.semaphore(("render", "gpu"), 4).run(async |inside| render(inside.slot()).await).await?;
     /// # Ok(()) }
     /// ```
     ///
@@ -194,7 +194,7 @@ where
 /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
 /// # async fn render(_: u32) {}
 /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-/// let inside = locks.semaphore("gpu", 4).acquire().await?;
+/// let inside = locks.semaphore(("render", "gpu"), 4).acquire().await?;
 /// tokio::select! {
 ///     () = render(inside.slot()) => inside.release().await?,
 ///     () = inside.lost() => println!("another may have the device by now"),
@@ -221,7 +221,7 @@ impl<C: LockConnection + 'static> ManagedSemaphoreGuard<C> {
     /// ```
     /// # use dlock_diesel_async::*; use diesel_async::AsyncPgConnection;
     /// # async fn f(locks: LockManager<AsyncPgConnection>) -> Result<(), Error> {
-    /// let inside = locks.semaphore("gpu", 4).acquire().await?;
+    /// let inside = locks.semaphore(("render", "gpu"), 4).acquire().await?;
     /// let device = ["a", "b", "c", "d"][inside.slot() as usize];
     /// # Ok(()) }
     /// ```

@@ -22,7 +22,7 @@ use crate::{Error, LockConnection};
 /// # use dlock_diesel::*; use diesel::pg::PgConnection;
 /// # fn one_step() -> bool { false }
 /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-/// let held = locks.lock("leader").acquire()?;
+/// let held = locks.lock(("billing", "leader")).acquire()?;
 /// while !held.is_lost() && one_step() {}
 /// held.release()?;
 /// # Ok(()) }

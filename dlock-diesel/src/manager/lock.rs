@@ -24,7 +24,7 @@ use crate::{Error, LockConnection, SharedLocks};
 /// ```
 /// # use dlock_diesel::*; use diesel::pg::PgConnection;
 /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-/// let held = locks.lock("report").acquire()?;
+/// let held = locks.lock(("billing", "report")).acquire()?;
 /// held.release()?;
 /// # Ok(()) }
 /// ```
@@ -54,7 +54,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// let reader = locks.lock("cache").shared().acquire()?;
+    /// let reader = locks.lock(("billing", "cache")).shared().acquire()?;
     /// # Ok(()) }
     /// ```
     pub fn shared(mut self) -> Self
@@ -72,7 +72,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection; use std::time::Duration;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// let held = locks.lock("report").timeout(Duration::from_secs(1)).acquire()?;
+    /// let held = locks.lock(("billing", "report")).timeout(Duration::from_secs(1)).acquire()?;
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
@@ -87,7 +87,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) {
-    /// assert_eq!(locks.lock("report").key(), &LockKey::from("report"));
+    /// assert_eq!(locks.lock(("billing", "report")).key(), &LockKey::from(("billing", "report")));
     /// # }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -115,7 +115,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// let held = locks.lock("user/001").acquire()?;
+    /// let held = locks.lock(("billing", "user/001")).acquire()?;
     /// # Ok(()) }
     /// ```
     ///
@@ -153,7 +153,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// let Some(held) = locks.lock("report").try_acquire()? else {
+    /// let Some(held) = locks.lock(("billing", "report")).try_acquire()? else {
     ///     return Ok(()); // somebody makes the report
     /// };
     /// # Ok(()) }
@@ -177,7 +177,7 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn one_step() -> Result<(), Error> { todo!() }
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// locks.lock("leader").run(|held| {
+    /// locks.lock(("billing", "leader")).run(|held| {
     ///     while !held.is_lost() {
     ///         one_step()?;
     ///     }

@@ -23,7 +23,7 @@ use crate::{Error, LockConnection};
 /// ```
 /// # use dlock_diesel::*; use diesel::pg::PgConnection;
 /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-/// let inside = locks.semaphore("mail", 10).acquire()?;
+/// let inside = locks.semaphore(("billing", "mail"), 10).acquire()?;
 /// inside.release()?; // until here, at most 9 others send mail
 /// # Ok(()) }
 /// ```
@@ -65,7 +65,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection; use std::time::Duration;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// let inside = locks.semaphore("gpu", 4).timeout(Duration::from_secs(1)).acquire()?;
+    /// let inside = locks.semaphore(("render", "gpu"), 4).timeout(Duration::from_secs(1)).acquire()?;
     /// # Ok(()) }
     /// ```
     pub fn timeout(mut self, limit: Duration) -> Self {
@@ -80,7 +80,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) {
-    /// assert_eq!(locks.semaphore("gpu", 4).key(), &LockKey::from("gpu"));
+    /// assert_eq!(locks.semaphore(("render", "gpu"), 4).key(), &LockKey::from(("render", "gpu")));
     /// # }
     /// ```
     pub fn key(&self) -> &LockKey {
@@ -94,7 +94,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// let inside = locks.semaphore("gpu", 4).acquire()?;
+    /// let inside = locks.semaphore(("render", "gpu"), 4).acquire()?;
     /// # Ok(()) }
     /// ```
     ///
@@ -123,7 +123,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// match locks.semaphore("gpu", 4).try_acquire()? {
+    /// match locks.semaphore(("render", "gpu"), 4).try_acquire()? {
     ///     Some(inside) => println!("slot {}", inside.slot()),
     ///     None => println!("all are busy"),
     /// }
@@ -146,7 +146,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn render(_: u32) -> Result<(), Error> { todo!() }
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// locks.semaphore("gpu", 4).run(|inside| render(inside.slot()))?;
+    /// locks.semaphore(("render", "gpu"), 4).run(|inside| render(inside.slot()))?;
     /// # Ok(()) }
     /// ```
     pub fn run<T, E>(
@@ -173,7 +173,7 @@ impl<C: LockConnection + 'static> ManagedSemaphore<C> {
 /// # use dlock_diesel::*; use diesel::pg::PgConnection;
 /// # fn one_step(_: u32) -> bool { false }
 /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-/// let inside = locks.semaphore("gpu", 4).acquire()?;
+/// let inside = locks.semaphore(("render", "gpu"), 4).acquire()?;
 /// while !inside.is_lost() && one_step(inside.slot()) {}
 /// inside.release()?;
 /// # Ok(()) }
@@ -198,7 +198,7 @@ impl<C: LockConnection + 'static> ManagedSemaphoreGuard<C> {
     /// ```
     /// # use dlock_diesel::*; use diesel::pg::PgConnection;
     /// # fn f(locks: LockManager<PgConnection>) -> Result<(), Error> {
-    /// let inside = locks.semaphore("gpu", 4).acquire()?;
+    /// let inside = locks.semaphore(("render", "gpu"), 4).acquire()?;
     /// let device = ["a", "b", "c", "d"][inside.slot() as usize];
     /// # Ok(()) }
     /// ```

@@ -18,7 +18,7 @@ use super::functions;
 ///     .max_size(2)
 ///     .connection_customizer(Box::new(EnableAdvisoryLocks))
 ///     .build(ConnectionManager::<SqliteConnection>::new(":memory:"))?;
-/// let lock = AdvisoryLock::new(pool.get()?, "report").acquire()?;
+/// let lock = AdvisoryLock::new(pool.get()?, ("billing", "report")).acquire()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
