@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use dlock_tests::proof::{
@@ -163,6 +163,20 @@ fn check_files(files: &[PathBuf]) -> Result<bool, String> {
     Ok(violations.is_empty())
 }
 
+/// Prints how long each phase took.
+struct Phase(Instant);
+
+impl Phase {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    fn end(&mut self, name: &str) {
+        println!("  {name}: {:.1} s", self.0.elapsed().as_secs_f64());
+        self.0 = Instant::now();
+    }
+}
+
 /// A server, and whether it may be killed: then it is started again.
 type Place = (Server, bool);
 
@@ -237,6 +251,7 @@ impl Run {
             leases = leases.without_server();
         }
         let mut drawn = false;
+        let mut phase = Phase::begin();
         for (mut plan, is_leases) in [(left, false), (leases, true)] {
             while count(&plan) > 0 {
                 let part = take(&mut plan, self.round);
@@ -253,11 +268,13 @@ impl Run {
                         .map_err(|error| error.to_string())?;
                 }
             }
+            phase.end(if is_leases { "leases" } else { "faults" });
         }
         while sum.dropped < self.drops {
             number += 1;
             self.round(server, number, Plan::default(), Some(1000), false, &mut sum)?;
         }
+        phase.end("dropped futures");
         let mut calm = Figures::default();
         while calm.operations < self.operations {
             number += 1;
@@ -268,7 +285,7 @@ impl Run {
             self.calm(server, number, each as i64, &mut sum)?;
             calm.operations += sum.operations - before;
         }
-        println!("  {} operations without any fault", calm.operations);
+        phase.end(&format!("{} operations without any fault", calm.operations));
         Ok(sum)
     }
 

@@ -26,7 +26,15 @@ pub fn table(columns: &[(String, Figures)]) -> String {
         grouped(figures.holds)
     });
     row("fencing tokens drawn", &|figures| grouped(figures.tokens));
+    row(
+        "writes of a former holder that its token refused",
+        &|figures| grouped(figures.refused),
+    );
     row("futures dropped", &|figures| grouped(figures.dropped));
+    row(
+        "different ones: the form, and after how many polls",
+        &|figures| grouped(figures.awaits.len() as u64),
+    );
     row("bodies that panicked", &|figures| grouped(figures.panics));
     row("processes killed (SIGKILL)", &fault("kill"));
     row("processes stopped (SIGSTOP)", &fault("stop"));

@@ -131,7 +131,9 @@ impl Round {
         };
         let begin = Instant::now();
         for number in 0..self.workers {
-            let proxy = (self.server.kind != Kind::Sqlite).then(|| Proxy::start(&inside));
+            // Without faults there is nothing for a proxy to do.
+            let has_proxy = self.server.kind != Kind::Sqlite && self.operations.is_none();
+            let proxy = has_proxy.then(|| Proxy::start(&inside));
             controller.start(number, 1, proxy)?;
         }
         if self.operations.is_none() {
