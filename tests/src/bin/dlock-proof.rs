@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use dlock_tests::proof::{
-    Figures, History, Outcome, Plan, Round, WorkerOptions, check, picture, table, work,
+    Disk, Figures, History, Outcome, Plan, Round, WorkerOptions, check, picture, table, work,
 };
 use dlock_tests::{Kind, Server, start_lasting_mysql, start_lasting_postgres};
 
@@ -53,7 +53,7 @@ struct Run {
     /// Servers killed and started again: only servers of its own.
     #[arg(long, default_value_t = 2)]
     restarts: u32,
-    /// Tables of locks full for a moment: only a PostgreSQL of its own.
+    /// Tables of locks full for a moment: only a PostgreSQL of its own. On SQLite disks, if it may mount one.
     #[arg(long, default_value_t = 2)]
     full: u32,
     /// Processes stopped, and as many networks silent: in rounds in which managed locks are held for long.
@@ -230,10 +230,10 @@ impl Run {
             cancel: self.cuts,
             delay: self.cuts / 10,
             restart: if *lasts { self.restarts } else { 0 },
-            full: if *lasts && server.kind == Kind::Postgres {
-                self.full
-            } else {
-                0
+            full: match server.kind {
+                Kind::Postgres if *lasts => self.full,
+                Kind::Sqlite if self.full > 0 && can_mount() => self.full,
+                _ => 0,
             },
             ..Plan::default()
         };
@@ -411,6 +411,18 @@ fn each(plan: &mut Plan) -> [&mut u32; 11] {
 fn count(plan: &Plan) -> u32 {
     let mut plan = *plan;
     each(&mut plan).iter().map(|count| **count).sum()
+}
+
+fn can_mount() -> bool {
+    let folder = std::env::temp_dir().join(format!("dlock-proof-disk-{}", std::process::id()));
+    let mounted = Disk::mount(&folder);
+    if let Err(error) = &mounted {
+        println!("  SKIPPED: full disks. A small one cannot be mounted ({error}): run it as root");
+    }
+    let can = mounted.is_ok();
+    drop(mounted);
+    let _ = fs::remove_dir(&folder);
+    can
 }
 
 /// A part of the plan, of each kind as many as its share.

@@ -46,7 +46,7 @@ pub fn table(columns: &[(String, Figures)]) -> String {
     row("networks silent", &fault("silence"));
     row("networks slow", &fault("delay"));
     row("servers killed and started again", &fault("restart"));
-    row("tables of locks full", &fault("full"));
+    row("tables of locks full; SQLite: disks", &fault("full"));
     row(
         "holders whose session or process ended meanwhile",
         &|figures| grouped(figures.cut_short),
