@@ -103,7 +103,8 @@ impl ProofConnection for SyncConnectionWrapper<SqliteConnection> {
     has_no_xact_locks!();
 
     async fn ready(&mut self) -> QueryResult<()> {
-        self.batch_execute("PRAGMA busy_timeout = 20000").await?;
+        self.batch_execute("PRAGMA busy_timeout = 20000; PRAGMA synchronous = OFF")
+            .await?;
         Ok(self.enable_advisory_locks().await?)
     }
 }

@@ -97,7 +97,7 @@ impl ProofConnection for SqliteConnection {
     has_no_xact_locks!();
 
     fn ready(&mut self) -> QueryResult<()> {
-        self.batch_execute("PRAGMA busy_timeout = 20000")?;
+        self.batch_execute("PRAGMA busy_timeout = 20000; PRAGMA synchronous = OFF")?;
         Ok(self.enable_advisory_locks()?)
     }
 }
