@@ -74,7 +74,11 @@ pub fn start_extra_postgres(options: &str) -> Server {
 ///
 /// If it cannot be started.
 pub fn start_lasting_postgres() -> Result<Server, String> {
-    start_postgres_again("-c synchronous_commit=on", "", "yes")
+    start_postgres_again(
+        "-c synchronous_commit=on -c max_locks_per_transaction=10",
+        "",
+        "yes",
+    )
 }
 
 /// One more MySQL or MariaDB, which is started again whenever it ends, until this process ends. What it has committed is

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use dlock_tests::proof::{
-    Figures, History, Outcome, Plan, Round, WorkerOptions, check, picture, table, work,
+    Disk, Figures, History, Outcome, Plan, Round, WorkerOptions, check, picture, table, work,
 };
 use dlock_tests::{Kind, Server, start_lasting_mysql, start_lasting_postgres};
 
@@ -53,7 +53,7 @@ struct Run {
     /// Servers killed and started again: only servers of its own.
     #[arg(long, default_value_t = 2)]
     restarts: u32,
-    /// Tables of locks full for a moment: only a PostgreSQL of its own.
+    /// Tables of locks full for a moment: only a PostgreSQL of its own. On SQLite disks, if it may mount one.
     #[arg(long, default_value_t = 2)]
     full: u32,
     /// Processes stopped, and as many networks silent: in rounds in which managed locks are held for long.
@@ -163,6 +163,20 @@ fn check_files(files: &[PathBuf]) -> Result<bool, String> {
     Ok(violations.is_empty())
 }
 
+/// Prints how long each phase took.
+struct Phase(Instant);
+
+impl Phase {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    fn end(&mut self, name: &str) {
+        println!("  {name}: {:.1} s", self.0.elapsed().as_secs_f64());
+        self.0 = Instant::now();
+    }
+}
+
 /// A server, and whether it may be killed: then it is started again.
 type Place = (Server, bool);
 
@@ -216,10 +230,10 @@ impl Run {
             cancel: self.cuts,
             delay: self.cuts / 10,
             restart: if *lasts { self.restarts } else { 0 },
-            full: if *lasts && server.kind == Kind::Postgres {
-                self.full
-            } else {
-                0
+            full: match server.kind {
+                Kind::Postgres if *lasts => self.full,
+                Kind::Sqlite if self.full > 0 && can_mount() => self.full,
+                _ => 0,
             },
             ..Plan::default()
         };
@@ -237,6 +251,7 @@ impl Run {
             leases = leases.without_server();
         }
         let mut drawn = false;
+        let mut phase = Phase::begin();
         for (mut plan, is_leases) in [(left, false), (leases, true)] {
             while count(&plan) > 0 {
                 let part = take(&mut plan, self.round);
@@ -253,11 +268,13 @@ impl Run {
                         .map_err(|error| error.to_string())?;
                 }
             }
+            phase.end(if is_leases { "leases" } else { "faults" });
         }
         while sum.dropped < self.drops {
             number += 1;
             self.round(server, number, Plan::default(), Some(1000), false, &mut sum)?;
         }
+        phase.end("dropped futures");
         let mut calm = Figures::default();
         while calm.operations < self.operations {
             number += 1;
@@ -268,7 +285,7 @@ impl Run {
             self.calm(server, number, each as i64, &mut sum)?;
             calm.operations += sum.operations - before;
         }
-        println!("  {} operations without any fault", calm.operations);
+        phase.end(&format!("{} operations without any fault", calm.operations));
         Ok(sum)
     }
 
@@ -394,6 +411,18 @@ fn each(plan: &mut Plan) -> [&mut u32; 11] {
 fn count(plan: &Plan) -> u32 {
     let mut plan = *plan;
     each(&mut plan).iter().map(|count| **count).sum()
+}
+
+fn can_mount() -> bool {
+    let folder = std::env::temp_dir().join(format!("dlock-proof-disk-{}", std::process::id()));
+    let mounted = Disk::mount(&folder);
+    if let Err(error) = &mounted {
+        println!("  SKIPPED: full disks. A small one cannot be mounted ({error}): run it as root");
+    }
+    let can = mounted.is_ok();
+    drop(mounted);
+    let _ = fs::remove_dir(&folder);
+    can
 }
 
 /// A part of the plan, of each kind as many as its share.

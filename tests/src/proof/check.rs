@@ -132,7 +132,9 @@ fn held(history: &History, op: &Op) -> Option<(u64, u64)> {
 }
 
 fn is_of_transaction(op: &Op) -> bool {
-    op.form.starts_with("Transaction") || op.form.starts_with("Transfer")
+    ["Transaction", "Transfer", "Xact"]
+        .iter()
+        .any(|form| op.form.starts_with(form))
 }
 
 /// Whether a statement may have failed meanwhile, also one whose answer nobody has read.

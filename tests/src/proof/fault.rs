@@ -25,7 +25,7 @@ pub struct Plan {
     pub delay: u32,
     /// Servers killed and started again.
     pub restart: u32,
-    /// Tables of locks full for a moment: PostgreSQL only, and for all of its sessions.
+    /// Tables of locks full for a moment, for all sessions: PostgreSQL only. On SQLite, the disk.
     pub full: u32,
 }
 
@@ -76,12 +76,15 @@ impl Plan {
         unreachable!("BUG: below the sum")
     }
 
-    /// Those that SQLite has: it is no server, and there is no network.
+    /// Those that SQLite has: it is no server, and there is no network. What is full is its disk.
     pub fn without_server(self) -> Self {
-        let Self { kill, stop, .. } = self;
+        let Self {
+            kill, stop, full, ..
+        } = self;
         Self {
             kill,
             stop,
+            full,
             ..Self::default()
         }
     }

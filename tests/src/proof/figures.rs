@@ -1,6 +1,6 @@
 //! What a history counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::proof::check::{ends_session, holds};
 use crate::proof::history::{History, Mode};
@@ -14,10 +14,14 @@ pub struct Figures {
     pub holds: u64,
     /// Futures that were dropped before they were done.
     pub dropped: u64,
+    /// The different ones among them: the form, and after how many polls.
+    pub awaits: BTreeSet<(String, u64)>,
     /// Bodies that panicked.
     pub panics: u64,
     /// Fencing tokens that were drawn.
     pub tokens: u64,
+    /// Writes with a token that changed nothing: their writer had lost the lock.
+    pub refused: u64,
     /// What was broken, and how often.
     pub faults: BTreeMap<String, u64>,
     /// How operations ended.
@@ -52,6 +56,11 @@ impl Figures {
         for op in &history.ops {
             figures.holds += u64::from(op.entered.is_some());
             figures.tokens += u64::from(op.token.is_some());
+            figures.refused += op.writes.iter().filter(|write| !write.changed).count() as u64;
+            if let Some(polls) = op.polls {
+                let form = op.form.split('+').next().unwrap_or_default();
+                figures.awaits.insert((form.to_owned(), polls));
+            }
             if let Some((_, result, _)) = &op.ended {
                 figures.dropped += u64::from(result == "dropped");
                 figures.panics += u64::from(result == "panic");
@@ -113,6 +122,8 @@ impl Figures {
         self.operations += other.operations;
         self.holds += other.holds;
         self.dropped += other.dropped;
+        self.awaits.extend(other.awaits.iter().cloned());
+        self.refused += other.refused;
         self.panics += other.panics;
         self.tokens += other.tokens;
         self.together += other.together;

@@ -12,7 +12,7 @@
 //! | `token` | after a fencing token was drawn |
 //! | `wrote` | after a write with the token: `key from token changed` |
 //! | `adding`, `added` | before and after a counter was set: `key value` |
-//! | `end` | after everything: `result`, which is `ok`, `busy`, `dropped`, `panic`, or the kind of an error |
+//! | `end` | after everything: `result`, which is `ok`, `busy`, `dropped`, `panic`, or the kind of an error; `polls` of a future that was dropped |
 //! | `opened` | a manager has opened a session: `session from` |
 //! | `dirty` | a connection of the pool held a lock: `session` |
 //! | `unfit` | a connection of the pool did not answer, or not to the question: `session opened` |
@@ -99,6 +99,8 @@ pub(crate) struct Op {
     pub(crate) adding: Vec<(String, i64)>,
     pub(crate) added: Vec<(String, i64)>,
     pub(crate) ended: Option<(u64, String, String)>,
+    /// After so many polls its future was dropped.
+    pub(crate) polls: Option<u64>,
 }
 
 impl Op {
@@ -239,6 +241,7 @@ impl History {
                     adding: Vec::new(),
                     added: Vec::new(),
                     ended: None,
+                    polls: None,
                 });
             }
             _ => {
@@ -267,7 +270,10 @@ impl History {
                     }),
                     "adding" => op.adding.push(counted()?),
                     "added" => op.added.push(counted()?),
-                    "end" => op.ended = Some((time, get("result")?.to_owned(), text.to_owned())),
+                    "end" => {
+                        op.polls = find("polls").map(number).transpose()?;
+                        op.ended = Some((time, get("result")?.to_owned(), text.to_owned()));
+                    }
                     other => return Err(format!("unknown word {other}")),
                 }
             }

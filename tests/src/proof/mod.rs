@@ -10,6 +10,7 @@
 mod admin;
 mod check;
 mod clock;
+mod disk;
 mod fault;
 mod figures;
 mod history;
@@ -21,6 +22,7 @@ mod worker;
 mod world;
 
 pub use check::{check, check_text};
+pub use disk::Disk;
 pub use fault::Plan;
 pub use figures::Figures;
 pub use history::History;

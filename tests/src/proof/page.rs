@@ -26,7 +26,15 @@ pub fn table(columns: &[(String, Figures)]) -> String {
         grouped(figures.holds)
     });
     row("fencing tokens drawn", &|figures| grouped(figures.tokens));
+    row(
+        "writes of a former holder that its token refused",
+        &|figures| grouped(figures.refused),
+    );
     row("futures dropped", &|figures| grouped(figures.dropped));
+    row(
+        "different ones: the form, and after how many polls",
+        &|figures| grouped(figures.awaits.len() as u64),
+    );
     row("bodies that panicked", &|figures| grouped(figures.panics));
     row("processes killed (SIGKILL)", &fault("kill"));
     row("processes stopped (SIGSTOP)", &fault("stop"));
@@ -38,7 +46,7 @@ pub fn table(columns: &[(String, Figures)]) -> String {
     row("networks silent", &fault("silence"));
     row("networks slow", &fault("delay"));
     row("servers killed and started again", &fault("restart"));
-    row("tables of locks full", &fault("full"));
+    row("tables of locks full; SQLite: disks", &fault("full"));
     row(
         "holders whose session or process ended meanwhile",
         &|figures| grouped(figures.cut_short),

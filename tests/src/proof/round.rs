@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use crate::proof::admin::Admin;
 use crate::proof::check;
 use crate::proof::clock::now;
+use crate::proof::disk::Disk;
 use crate::proof::fault::{Kind as FaultKind, Plan};
 use crate::proof::figures::Figures;
 use crate::proof::history::{History, Writer};
@@ -86,6 +87,7 @@ struct Controller<'a> {
     writer: Writer,
     admin: Admin,
     url: String,
+    disk: Option<Disk>,
     slots: Vec<Slot>,
 }
 
@@ -101,8 +103,19 @@ impl Round {
             Kind::Sqlite => None,
             kind => Some(Admin::connect_again(kind, &self.server.url)?),
         };
+        let small = self.folder.join("disk");
+        let disk = match self.server.kind {
+            Kind::Sqlite if self.plan.full > 0 => Some(Disk::mount(&small)?),
+            _ => None,
+        };
         let url = match &mut outside {
-            None => self.folder.join("proof.db").display().to_string(),
+            None => {
+                let folder = match &disk {
+                    Some(_) => &small,
+                    None => &self.folder,
+                };
+                folder.join("proof.db").display().to_string()
+            }
             Some(outside) => {
                 outside.execute(&format!("CREATE DATABASE {database}"))?;
                 let mut url =
@@ -127,11 +140,14 @@ impl Round {
             writer,
             admin,
             url,
+            disk,
             slots: Vec::new(),
         };
         let begin = Instant::now();
         for number in 0..self.workers {
-            let proxy = (self.server.kind != Kind::Sqlite).then(|| Proxy::start(&inside));
+            // Without faults there is nothing for a proxy to do.
+            let has_proxy = self.server.kind != Kind::Sqlite && self.operations.is_none();
+            let proxy = has_proxy.then(|| Proxy::start(&inside));
             controller.start(number, 1, proxy)?;
         }
         if self.operations.is_none() {
@@ -314,6 +330,14 @@ impl Controller<'_> {
             FaultKind::Restart => return self.restart(),
             FaultKind::Full => {
                 let from = now();
+                if let Some(disk) = &self.disk {
+                    disk.fill()?;
+                    let lasts = self.random.millis(20, 300);
+                    self.wait(lasts)?;
+                    self.disk.as_ref().map_or(Ok(()), Disk::clear)?;
+                    self.note(kind, from, format_args!("of=disk"));
+                    return Ok(());
+                }
                 let mut filling = Admin::connect_again(self.round.server.kind, &self.url)?;
                 filling.fill()?;
                 let lasts = self.random.millis(20, 300);

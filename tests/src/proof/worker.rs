@@ -13,6 +13,7 @@ mod asynchronous {
     pub(super) use flavor::run;
 }
 mod log;
+mod server;
 #[path = "worker"]
 mod sync {
     #[path = "sync.rs"]
@@ -27,15 +28,17 @@ mod sync {
 }
 mod task;
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use crate::Kind;
 use crate::proof::history::Writer;
+use task::Form;
 
 /// What a worker is told.
 #[derive(Debug, Clone)]
@@ -63,6 +66,11 @@ pub struct WorkerOptions {
 }
 
 impl WorkerOptions {
+    /// Nothing is broken, so that nothing needs to take long: no pauses, and more locks to choose from.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.operations.is_some() && !self.disturbed
+    }
+
     /// Of its manager. The short one passes in a process that is stopped, the long one not even on a slow machine.
     pub(crate) fn lease(&self) -> Duration {
         Duration::from_secs(if self.leases { 2 } else { 15 })
@@ -74,6 +82,8 @@ pub(crate) struct Common {
     pub(crate) options: WorkerOptions,
     pub(crate) kind: Kind,
     pub(crate) writer: Writer,
+    /// After how many polls the next future of a form is dropped.
+    polls: Mutex<HashMap<Form, u64>>,
     left: AtomicI64,
     over: AtomicBool,
 }
@@ -82,6 +92,19 @@ impl Common {
     /// Whether there is one more operation to do.
     pub(crate) fn goes_on(&self) -> bool {
         !self.over.load(Ordering::Relaxed) && self.left.fetch_sub(1, Ordering::Relaxed) > 0
+    }
+
+    /// One more than the last time, so that each await is hit in turn.
+    pub(crate) fn next_polls(&self, form: Form) -> u64 {
+        let mut polls = self.polls.lock().expect("no panic");
+        let next = polls.entry(form).or_default();
+        *next += 1;
+        *next - 1
+    }
+
+    /// The future was done before: the next one is dropped at its first await again.
+    pub(crate) fn first_poll_again(&self, form: Form) {
+        self.polls.lock().expect("no panic").remove(&form);
     }
 }
 
@@ -107,6 +130,7 @@ pub fn work(options: WorkerOptions) {
         writer: Writer::open(&options.history).expect("the history can be opened"),
         left: options.operations.unwrap_or(i64::MAX).into(),
         over: false.into(),
+        polls: Mutex::default(),
         kind,
         options,
     });

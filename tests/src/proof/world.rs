@@ -1,9 +1,11 @@
 //! What the workers work on: locks, and tables that only these locks protect.
 
-/// Locks of one key.
-pub(crate) const KEYS: [&str; 3] = ["k0", "k1", "k2"];
-/// Locks that are taken two at once, and the accounts that they protect.
-pub(crate) const ACCOUNTS: [&str; 4] = ["a0", "a1", "a2", "a3"];
+/// Locks of one key. Where something is broken, all want the first three.
+pub(crate) const KEYS: [&str; 12] = [
+    "k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8", "k9", "k10", "k11",
+];
+/// Locks that are taken two at once, and the accounts that they protect: the first four where something is broken.
+pub(crate) const ACCOUNTS: [&str; 8] = ["a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7"];
 /// What is in all accounts together.
 pub(crate) const SUM: i64 = 4000;
 /// A semaphore, and its permits.

@@ -17,27 +17,26 @@ use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{
     AsyncConnection, AsyncMysqlConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection,
 };
+pub(super) use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, LockManager, ManagedLockGuard};
 use dlock_diesel_async::{
-    AdvisoryLock, AdvisorySemaphore, AsyncFunc, Error, LockConnection, ManagedLock, SqliteLocksExt,
+    AdvisorySemaphore, AdvisoryXactLock, AsyncFunc, Error, LockConnection, ManagedLock,
+    SqliteLocksExt, TransactionLocks,
 };
-pub(super) use dlock_diesel_async::{AdvisoryLockExt, LockManager, ManagedLockGuard};
 pub(super) use dlock_sync_or_async::with_await as both;
 
-use super::operations::{managed, on_connection};
+use super::operations::{managed, on_connection, xact_acquired};
 use crate::proof::clock::now;
 use crate::proof::random::Random;
 use crate::proof::worker::Common;
 use crate::proof::worker::log::Log;
+use crate::proof::worker::server::*;
 use crate::proof::worker::task::Task;
 use crate::{AsyncTestConnection, Kind};
 
 pub(super) trait ProofConnection:
     LockConnection + AsyncTestConnection + PoolableConnection + Send + 'static
 {
-    /// This session.
-    const SESSION: &'static str;
-    /// How many locks it has.
-    const HELD: &'static str;
+    const ASKS: &'static Asks;
 
     fn ready(&mut self) -> impl Future<Output = QueryResult<()>> + Send {
         async { Ok(()) }
@@ -50,6 +49,24 @@ pub(super) trait ProofConnection:
     fn shared(lock: AdvisoryLock<&mut Self>) -> AdvisoryLock<&mut Self>;
 
     fn shared_managed(lock: ManagedLock<Self>) -> ManagedLock<Self>;
+
+    fn xact_lock(&mut self, task: &Task) -> impl Future<Output = Result<bool, Error>> + Send;
+}
+
+macro_rules! has_xact_locks {
+    () => {
+        async fn xact_lock(&mut self, task: &Task) -> Result<bool, Error> {
+            xact_acquired(self, task).await
+        }
+    };
+}
+
+macro_rules! has_no_xact_locks {
+    () => {
+        async fn xact_lock(&mut self, _: &Task) -> Result<bool, Error> {
+            unreachable!("BUG: no task is of that form there")
+        }
+    };
 }
 
 macro_rules! asks_by_diesel {
@@ -64,48 +81,30 @@ macro_rules! asks_by_diesel {
     };
 }
 
-macro_rules! has_shared_locks {
-    () => {
-        fn shared(lock: AdvisoryLock<&mut Self>) -> AdvisoryLock<&mut Self> {
-            lock.shared()
-        }
-
-        fn shared_managed(lock: ManagedLock<Self>) -> ManagedLock<Self> {
-            lock.shared()
-        }
-    };
-}
-
 impl ProofConnection for AsyncPgConnection {
-    const SESSION: &'static str = "SELECT pg_backend_pid()::bigint";
-    const HELD: &'static str =
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
+    const ASKS: &'static Asks = &POSTGRES;
     asks_by_diesel!();
     has_shared_locks!();
+    has_xact_locks!();
 }
 
 impl ProofConnection for AsyncMysqlConnection {
-    const SESSION: &'static str = "SELECT CAST(CONNECTION_ID() AS SIGNED)";
-    const HELD: &'static str = "SELECT CAST(RELEASE_ALL_LOCKS() AS SIGNED)";
+    const ASKS: &'static Asks = &MYSQL;
     asks_by_diesel!();
 
-    fn shared(_: AdvisoryLock<&mut Self>) -> AdvisoryLock<&mut Self> {
-        unreachable!("BUG: no task is shared there")
-    }
-
-    fn shared_managed(_: ManagedLock<Self>) -> ManagedLock<Self> {
-        unreachable!("BUG: no task is shared there")
-    }
+    has_no_shared_locks!();
+    has_no_xact_locks!();
 }
 
 impl ProofConnection for SyncConnectionWrapper<SqliteConnection> {
-    const SESSION: &'static str = "SELECT dlock_session()";
-    const HELD: &'static str = "SELECT 0";
+    const ASKS: &'static Asks = &SQLITE;
     asks_by_diesel!();
     has_shared_locks!();
+    has_no_xact_locks!();
 
     async fn ready(&mut self) -> QueryResult<()> {
-        self.batch_execute("PRAGMA busy_timeout = 20000").await?;
+        self.batch_execute("PRAGMA busy_timeout = 20000; PRAGMA synchronous = OFF")
+            .await?;
         Ok(self.enable_advisory_locks().await?)
     }
 }
@@ -137,6 +136,16 @@ pub(super) fn semaphore_with_cancel<C: ProofConnection>(
     }
 }
 
+pub(super) fn xact_with_cancel<C: ProofConnection<Backend: TransactionLocks>>(
+    lock: AdvisoryXactLock<'_, C>,
+    cancel: Cancel,
+) -> AdvisoryXactLock<'_, C> {
+    match cancel {
+        Some(cancel) => lock.cancel_with(cancel),
+        None => lock,
+    }
+}
+
 pub(super) async fn in_transaction<'a, C, F, T>(conn: &mut C, body: F) -> Result<T, Error>
 where
     C: AsyncConnection,
@@ -154,7 +163,7 @@ async fn connect<C: ProofConnection>(url: &str) -> Result<(C, i64, u64), Connect
     let mut conn = C::establish(&C::direct_url(url)).await?;
     let set_up = ConnectionError::CouldntSetupConfiguration;
     conn.ready().await.map_err(set_up)?;
-    let session = conn.try_number(C::SESSION).await.map_err(set_up)?;
+    let session = conn.try_number(C::ASKS.session).await.map_err(set_up)?;
     Ok((conn, session, opened))
 }
 
@@ -231,9 +240,9 @@ async fn act<C: ProofConnection>(
             number: next,
         };
         let task = Task::draw(&common, &mut random);
-        if task.is_managed() {
+        if !task.has_connection() {
             log.ask(&task, None);
-            log.ended(&quietly(task.polls, managed(&locks, &task, &log)).await);
+            quietly(&common, &task, &log, managed(&locks, None, &task, &log)).await;
             continue;
         }
         let free = pool.lock().expect("no panic").pop();
@@ -245,7 +254,7 @@ async fn act<C: ProofConnection>(
             pause(Duration::from_millis(50)).await;
             continue;
         };
-        match conn.try_number(C::HELD).await {
+        match conn.try_number(C::ASKS.held).await {
             Ok(0) => {}
             Ok(_) => common
                 .writer
@@ -259,27 +268,39 @@ async fn act<C: ProofConnection>(
                 continue;
             }
         }
-        log.ask(&task, Some((session, opened)));
-        log.ended(&quietly(task.polls, on_connection(&mut conn, &task, &log)).await);
+        if task.is_managed() {
+            log.ask(&task, None);
+            let work = managed(&locks, Some(&mut conn), &task, &log);
+            // diesel-async hands on a connection whose user has dropped a statement of his own.
+            if !quietly(&common, &task, &log, work).await {
+                continue;
+            }
+        } else {
+            log.ask(&task, Some((session, opened)));
+            let work = on_connection(&mut conn, &task, &log);
+            quietly(&common, &task, &log, work).await;
+        }
         if !PoolableConnection::is_broken(&mut conn) {
             pool.lock().expect("no panic").push((conn, session, opened));
         }
     }
 }
 
-/// Drops the future when it has been polled so often and is not done.
+/// Notes how the future ends: `false` if it has been dropped, when it had been polled so often and was not done.
 async fn quietly(
-    polls: Option<u64>,
+    common: &Common,
+    task: &Task,
+    log: &Log,
     work: impl Future<Output = Result<&'static str, Error>> + Send,
-) -> Result<&'static str, Error> {
+) -> bool {
     let mut work = Box::pin(work);
-    let mut left = polls;
-    poll_fn(|context| {
+    let mut left = task.polls;
+    let done = poll_fn(|context| {
         let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
         match (polled, &mut left) {
-            (Ok(Poll::Ready(result)), _) => Poll::Ready(result),
-            (Err(_), _) => Poll::Ready(Ok("panic")),
-            (Ok(Poll::Pending), Some(0)) => Poll::Ready(Ok("dropped")),
+            (Ok(Poll::Ready(result)), _) => Poll::Ready(Some(result)),
+            (Err(_), _) => Poll::Ready(Some(Ok("panic"))),
+            (Ok(Poll::Pending), Some(0)) => Poll::Ready(None),
             (Ok(Poll::Pending), left) => {
                 if let Some(left) = left {
                     *left -= 1;
@@ -288,5 +309,18 @@ async fn quietly(
             }
         }
     })
-    .await
+    .await;
+    let is_done = done.is_some();
+    // So that what it does when it is dropped is done before it counts as ended.
+    drop(work);
+    match (done, task.polls) {
+        (Some(result), polls) => {
+            log.ended(&result);
+            if polls.is_some() {
+                common.first_poll_again(task.form);
+            }
+        }
+        (None, polls) => log.dropped(polls.unwrap_or_default()),
+    }
+    is_done
 }

@@ -41,9 +41,16 @@ impl Log {
 
     /// A managed lock was not lost just after `looked`.
     #[must_use]
-    pub(crate) fn entered_at(&self, looked: u64) -> Looking {
-        self.writer
-            .write_at(looked, &self.actor, format_args!("in op={}", self.number));
+    pub(crate) fn entered_at(&self, looked: u64, slot: Option<u32>) -> Looking {
+        let (writer, number) = (&self.writer, self.number);
+        match slot {
+            Some(slot) => writer.write_at(
+                looked,
+                &self.actor,
+                format_args!("in op={number} slot={slot}"),
+            ),
+            None => writer.write_at(looked, &self.actor, format_args!("in op={number}")),
+        }
         Looking {
             log: self.clone(),
             last: looked.into(),
@@ -72,6 +79,14 @@ impl Log {
     pub(crate) fn added(&self, key: &str, value: i64) {
         self.write(format_args!(
             "added op={} key={key} value={value}",
+            self.number
+        ));
+    }
+
+    /// The future was dropped after so many polls.
+    pub(crate) fn dropped(&self, polls: u64) {
+        self.write(format_args!(
+            "end op={} result=dropped polls={polls}",
             self.number
         ));
     }

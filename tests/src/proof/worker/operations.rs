@@ -1,10 +1,10 @@
 //! One operation: written once, for sync and async connections.
 
-use dlock_diesel::Error;
+use dlock_diesel::{Error, TransactionLocks};
 
 use super::flavor::{both, *};
 use crate::proof::clock::now;
-use crate::proof::worker::log::{Log, look};
+use crate::proof::worker::log::{Log, Looking, look};
 use crate::proof::worker::task::{Form, PANIC, Task, Wait};
 use crate::proof::world::SEMAPHORE;
 
@@ -23,7 +23,13 @@ pub(super) async fn on_connection<C: ProofConnection>(
         Form::Transfer => transfer(conn, task, log).await,
         Form::Semaphore => semaphore(conn, task, log).await,
         Form::SemaphoreTransaction => semaphore_transaction(conn, task, log).await,
-        Form::Managed | Form::ManagedRun => unreachable!("BUG: it has no connection of its own"),
+        Form::Xact => xact(conn, task, log).await,
+        Form::Inside => {
+            in_transaction(conn, async |conn: &mut C| inside(conn, task, log).await).await
+        }
+        Form::Managed | Form::ManagedRun | Form::ManagedSeveral | Form::ManagedSemaphore => {
+            unreachable!("BUG: it has no connection of its own")
+        }
     }
 }
 
@@ -54,30 +60,38 @@ macro_rules! limited {
     }};
 }
 
+/// What is asked for on a connection: one lock or several.
+fn lock<'a, C: ProofConnection>(conn: &'a mut C, task: &Task) -> AdvisoryLock<&'a mut C> {
+    let cancel = cancellation(conn, task);
+    let lock = match task.keys.as_slice() {
+        [key] => conn.advisory_lock(key.clone()),
+        keys => conn.advisory_locks(keys.to_vec()),
+    };
+    let mut lock = with_cancel(lock, cancel);
+    if task.shared {
+        lock = C::shared(lock);
+    }
+    match task.poll_every {
+        Some(interval) => lock.poll_every(interval),
+        None => lock,
+    }
+}
+
 #[both]
 async fn guard<C: ProofConnection>(
     conn: &mut C,
     task: &Task,
     log: &Log,
 ) -> Result<&'static str, Error> {
-    let cancel = cancellation(conn, task);
-    let mut lock = with_cancel(conn.advisory_lock(task.keys[0].clone()), cancel);
-    if task.shared {
-        lock = C::shared(lock);
-    }
-    let mut guard = acquired!(lock, task);
+    let mut guard = acquired!(lock(conn, task), task);
     let inside = log.entered(None);
     let key = task.names[0];
     if task.draws {
         let token = i64::from(guard.fencing_token().await?);
         log.token(token);
-        if !task.shared {
+        if task.is_fenced() {
             pause(task.pause).await;
-            let from = now();
-            let write =
-                format!("UPDATE resource SET n = {token} WHERE id = '{key}' AND n < {token}");
-            let changed = guard.change(&write).await?;
-            log.wrote(key, from, token, changed);
+            fenced_write(&mut *guard, key, token, log).await?;
         }
     }
     if !task.shared {
@@ -101,8 +115,6 @@ async fn run<C: ProofConnection>(
     task: &Task,
     log: &Log,
 ) -> Result<&'static str, Error> {
-    let cancel = cancellation(conn, task);
-    let lock = with_cancel(conn.advisory_lock(task.keys[0].clone()), cancel);
     let body = async |conn: &mut C| -> Result<(), Error> {
         let _inside = log.entered(None);
         let value = count(conn, task, log).await?;
@@ -112,7 +124,7 @@ async fn run<C: ProofConnection>(
         }
         Ok(())
     };
-    limited!(lock, task).run(body).await?;
+    limited!(lock(conn, task), task).run(body).await?;
     Ok("ok")
 }
 
@@ -122,8 +134,6 @@ async fn transaction<C: ProofConnection>(
     task: &Task,
     log: &Log,
 ) -> Result<&'static str, Error> {
-    let cancel = cancellation(conn, task);
-    let lock = with_cancel(conn.advisory_lock(task.keys[0].clone()), cancel);
     let body = async |conn: &mut C| -> Result<i64, Error> {
         let _inside = log.entered(None);
         let value = count(conn, task, log).await?;
@@ -132,7 +142,7 @@ async fn transaction<C: ProofConnection>(
         }
         Ok(value)
     };
-    let value = limited!(lock, task).transaction(body).await?;
+    let value = limited!(lock(conn, task), task).transaction(body).await?;
     log.added(task.names[0], value);
     Ok("ok")
 }
@@ -143,9 +153,7 @@ async fn several<C: ProofConnection>(
     task: &Task,
     log: &Log,
 ) -> Result<&'static str, Error> {
-    let cancel = cancellation(conn, task);
-    let lock = with_cancel(conn.advisory_locks(task.keys.clone()), cancel);
-    let guard = acquired!(lock, task);
+    let guard = acquired!(lock(conn, task), task);
     let inside = log.entered(None);
     pause(task.pause).await;
     if task.panics {
@@ -165,8 +173,6 @@ async fn transfer<C: ProofConnection>(
     task: &Task,
     log: &Log,
 ) -> Result<&'static str, Error> {
-    let cancel = cancellation(conn, task);
-    let lock = with_cancel(conn.advisory_locks(task.keys.clone()), cancel);
     let body = async |conn: &mut C| -> Result<(), Error> {
         let _inside = log.entered(None);
         for (account, amount) in [(task.names[0], -task.amount), (task.names[1], task.amount)] {
@@ -185,7 +191,7 @@ async fn transfer<C: ProofConnection>(
         }
         Ok(())
     };
-    limited!(lock, task).transaction(body).await?;
+    limited!(lock(conn, task), task).transaction(body).await?;
     Ok("ok")
 }
 
@@ -258,30 +264,132 @@ async fn count<C: ProofConnection>(conn: &mut C, task: &Task, log: &Log) -> Resu
     Ok(value)
 }
 
+/// A write that a token guards.
+#[both]
+async fn fenced_write<C: ProofConnection>(
+    conn: &mut C,
+    key: &str,
+    token: i64,
+    log: &Log,
+) -> Result<(), Error> {
+    let from = now();
+    let write = format!("UPDATE resource SET n = {token} WHERE id = '{key}' AND n < {token}");
+    let changed = conn.change(&write).await?;
+    log.wrote(key, from, token, changed);
+    Ok(())
+}
+
+/// A lock that ends with its transaction, and a counter that it protects.
+#[both]
+async fn xact<C: ProofConnection>(
+    conn: &mut C,
+    task: &Task,
+    log: &Log,
+) -> Result<&'static str, Error> {
+    let body = async |conn: &mut C| -> Result<Option<i64>, Error> {
+        if !conn.xact_lock(task).await? {
+            return Ok(None);
+        }
+        let _inside = log.entered(None);
+        let value = count(conn, task, log).await?;
+        if task.panics {
+            panic!("{PANIC}");
+        }
+        Ok(Some(value))
+    };
+    match in_transaction(conn, body).await? {
+        Some(value) => log.added(task.names[0], value),
+        None => return Ok("busy"),
+    }
+    Ok("ok")
+}
+
+#[both]
+pub(super) async fn xact_acquired<C: ProofConnection<Backend: TransactionLocks>>(
+    conn: &mut C,
+    task: &Task,
+) -> Result<bool, Error> {
+    let cancel = cancellation(conn, task);
+    let mut lock = xact_with_cancel(conn.advisory_xact_lock(task.keys[0].clone()), cancel);
+    if let Some(interval) = task.poll_every {
+        lock = lock.poll_every(interval);
+    }
+    match task.wait {
+        Wait::Forever => lock.acquire().await?,
+        Wait::Limit(limit) => lock.timeout(limit).acquire().await?,
+        Wait::Try => return lock.try_acquire().await,
+    }
+    Ok(true)
+}
+
+/// A lock of the session, within its transaction. It is free before COMMIT, so nothing is written under it.
+#[both]
+async fn inside<C: ProofConnection>(
+    conn: &mut C,
+    task: &Task,
+    log: &Log,
+) -> Result<&'static str, Error> {
+    let mut guard = acquired!(lock(conn, task).inside_transaction(), task);
+    let inside = log.entered(None);
+    guard.try_number("SELECT MAX(n) FROM counter").await?;
+    pause(task.pause).await;
+    if task.panics {
+        panic!("{PANIC}");
+    }
+    drop(inside);
+    // An async guard that is dropped here breaks the connection, as its documentation says.
+    guard.release().await?;
+    Ok("ok")
+}
+
 /// A managed lock, which is looked at again and again.
 #[both]
 pub(super) async fn managed<C: ProofConnection>(
     locks: &LockManager<C>,
+    conn: Option<&mut C>,
     task: &Task,
     log: &Log,
 ) -> Result<&'static str, Error> {
-    let mut lock = locks.lock(task.keys[0].clone());
+    if task.form == Form::ManagedSemaphore {
+        let held = acquired!(locks.semaphore(task.keys[0].clone(), SEMAPHORE.1), task);
+        drop(hold(&held, task, log, Some(held.slot())).await);
+        match task.drops {
+            true => drop(held),
+            false => held.release().await?,
+        }
+        return Ok("ok");
+    }
+    let mut lock = locks.locks(task.keys.clone());
     if task.shared {
         lock = C::shared_managed(lock);
     }
     if task.form == Form::ManagedRun {
         let body = async |held: &ManagedLockGuard<C>| -> Result<(), Error> {
-            hold(held, task, log).await;
+            drop(hold(held, task, log, None).await);
             Ok(())
         };
-        let lock = limited!(lock, task);
-        return match lock.run(body).await {
+        return match limited!(lock, task).run(body).await {
             Ok(()) => Ok("ok"),
             Err(error) => Err(error),
         };
     }
     let held = acquired!(lock, task);
-    hold(&held, task, log).await;
+    let token = match task.draws && task.form == Form::Managed {
+        true => Some(i64::from(held.fencing_token().await?)),
+        false => None,
+    };
+    let inside = hold(&held, task, log, None).await;
+    if let (Some(token), Some(inside)) = (token, &inside) {
+        log.token(token);
+        if let Some(conn) = conn {
+            // Also if it is lost: the token must protect the row then.
+            fenced_write(conn, task.names[0], token, log).await?;
+            if let Some(looked) = look(|| held.is_lost()) {
+                inside.look(looked);
+            }
+        }
+    }
+    drop(inside);
     match task.drops {
         true => drop(held),
         false => held.release().await?,
@@ -289,12 +397,16 @@ pub(super) async fn managed<C: ProofConnection>(
     Ok("ok")
 }
 
+/// Holds it for a while, or until it is lost.
 #[both]
-async fn hold<C: ProofConnection>(held: &ManagedLockGuard<C>, task: &Task, log: &Log) {
-    let Some(entered) = look(|| held.is_lost()) else {
-        return;
-    };
-    let inside = log.entered_at(entered);
+async fn hold<C: ProofConnection>(
+    held: &ManagedLockGuard<C>,
+    task: &Task,
+    log: &Log,
+    slot: Option<u32>,
+) -> Option<Looking> {
+    let entered = look(|| held.is_lost())?;
+    let inside = log.entered_at(entered, slot);
     let until = entered + task.pause.as_nanos() as u64;
     while let Some(looked) = look(|| held.is_lost()) {
         inside.look(looked);
@@ -306,4 +418,5 @@ async fn hold<C: ProofConnection>(held: &ManagedLockGuard<C>, task: &Task, log: 
     if task.panics {
         panic!("{PANIC}");
     }
+    Some(inside)
 }

@@ -14,25 +14,23 @@ use diesel::{
     Connection, ConnectionError, MysqlConnection, PgConnection, QueryResult, RunQueryDsl,
     SqliteConnection, sql_query,
 };
+pub(super) use dlock_diesel::{AdvisoryLock, AdvisoryLockExt, LockManager, ManagedLockGuard};
 use dlock_diesel::{
-    AdvisoryLock, AdvisorySemaphore, Error, LockConnection, ManagedLock, SqliteLocksExt,
+    AdvisorySemaphore, AdvisoryXactLock, Error, LockConnection, ManagedLock, SqliteLocksExt,
 };
-pub(super) use dlock_diesel::{AdvisoryLockExt, LockManager, ManagedLockGuard};
 pub(super) use dlock_sync_or_async::without_await as both;
 
-use super::operations::{managed, on_connection};
+use super::operations::{managed, on_connection, xact_acquired};
 use crate::Kind;
 use crate::proof::clock::now;
 use crate::proof::random::Random;
 use crate::proof::worker::Common;
 use crate::proof::worker::log::Log;
+use crate::proof::worker::server::*;
 use crate::proof::worker::task::Task;
 
 pub(super) trait ProofConnection: LockConnection + Send + 'static {
-    /// This session.
-    const SESSION: &'static str;
-    /// How many locks it has.
-    const HELD: &'static str;
+    const ASKS: &'static Asks;
 
     fn ready(&mut self) -> QueryResult<()> {
         Ok(())
@@ -45,6 +43,24 @@ pub(super) trait ProofConnection: LockConnection + Send + 'static {
     fn shared(lock: AdvisoryLock<&mut Self>) -> AdvisoryLock<&mut Self>;
 
     fn shared_managed(lock: ManagedLock<Self>) -> ManagedLock<Self>;
+
+    fn xact_lock(&mut self, task: &Task) -> Result<bool, Error>;
+}
+
+macro_rules! has_xact_locks {
+    () => {
+        fn xact_lock(&mut self, task: &Task) -> Result<bool, Error> {
+            xact_acquired(self, task)
+        }
+    };
+}
+
+macro_rules! has_no_xact_locks {
+    () => {
+        fn xact_lock(&mut self, _: &Task) -> Result<bool, Error> {
+            unreachable!("BUG: no task is of that form there")
+        }
+    };
 }
 
 macro_rules! asks_by_diesel {
@@ -59,48 +75,29 @@ macro_rules! asks_by_diesel {
     };
 }
 
-macro_rules! has_shared_locks {
-    () => {
-        fn shared(lock: AdvisoryLock<&mut Self>) -> AdvisoryLock<&mut Self> {
-            lock.shared()
-        }
-
-        fn shared_managed(lock: ManagedLock<Self>) -> ManagedLock<Self> {
-            lock.shared()
-        }
-    };
-}
-
 impl ProofConnection for PgConnection {
-    const SESSION: &'static str = "SELECT pg_backend_pid()::bigint";
-    const HELD: &'static str =
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
+    const ASKS: &'static Asks = &POSTGRES;
     asks_by_diesel!();
     has_shared_locks!();
+    has_xact_locks!();
 }
 
 impl ProofConnection for MysqlConnection {
-    const SESSION: &'static str = "SELECT CAST(CONNECTION_ID() AS SIGNED)";
-    const HELD: &'static str = "SELECT CAST(RELEASE_ALL_LOCKS() AS SIGNED)";
+    const ASKS: &'static Asks = &MYSQL;
     asks_by_diesel!();
 
-    fn shared(_: AdvisoryLock<&mut Self>) -> AdvisoryLock<&mut Self> {
-        unreachable!("BUG: no task is shared there")
-    }
-
-    fn shared_managed(_: ManagedLock<Self>) -> ManagedLock<Self> {
-        unreachable!("BUG: no task is shared there")
-    }
+    has_no_shared_locks!();
+    has_no_xact_locks!();
 }
 
 impl ProofConnection for SqliteConnection {
-    const SESSION: &'static str = "SELECT dlock_session()";
-    const HELD: &'static str = "SELECT 0";
+    const ASKS: &'static Asks = &SQLITE;
     asks_by_diesel!();
     has_shared_locks!();
+    has_no_xact_locks!();
 
     fn ready(&mut self) -> QueryResult<()> {
-        self.batch_execute("PRAGMA busy_timeout = 20000")?;
+        self.batch_execute("PRAGMA busy_timeout = 20000; PRAGMA synchronous = OFF")?;
         Ok(self.enable_advisory_locks()?)
     }
 }
@@ -123,6 +120,13 @@ pub(super) fn semaphore_with_cancel<C>(
     lock
 }
 
+pub(super) fn xact_with_cancel<C>(
+    lock: AdvisoryXactLock<'_, C>,
+    _: NoCancel,
+) -> AdvisoryXactLock<'_, C> {
+    lock
+}
+
 pub(super) fn in_transaction<C: Connection, T>(
     conn: &mut C,
     body: impl FnOnce(&mut C) -> Result<T, Error>,
@@ -133,7 +137,7 @@ pub(super) fn in_transaction<C: Connection, T>(
 fn connect<C: ProofConnection>(url: &str) -> Result<(C, i64, u64), ConnectionError> {
     let opened = now();
     let mut conn = C::establish(url)?;
-    let ready = conn.ready().and_then(|()| conn.try_number(C::SESSION));
+    let ready = conn.ready().and_then(|()| conn.try_number(C::ASKS.session));
     let session = ready.map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok((conn, session, opened))
 }
@@ -190,9 +194,9 @@ fn act<C: ProofConnection>(common: &Common, number: u32, pool: &Pool<C>, locks: 
             number: next,
         };
         let task = Task::draw(common, &mut random);
-        if task.is_managed() {
+        if !task.has_connection() {
             log.ask(&task, None);
-            log.ended(&quietly(|| managed(locks, &task, &log)));
+            log.ended(&quietly(|| managed(locks, None, &task, &log)));
             continue;
         }
         let free = pool.lock().expect("no panic").pop();
@@ -204,7 +208,7 @@ fn act<C: ProofConnection>(common: &Common, number: u32, pool: &Pool<C>, locks: 
             pause(Duration::from_millis(50));
             continue;
         };
-        match conn.try_number(C::HELD) {
+        match conn.try_number(C::ASKS.held) {
             Ok(0) => {}
             Ok(_) => common
                 .writer
@@ -218,8 +222,13 @@ fn act<C: ProofConnection>(common: &Common, number: u32, pool: &Pool<C>, locks: 
                 continue;
             }
         }
-        log.ask(&task, Some((session, opened)));
-        log.ended(&quietly(|| on_connection(&mut conn, &task, &log)));
+        if task.is_managed() {
+            log.ask(&task, None);
+            log.ended(&quietly(|| managed(locks, Some(&mut conn), &task, &log)));
+        } else {
+            log.ask(&task, Some((session, opened)));
+            log.ended(&quietly(|| on_connection(&mut conn, &task, &log)));
+        }
         if !C::TransactionManager::is_broken_transaction_manager(&mut conn) {
             pool.lock().expect("no panic").push((conn, session, opened));
         }
