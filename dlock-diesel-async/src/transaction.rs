@@ -281,7 +281,10 @@ impl<C: LockConnection> OpenTransaction<'_, C> {
             .await
             .is_err()
         {
-            let ending = async { Ok(session::end(&mut *self.conn).await) };
+            let ending = async {
+                session::end(&mut *self.conn).await;
+                Ok(())
+            };
             let _ended: Result<(), Error> = Releasing::of(self.key).during(ending).await;
         }
     }
