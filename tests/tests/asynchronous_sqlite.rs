@@ -699,44 +699,6 @@ fn a_transaction_that_is_dropped_as_it_begins_leaves_none_open() {
     });
 }
 
-/// The statement that begins it has to end first. Where the thread that drops it is the one on which the writer would go
-/// on, that is when `busy_timeout` is over.
-#[test]
-fn a_transaction_that_is_dropped_while_another_writes_holds_up_its_thread_for_busy_timeout() {
-    let database = Database::new();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
-        let (mut writer, mut conn) = (database.open().await, database.open().await);
-        let limit = Duration::from_millis(1000);
-        conn.batch_execute("PRAGMA busy_timeout = 1000")
-            .await
-            .expect("a pragma");
-        writer
-            .batch_execute("BEGIN IMMEDIATE")
-            .await
-            .expect("it writes");
-        let key = LockKey::from("a").to_sqlite().expect("a valid key");
-        let begin = {
-            let lock = conn.advisory_lock("a");
-            let mut work = Box::pin(lock.transaction(async |_conn: &mut Conn| Ok::<(), Error>(())));
-            while !is_locked_on_disk(database.url(), key) {
-                assert!(!poll_once(work.as_mut()).await, "the other one writes");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            // The next poll sends the BEGIN.
-            assert!(!poll_once(work.as_mut()).await, "the other one writes");
-            Instant::now()
-        };
-        assert!(begin.elapsed() > limit / 2, "{:?}", begin.elapsed());
-        database.assert_free("a");
-        writer.batch_execute("COMMIT").await.expect("it goes on");
-        database.look().execute_sql("INSERT INTO t (n) VALUES (1)");
-    });
-}
-
 #[test]
 fn a_transaction_that_is_dropped_after_any_number_of_polls_leaves_none_open() {
     // On a runtime of one thread, diesel-async panics where its COMMIT is dropped.

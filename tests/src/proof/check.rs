@@ -373,7 +373,6 @@ fn ends(history: &History, wrong: &mut Vec<String>) {
 fn may_end(history: &History, op: &Op, time: u64, result: &str) -> bool {
     let causes: &[&str] = match result {
         "ok" | "dropped" | "panic" => return true,
-        "Database" if waited_for_a_drop(history, op, time) => return true,
         "busy" => return op.form.contains("+try"),
         "Timeout" => return op.form.contains("+limit"),
         // On a slow machine a short lease passes by itself.
@@ -403,18 +402,6 @@ fn may_end(history: &History, op: &Op, time: u64, result: &str) -> bool {
         };
         causes.contains(&fault.kind.as_str()) && hits && fault.from <= time && fault.until >= since
     })
-}
-
-/// Whether SQLite's `busy_timeout` was over because a dropped transaction, which waits for its BEGIN to end, held up the
-/// thread of the one that wrote. See `docs/guide/sqlite.md`.
-fn waited_for_a_drop(history: &History, op: &Op, time: u64) -> bool {
-    const BUSY_TIMEOUT: u64 = 20_000_000_000;
-    let is_busy = matches!(&op.ended, Some((.., text)) if text == "database is locked");
-    is_busy
-        && history.ops.iter().any(|other| {
-            matches!(&other.ended, Some((end, result, _)) if result == "dropped"
-                && *end >= other.asked + BUSY_TIMEOUT && *end > op.asked && other.asked < time)
-        })
 }
 
 /// A connection that a pool hands on works, unless something was broken.

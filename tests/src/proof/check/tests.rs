@@ -380,20 +380,3 @@ fn a_connection_of_the_pool_that_fails_without_a_cause() {
         "handed on session 7",
     );
 }
-
-#[test]
-fn sqlite_is_busy_where_a_drop_waits_for_it() {
-    let busy = turns(&[(
-        "31 w1.1.a end op=1 result=ok",
-        "30000000000 w1.1.a end op=1 result=Database text=database is locked",
-    )]);
-    refused(&busy, "ended with Database");
-    let drop = |end: u64| {
-        format!(
-            "{busy}11 w1.1.b ask op=1 keys=j mode=exclusive form=Transaction session=9 opened=5\n\
-             {end} w1.1.b end op=1 result=dropped polls=1\n"
-        )
-    };
-    refused(&drop(900_000_000), "ended with Database");
-    accepted(&drop(20_000_000_011));
-}
