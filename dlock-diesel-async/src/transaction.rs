@@ -281,16 +281,13 @@ impl<C: LockConnection> OpenTransaction<'_, C> {
             .await
             .is_err()
         {
-            let ending = async {
-                session::end(&mut *self.conn).await;
-                Ok(())
-            };
-            let _ended: Result<(), Error> = Releasing::of(self.key).during(ending).await;
+            Releasing::of(self.key)
+                .drop_async(session::end(&mut *self.conn))
+                .await;
         }
     }
-}
 
-impl<C: LockConnection> OpenTransaction<'_, C> {
+    /// Rolls back without waiting, and marks the connection broken.
     fn give_up(&mut self) {
         // Nobody knows whether the savepoint is there, so it cannot be rolled back. The outer transaction is broken
         // with it.

@@ -22,6 +22,7 @@
 mod async_connection;
 mod causes;
 mod connection;
+mod environment;
 mod every;
 mod key;
 mod pooler;
@@ -40,6 +41,7 @@ pub use async_connection::block_on;
 pub use causes::with_causes;
 pub use connection::TestConnection;
 #[doc(hidden)]
+pub use environment::number_from_environment;
 pub use every::{
     run_on, run_on_async, run_on_every_network_server, run_on_every_network_server_async,
     run_on_every_server, run_on_every_server_async, run_on_sqlite,

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use diesel::{MysqlConnection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, Error, LockConnection, LockManager};
 use dlock_tests::{
-    PATIENCE, Process, Proxy, Server, TestConnection, on_every_network_server, on_postgres,
-    start_transaction_pooler, unique_key, wait_for,
+    PATIENCE, Process, Proxy, Server, TestConnection, number_from_environment,
+    on_every_network_server, on_postgres, start_transaction_pooler, unique_key, wait_for,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -68,7 +68,7 @@ on_every_network_server! {
 
     fn a_holder_knows_before_another_has_the_lock_however_often_the_network_is_cut<C: Lockable>(server: &Server) {
         let _alone = alone();
-        let cuts: usize = env::var("DLOCK_CUTS").ok().and_then(|cuts| cuts.parse().ok()).unwrap_or(8);
+        let cuts: usize = number_from_environment("DLOCK_CUTS").unwrap_or(8);
         let lease = Duration::from_secs(2);
         let (mut closest, mut latest) = (Duration::MAX, Duration::ZERO);
         for first in (0..cuts).step_by(25) {

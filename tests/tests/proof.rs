@@ -1,4 +1,4 @@
-//! A short form of the proof under faults: `dlock-proof` by hand runs it for longer, and restarts servers.
+//! A short form of the proof under faults: `dlock-proof` by hand runs it for longer.
 
 use std::path::PathBuf;
 use std::time::Duration;

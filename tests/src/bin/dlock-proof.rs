@@ -415,12 +415,15 @@ fn count(plan: &Plan) -> u32 {
 
 fn can_mount() -> bool {
     let folder = std::env::temp_dir().join(format!("dlock-proof-disk-{}", std::process::id()));
-    let mounted = Disk::mount(&folder);
-    if let Err(error) = &mounted {
-        println!("  SKIPPED: full disks. A small one cannot be mounted ({error}): run it as root");
-    }
-    let can = mounted.is_ok();
-    drop(mounted);
+    let can = match Disk::mount(&folder) {
+        Ok(_) => true,
+        Err(error) => {
+            println!(
+                "  SKIPPED: full disks. A small one cannot be mounted ({error}): run it as root"
+            );
+            false
+        }
+    };
     let _ = fs::remove_dir(&folder);
     can
 }

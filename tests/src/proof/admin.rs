@@ -134,8 +134,8 @@ impl Admin {
     }
 
     /// Takes locks until the server has no room for more. They are free when this connection ends.
-    // The server makes all the numbers first, so ten million of them took several seconds.
     pub(crate) fn fill(&mut self) -> Result<(), String> {
+        // Not many more than there is room for: the server makes all the numbers first.
         match self.number("SELECT count(pg_advisory_lock(i)) FROM generate_series(1, 200000) i") {
             Ok(_) => Err("the table of locks has no end".to_owned()),
             Err(_) => Ok(()),

@@ -330,22 +330,28 @@ impl Controller<'_> {
             FaultKind::Restart => return self.restart(),
             FaultKind::Full => {
                 let from = now();
-                if let Some(disk) = &self.disk {
-                    disk.fill()?;
-                    let lasts = self.random.millis(20, 300);
-                    self.wait(lasts)?;
-                    self.disk.as_ref().map_or(Ok(()), Disk::clear)?;
-                    self.note(kind, from, format_args!("of=disk"));
-                    return Ok(());
+                let mut filling = None;
+                match &self.disk {
+                    Some(disk) => disk.fill()?,
+                    None => filling
+                        .insert(Admin::connect_again(self.round.server.kind, &self.url)?)
+                        .fill()?,
                 }
-                let mut filling = Admin::connect_again(self.round.server.kind, &self.url)?;
-                filling.fill()?;
                 let lasts = self.random.millis(20, 300);
                 self.wait(lasts)?;
                 drop(filling);
-                // Until there is room again.
-                self.any_session()?;
-                self.note(kind, from, format_args!("of=locks"));
+                let of = match &self.disk {
+                    Some(disk) => {
+                        disk.clear()?;
+                        "disk"
+                    }
+                    None => {
+                        // Until there is room again.
+                        self.any_session()?;
+                        "locks"
+                    }
+                };
+                self.note(kind, from, format_args!("of={of}"));
                 return Ok(());
             }
             _ => {}

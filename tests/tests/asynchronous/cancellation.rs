@@ -24,8 +24,9 @@ use diesel_async::{
 };
 use dlock_diesel_async::{AdvisoryLock, AdvisoryLockExt, AdvisoryLockGuard, Error, LockKey};
 use dlock_tests::{
-    AsyncTestConnection, Kind, Proxy, Server, TestConnection, on_every_network_server_async,
-    on_mysql_async, on_postgres_async, unique_key, wait_for, wait_for_within,
+    AsyncTestConnection, Kind, Proxy, Server, TestConnection, number_from_environment,
+    on_every_network_server_async, on_mysql_async, on_postgres_async, unique_key, wait_for,
+    wait_for_within,
 };
 use tokio::sync::Semaphore;
 use tokio::task::coop;
@@ -51,15 +52,8 @@ pub(super) fn free_once_closed(kind: Kind) -> Duration {
 const SOON_ONCE_CLOSED: Duration = Duration::from_millis(1500);
 
 /// The drops of [`many_drops_leave_no_lock_and_no_connection_out_of_step`] on each server, unless `DLOCK_DROPS` says how
-/// many: a continuous build says 10,000.
+/// many: the second part of `.ci/run` says 10,000.
 const DROPS: usize = 5_000;
-
-fn enough_drops() -> usize {
-    let number = std::env::var("DLOCK_DROPS").ok();
-    number.map_or(DROPS, |number| {
-        number.parse().expect("DLOCK_DROPS is a number")
-    })
-}
 
 /// Those of [`a_cancel_at_the_moment_of_the_grant_leaves_no_lock`].
 const CANCELS: usize = 500;
@@ -1123,7 +1117,8 @@ fn drop_again_and_again<C: CancelTest>(server: &'static Server, enough: usize, c
 
 on_every_network_server_async! {
     async fn many_drops_leave_no_lock_and_no_connection_out_of_step<C: CancelTest>(server: &'static Server) {
-        drop_again_and_again::<C>(server, enough_drops(), false);
+        let enough = number_from_environment("DLOCK_DROPS").unwrap_or(DROPS);
+        drop_again_and_again::<C>(server, enough, false);
     }
 }
 

@@ -10,18 +10,14 @@ use diesel::connection::TransactionManager;
 use diesel::{Connection, MysqlConnection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, Error};
 use dlock_tests::{
-    PATIENCE, Server, on_every_network_server, on_every_server, on_mysql, on_postgres, unique_key,
+    PATIENCE, Server, number_from_environment, on_every_network_server, on_every_server, on_mysql,
+    on_postgres, unique_key,
 };
 
 use crate::support::*;
 
 /// How long each kind of race is run for, on each server, unless `DLOCK_RACES` is the number of rounds.
 const RUN: Duration = Duration::from_secs(1);
-
-fn wanted_rounds() -> Option<u32> {
-    let number = std::env::var("DLOCK_RACES").ok()?;
-    Some(number.parse().expect("DLOCK_RACES is a number"))
-}
 
 /// A delay that moves towards the moment at which either outcome is as likely.
 struct Aim {
@@ -145,7 +141,7 @@ fn race<C: LockTest>(
         step: Duration::from_micros(60),
     };
     let started = Instant::now();
-    let (wanted, mut rounds) = (wanted_rounds(), 0);
+    let (wanted, mut rounds) = (number_from_environment::<u32>("DLOCK_RACES"), 0);
     let is_enough = |rounds| match wanted {
         Some(wanted) => rounds >= wanted,
         None => started.elapsed() >= RUN,

@@ -39,6 +39,10 @@ impl Releasing {
         f();
     }
 
+    pub fn drop_async<F: Future<Output = ()>>(self, future: F) -> F {
+        future
+    }
+
     pub fn during<F: Future>(self, future: F) -> F {
         future
     }

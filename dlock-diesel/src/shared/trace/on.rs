@@ -133,6 +133,11 @@ impl Releasing {
         self.0.in_scope(f);
     }
 
+    /// The same, where it waits for an answer.
+    pub async fn drop_async(self, future: impl Future<Output = ()>) {
+        future.instrument(self.0).await;
+    }
+
     pub async fn during<T>(
         self,
         future: impl Future<Output = Result<T, Error>>,

@@ -24,7 +24,7 @@ use dlock_diesel_async::{
 };
 pub(super) use dlock_sync_or_async::with_await as both;
 
-use super::operations::{managed, on_connection, xact_acquired};
+use super::operations::{has_no_xact_locks, has_xact_locks, managed, on_connection, xact_acquired};
 use crate::proof::clock::now;
 use crate::proof::random::Random;
 use crate::proof::worker::Common;
@@ -51,22 +51,6 @@ pub(super) trait ProofConnection:
     fn shared_managed(lock: ManagedLock<Self>) -> ManagedLock<Self>;
 
     fn xact_lock(&mut self, task: &Task) -> impl Future<Output = Result<bool, Error>> + Send;
-}
-
-macro_rules! has_xact_locks {
-    () => {
-        async fn xact_lock(&mut self, task: &Task) -> Result<bool, Error> {
-            xact_acquired(self, task).await
-        }
-    };
-}
-
-macro_rules! has_no_xact_locks {
-    () => {
-        async fn xact_lock(&mut self, _: &Task) -> Result<bool, Error> {
-            unreachable!("BUG: no task is of that form there")
-        }
-    };
 }
 
 macro_rules! asks_by_diesel {
@@ -271,7 +255,7 @@ async fn act<C: ProofConnection>(
         if task.is_managed() {
             log.ask(&task, None);
             let work = managed(&locks, Some(&mut conn), &task, &log);
-            // diesel-async hands on a connection whose user has dropped a statement of his own.
+            // diesel-async hands on a connection whose user has dropped a statement.
             if !quietly(&common, &task, &log, work).await {
                 continue;
             }

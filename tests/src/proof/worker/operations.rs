@@ -304,6 +304,27 @@ async fn xact<C: ProofConnection>(
     Ok("ok")
 }
 
+/// `ProofConnection::xact_lock`, where there are such locks.
+#[both]
+macro_rules! has_xact_locks {
+    () => {
+        async fn xact_lock(&mut self, task: &Task) -> Result<bool, Error> {
+            xact_acquired(self, task).await
+        }
+    };
+}
+
+#[both]
+macro_rules! has_no_xact_locks {
+    () => {
+        async fn xact_lock(&mut self, _: &Task) -> Result<bool, Error> {
+            unreachable!("BUG: no task is of that form there")
+        }
+    };
+}
+
+pub(super) use {has_no_xact_locks, has_xact_locks};
+
 #[both]
 pub(super) async fn xact_acquired<C: ProofConnection<Backend: TransactionLocks>>(
     conn: &mut C,

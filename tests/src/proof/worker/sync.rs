@@ -20,7 +20,7 @@ use dlock_diesel::{
 };
 pub(super) use dlock_sync_or_async::without_await as both;
 
-use super::operations::{managed, on_connection, xact_acquired};
+use super::operations::{has_no_xact_locks, has_xact_locks, managed, on_connection, xact_acquired};
 use crate::Kind;
 use crate::proof::clock::now;
 use crate::proof::random::Random;
@@ -45,22 +45,6 @@ pub(super) trait ProofConnection: LockConnection + Send + 'static {
     fn shared_managed(lock: ManagedLock<Self>) -> ManagedLock<Self>;
 
     fn xact_lock(&mut self, task: &Task) -> Result<bool, Error>;
-}
-
-macro_rules! has_xact_locks {
-    () => {
-        fn xact_lock(&mut self, task: &Task) -> Result<bool, Error> {
-            xact_acquired(self, task)
-        }
-    };
-}
-
-macro_rules! has_no_xact_locks {
-    () => {
-        fn xact_lock(&mut self, _: &Task) -> Result<bool, Error> {
-            unreachable!("BUG: no task is of that form there")
-        }
-    };
 }
 
 macro_rules! asks_by_diesel {
