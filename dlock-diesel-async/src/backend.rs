@@ -8,8 +8,9 @@ mod sqlite;
 use std::pin::{Pin, pin};
 use std::task::{Context, Waker};
 
+use diesel::QueryResult;
 use diesel::result::Error as DieselError;
-use diesel_async::{AsyncConnection, AsyncConnectionCore};
+use diesel_async::{AsyncConnection, AsyncConnectionCore, TransactionManager};
 use dlock_core::proto::{Answer, Ask, Dialect, Statement};
 use dlock_diesel::LockBackend;
 
@@ -53,6 +54,21 @@ pub trait AsyncLockBackend: LockBackend {
         let sending = pin!(tokio::task::unconstrained(conn.batch_execute(message)));
         let _ = sending.poll(&mut Context::from_waker(Waker::noop()));
         true
+    }
+
+    /// Begins a transaction that writes from the start, where there is such a thing.
+    #[doc(hidden)]
+    fn begin_writing<C>(conn: &mut C) -> impl Future<Output = QueryResult<()>> + Send
+    where
+        C: AsyncConnection<Backend = Self>,
+    {
+        C::TransactionManager::begin_transaction(conn)
+    }
+
+    /// Ends even if it is dropped, where the driver would panic.
+    #[doc(hidden)]
+    fn to_the_end<T>(future: impl Future<Output = T> + Send) -> impl Future<Output = T> + Send {
+        future
     }
 
     // Boxed, because rustc cannot yet prove that such a future is `Send`:

@@ -48,9 +48,9 @@ pub(crate) fn began_transaction<C: AsyncConnection>(conn: &mut C) -> QueryResult
 }
 
 /// Rolls back all transactions and savepoints that were begun since `base`.
-pub(crate) async fn roll_back_to<C: AsyncConnection>(conn: &mut C, base: Depth) -> QueryResult<()> {
+pub(crate) async fn roll_back_to<C: LockConnection>(conn: &mut C, base: Depth) -> QueryResult<()> {
     while session(conn)?.depth > base {
-        C::TransactionManager::rollback_transaction(conn).await?;
+        C::Backend::to_the_end(C::TransactionManager::rollback_transaction(conn)).await?;
     }
     Ok(())
 }
@@ -68,7 +68,7 @@ pub(crate) async fn end<C: LockConnection>(conn: &mut C) {
     trace::session_ended();
     status::mark_broken(status(conn));
     // A server answers with an error when a session ends itself. A connection that is gone also gives an error.
-    let _ = conn.batch_execute(DialectOf::<C>::END_SESSION).await;
+    let _ = C::Backend::to_the_end(conn.batch_execute(DialectOf::<C>::END_SESSION)).await;
 }
 
 /// The same for a connection that gives answers to earlier questions: what it was asked last may still be waiting.

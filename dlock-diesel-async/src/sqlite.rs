@@ -5,13 +5,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
-use diesel::QueryResult;
-use diesel::sqlite::SqliteConnection;
-use diesel_async::TransactionManager;
+use diesel::result::Error as DieselError;
+use diesel::sql_types::BigInt;
+use diesel::sqlite::{Sqlite, SqliteConnection};
+use diesel::{QueryResult, QueryableByName};
 use diesel_async::sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper};
+use diesel_async::{AsyncConnection, RunQueryDsl, TransactionManager};
 use dlock_core::proto::Request;
 use dlock_diesel::shared::{forget, give_up};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::backend::{AsyncLockBackend, LockConnection};
 use crate::{Error, session};
@@ -166,30 +170,115 @@ impl Wake for Unpark {
     }
 }
 
-/// Begins a transaction that writes from the start, or a savepoint if a transaction is open.
-pub(crate) async fn begin_immediate<C: LockConnection>(conn: &mut C) -> QueryResult<()> {
-    if session::session(conn)?.depth.is_some() {
-        return C::TransactionManager::begin_transaction(conn).await;
+/// A call of diesel-async's transaction manager that ends even if it is dropped.
+///
+/// diesel-async itself waits for the end of a statement that is dropped, and lets the other tasks of the thread go on
+/// elsewhere. On a runtime with one thread it panics instead, and so it does in a `LocalSet`.
+pub(crate) async fn to_the_end<T>(future: impl Future<Output = T> + Send) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::CurrentThread) => Running::new(future, None).await,
+        _ => future.await,
     }
-    let mut beginning = Beginning { conn, armed: true };
-    let began = Running::new(beginning.conn.batch_execute("BEGIN IMMEDIATE"), None).await;
-    beginning.armed = false;
-    began?;
+}
+
+/// How long one statement waits for another writer. If the future is dropped meanwhile, this is how long the drop
+/// blocks its thread, on which the other writer may have to go on.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// Begins a transaction that writes from the start, or a savepoint if a transaction is open. It waits as long as the
+/// connection's `busy_timeout` says.
+pub(crate) async fn begin_immediate<C>(conn: &mut C) -> QueryResult<()>
+where
+    C: AsyncConnection<Backend = Sqlite>,
+{
+    if session::session(conn)?.depth.is_some() {
+        return to_the_end(C::TransactionManager::begin_transaction(conn)).await;
+    }
+    let asked = diesel::sql_query("PRAGMA busy_timeout").get_result(conn);
+    let BusyTimeout { timeout } = Running::new(asked, None).await?;
+    let mut beginning = Beginning {
+        conn,
+        busy_timeout: timeout,
+        armed: true,
+    };
+    beginning.wait().await?;
     session::began_transaction(beginning.conn)
 }
 
-/// A transaction that is beginning. If it is dropped, nobody knows whether the transaction has begun, so it is rolled
-/// back.
+#[derive(QueryableByName)]
+struct BusyTimeout {
+    /// In milliseconds.
+    #[diesel(sql_type = BigInt)]
+    timeout: i64,
+}
+
+/// A transaction that is beginning. If it is dropped, or fails with something left to undo, nobody knows whether the
+/// transaction has begun, so it is rolled back.
 struct Beginning<'c, C: LockConnection> {
     conn: &'c mut C,
+    /// The user's, in milliseconds. Until the transaction has begun, that of a slice takes its place.
+    busy_timeout: i64,
     armed: bool,
+}
+
+impl<C: LockConnection> Beginning<'_, C> {
+    async fn wait(&mut self) -> QueryResult<()> {
+        let begin = Instant::now();
+        let limit = Duration::from_millis(self.busy_timeout.try_into().unwrap_or(0));
+        let (set, put_back) = match self.slice() {
+            Some(millis) => (format!("PRAGMA busy_timeout = {millis}; "), self.put_back()),
+            None => (String::new(), String::new()),
+        };
+        let again = format!("BEGIN IMMEDIATE; {put_back}");
+        let mut began = self.run(&format!("{set}{again}")).await;
+        while let Err(error) = began {
+            let is_busy = is_busy(&error);
+            if is_busy && begin.elapsed() < limit {
+                began = self.run(&again).await;
+                continue;
+            }
+            if !is_busy {
+                // Where it has begun. Otherwise this is an error, too.
+                let _ = self.run("ROLLBACK").await;
+            }
+            self.run(&put_back).await?;
+            self.armed = false;
+            return Err(error);
+        }
+        self.armed = false;
+        Ok(())
+    }
+
+    /// `None`: the user's is as short.
+    fn slice(&self) -> Option<u128> {
+        let slice = SLICE.as_millis();
+        (i128::from(self.busy_timeout) > slice as i128).then_some(slice)
+    }
+
+    fn put_back(&self) -> String {
+        format!("PRAGMA busy_timeout = {}", self.busy_timeout)
+    }
+
+    async fn run(&mut self, sql: &str) -> QueryResult<()> {
+        Running::new(self.conn.batch_execute(sql), None).await
+    }
 }
 
 impl<C: LockConnection> Drop for Beginning<'_, C> {
     fn drop(&mut self) {
-        if self.armed {
-            C::Backend::send_unread(self.conn, "ROLLBACK");
-            session::mark_broken(self.conn);
+        if !self.armed {
+            return;
         }
+        C::Backend::send_unread(self.conn, "ROLLBACK");
+        if self.slice().is_some() {
+            let put_back = self.put_back();
+            C::Backend::send_unread(self.conn, &put_back);
+        }
+        session::mark_broken(self.conn);
     }
+}
+
+/// Diesel has no kind for it. The text is SQLite's for SQLITE_BUSY, whatever the language; SQLITE_LOCKED has another.
+fn is_busy(error: &DieselError) -> bool {
+    matches!(error, DieselError::DatabaseError(_, told) if told.message() == "database is locked")
 }

@@ -79,7 +79,7 @@ async fn begin_nested<'c, C>(
 where
     C: LockConnection<Backend: TransactionLocks>,
 {
-    C::TransactionManager::begin_transaction(conn).await?;
+    C::Backend::to_the_end(C::TransactionManager::begin_transaction(conn)).await?;
     let mut cancel = cancel;
     let mut open = OpenTransaction {
         conn,
@@ -225,9 +225,8 @@ where
 
 async fn begin_writing<C: LockConnection>(conn: &mut C, immediate: bool) -> QueryResult<()> {
     match immediate {
-        #[cfg(feature = "sqlite")]
-        true => crate::sqlite::begin_immediate(conn).await,
-        _ => C::TransactionManager::begin_transaction(conn).await,
+        true => C::Backend::begin_writing(conn).await,
+        false => C::Backend::to_the_end(C::TransactionManager::begin_transaction(conn)).await,
     }
 }
 
@@ -258,7 +257,9 @@ impl<C: LockConnection> OpenTransaction<'_, C> {
                 return Err(error);
             }
         };
-        if let Err(error) = C::TransactionManager::commit_transaction(&mut *self.conn).await {
+        let committed =
+            C::Backend::to_the_end(C::TransactionManager::commit_transaction(&mut *self.conn));
+        if let Err(error) = committed.await {
             self.roll_back().await;
             return Err(error.into());
         }

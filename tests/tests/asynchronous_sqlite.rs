@@ -699,31 +699,125 @@ fn a_transaction_that_is_dropped_as_it_begins_leaves_none_open() {
     });
 }
 
+/// As many are dropped as the runtime has threads.
+#[test]
+fn transactions_that_are_dropped_as_they_begin_let_another_writer_go_on() {
+    const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
+    on_every_runtime(async || {
+        let database = Database::new();
+        let mut writer = database.open().await;
+        let begin = Instant::now();
+        let (say, said) = tokio::sync::oneshot::channel();
+        let (end, mut ended) = tokio::sync::oneshot::channel();
+        let writing = tokio::spawn(async move {
+            let written = writer.advisory_lock("w").transaction(async move |conn| {
+                say.send(()).expect("somebody listens");
+                while ended.try_recv().is_err() {
+                    conn.batch_execute("INSERT INTO t VALUES (1)").await?;
+                    tokio::time::sleep(SHORT / 2).await;
+                }
+                Ok::<_, Error>(())
+            });
+            written.await
+        });
+        said.await.expect("it writes");
+        let mut dropped = Vec::new();
+        for key in ["a", "b"] {
+            let mut conn = database.open().await;
+            let millis = BUSY_TIMEOUT.as_millis();
+            conn.batch_execute(&format!("PRAGMA busy_timeout = {millis}"))
+                .await
+                .expect("a pragma");
+            dropped.push(tokio::spawn(async move {
+                let transaction = conn
+                    .advisory_lock(key)
+                    .transaction(async |_| Ok::<_, Error>(()));
+                // Long enough to have asked for the lock, on a busy machine too.
+                let limit = Duration::from_secs(1);
+                assert!(tokio::time::timeout(limit, transaction).await.is_err());
+                assert!(is_broken(&mut conn));
+                let timeout = number(&mut conn, "SELECT timeout AS n FROM pragma_busy_timeout");
+                assert_eq!(timeout.await, BUSY_TIMEOUT.as_millis() as i64);
+            }));
+        }
+        for dropped in dropped {
+            dropped.await.expect("no panic");
+        }
+        end.send(()).expect("it still writes");
+        assert!(begin.elapsed() < BUSY_TIMEOUT / 2, "{:?}", begin.elapsed());
+        writing.await.expect("no panic").expect("it commits");
+        for key in ["w", "a", "b"] {
+            database.assert_free(key);
+        }
+    });
+}
+
+#[test]
+fn a_transaction_waits_for_another_writer_as_long_as_busy_timeout_says_and_leaves_that_as_it_is() {
+    on_every_runtime(async || {
+        for (millis, released) in [(0, false), (10, false), (300, false), (60_000, true)] {
+            let database = Database::new();
+            let mut observer = database.look();
+            observer.execute_sql("PRAGMA busy_timeout = 0; BEGIN IMMEDIATE");
+            let mut conn = database.open().await;
+            conn.batch_execute(&format!("PRAGMA busy_timeout = {millis}"))
+                .await
+                .expect("a pragma");
+            let begin = Instant::now();
+            let (result, ()) = tokio::join!(
+                conn.advisory_lock("a")
+                    .transaction(async |_| Ok::<_, Error>(())),
+                async {
+                    if released {
+                        tokio::time::sleep(2 * SHORT).await;
+                        observer.execute_sql("ROLLBACK");
+                    }
+                }
+            );
+            if released {
+                result.expect("a transaction");
+            } else {
+                let error = result.expect_err("another one writes");
+                assert!(format!("{error:?}").contains("locked"), "{error:?}");
+                assert!(begin.elapsed() >= Duration::from_millis(millis));
+            }
+            assert!(begin.elapsed() < Duration::from_secs(30));
+            let timeout = number(&mut conn, "SELECT timeout AS n FROM pragma_busy_timeout");
+            assert_eq!(timeout.await, i64::try_from(millis).expect("a number"));
+            assert_clean(&mut conn).await;
+        }
+    });
+}
+
 #[test]
 fn a_transaction_that_is_dropped_after_any_number_of_polls_leaves_none_open() {
-    // On a runtime of one thread, diesel-async panics where its COMMIT is dropped.
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(async {
+    on_every_runtime(async || {
         let database = Database::new();
         let mut observer = database.look();
         observer.execute_sql("PRAGMA busy_timeout = 0");
         let mut conn = database.open().await;
-        for round in 0..80 {
+        for round in 0..120 {
+            let millis = 1000 + round;
+            conn.batch_execute(&format!("PRAGMA busy_timeout = {millis}"))
+                .await
+                .expect("a pragma");
             {
                 let mut transaction = Box::pin(
                     conn.advisory_lock("a")
                         .transaction(async |_| Ok::<_, Error>(())),
                 );
-                for poll in 0..round % 8 {
+                for poll in 0..round % 12 {
                     if poll_once(transaction.as_mut()).await {
                         break;
                     }
                     // It is dropped while a statement runs, or when it has ended and nobody has asked for the answer.
-                    if poll + 1 < round % 8 || round % 3 == 0 {
+                    if poll + 1 < round % 12 || round % 3 == 0 {
                         thread::sleep(Duration::from_millis(1));
                     }
                 }
             }
+            let timeout = number(&mut conn, "SELECT timeout AS n FROM pragma_busy_timeout");
+            assert_eq!(timeout.await, millis);
             database.assert_free("a");
             observer.execute_sql("BEGIN IMMEDIATE; ROLLBACK");
             if is_broken(&mut conn) {

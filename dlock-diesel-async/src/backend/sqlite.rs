@@ -1,3 +1,4 @@
+use diesel::QueryResult;
 use diesel::result::Error as DieselError;
 use diesel::sql_types::Text;
 use diesel::sqlite::Sqlite;
@@ -6,7 +7,7 @@ use dlock_core::proto::{Answer, Ask, Columns, Rows, Statement};
 use dlock_diesel::shared::{self, ByText, Number, explain, settle};
 
 use crate::backend::{AsyncFunc, AsyncLockBackend, BoxFuture, Cancel, LockConnection};
-use crate::sqlite::Running;
+use crate::sqlite::{self, Running};
 use crate::transaction;
 
 impl AsyncLockBackend for Sqlite {
@@ -45,6 +46,17 @@ impl AsyncLockBackend for Sqlite {
         Running::new(conn.batch_execute(message), None)
             .finish()
             .is_ok()
+    }
+
+    async fn begin_writing<C>(conn: &mut C) -> QueryResult<()>
+    where
+        C: AsyncConnection<Backend = Self>,
+    {
+        sqlite::begin_immediate(conn).await
+    }
+
+    async fn to_the_end<T>(future: impl Future<Output = T> + Send) -> T {
+        sqlite::to_the_end(future).await
     }
 
     fn transaction<'a, C, F, T, E>(
