@@ -33,8 +33,7 @@ fn acquire_several(
     let several = NamedLocks::several(names, ask, session.depth);
     let ask_holders =
         |several: &Several<NamedLocks>| ask_holders(several.steps().names().name(several.at()));
-    let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
-    Ok(NameHolders::new(several, ask_holders)
+    Ok(NameHolders::new(several, ask, ask_holders)
         .of_several(|several| Some(several.steps().names().key(several.at()).clone().into())))
 }
 
@@ -78,10 +77,7 @@ impl Dialect for Mysql {
         ask.check_session(session)?;
         let acquire = acquire::Acquire::new(key, ask, session.depth);
         let ask_holders = |acquire: &acquire::Acquire| ask_holders(acquire.key());
-        Ok(Either::One(NameHolders::new(
-            acquire,
-            ask.name_holders.then_some(ask_holders),
-        )))
+        Ok(Either::One(NameHolders::new(acquire, ask, ask_holders)))
     }
 
     fn acquire_slot(
@@ -96,10 +92,7 @@ impl Dialect for Mysql {
             let (base, permits) = acquire.semaphore();
             ask_slot_holders(base, permits)
         };
-        Ok(NameHolders::new(
-            acquire,
-            ask.name_holders.then_some(ask_holders),
-        ))
+        Ok(NameHolders::new(acquire, ask, ask_holders))
     }
 
     fn release(hold: Hold<String>, _session: Session) -> impl Machine<Output = ()> {

@@ -86,8 +86,7 @@ fn acquire_several(keys: Keys, ask: &Ask, session: Session) -> Result<AcquireSev
             let taken = |several: &Several<SessionSteps>| {
                 Some(several.steps().keys().name(several.at()).clone().into())
             };
-            let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
-            Either::One(NameHolders::new(several, ask_holders).of_several(taken))
+            Either::One(NameHolders::new(several, ask, ask_holders).of_several(taken))
         }
         Some(_) => {
             let several = InsideSteps::several(keys, wait, session, droppable);
@@ -97,8 +96,7 @@ fn acquire_several(keys: Keys, ask: &Ask, session: Session) -> Result<AcquireSev
             let taken = |several: &Several<InsideSteps>| {
                 Some(several.steps().keys().name(several.at()).clone().into())
             };
-            let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
-            Either::several(NameHolders::new(several, ask_holders).of_several(taken))
+            Either::several(NameHolders::new(several, ask, ask_holders).of_several(taken))
         }
     })
 }
@@ -111,16 +109,14 @@ fn several_in_transaction(
     let several = SeveralInTransaction::new(keys, ask, session);
     let ask_holders =
         |several: &SeveralInTransaction| ask_holders(several.keys().get(several.at()));
-    let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
-    NameHolders::new(several, ask_holders)
+    NameHolders::new(several, ask, ask_holders)
         .of_several(|several| Some(several.keys().name(several.at()).clone().into()))
 }
 
 fn begin_several(keys: Keys, ask: &Ask) -> NameHolders<BeginSeveral> {
     let begin = BeginSeveral::new(keys, ask);
     let ask_holders = |begin: &BeginSeveral| ask_holders(begin.keys().get(begin.at()));
-    let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
-    NameHolders::new(begin, ask_holders)
+    NameHolders::new(begin, ask, ask_holders)
         .of_several(|begin| Some(begin.keys().name(begin.at()).clone().into()))
 }
 
@@ -198,10 +194,7 @@ impl Dialect for Postgres {
             )),
         };
         let ask_holders = |acquire: &Acquire| ask_holders(acquire.key());
-        Ok(Either::One(NameHolders::new(
-            acquire,
-            ask.name_holders.then_some(ask_holders),
-        )))
+        Ok(Either::One(NameHolders::new(acquire, ask, ask_holders)))
     }
 
     fn acquire_slot(
@@ -216,10 +209,7 @@ impl Dialect for Postgres {
             let (gate, permits) = acquire.semaphore();
             ask_slot_holders(gate, permits)
         };
-        Ok(NameHolders::new(
-            acquire,
-            ask.name_holders.then_some(ask_holders),
-        ))
+        Ok(NameHolders::new(acquire, ask, ask_holders))
     }
 
     fn release(hold: Hold<PostgresKey>, session: Session) -> impl Machine<Output = ()> {
@@ -301,10 +291,7 @@ impl TransactionDialect for Postgres {
         }
         let acquire = transaction::AcquireInTransaction::new(key, ask.mode, ask.wait, session);
         let ask_holders = |acquire: &transaction::AcquireInTransaction| ask_holders(acquire.key());
-        Ok(Either::One(NameHolders::new(
-            acquire,
-            ask.name_holders.then_some(ask_holders),
-        )))
+        Ok(Either::One(NameHolders::new(acquire, ask, ask_holders)))
     }
 
     fn begin(ask: &Ask) -> Result<impl Machine<Output = Option<()>>, Failure> {
@@ -320,10 +307,7 @@ impl TransactionDialect for Postgres {
         };
         let begin = begin::Begin::new(key, ask.mode, ask.wait, ask.droppable);
         let ask_holders = |begin: &begin::Begin| ask_holders(begin.key());
-        Ok(Either::One(NameHolders::new(
-            begin,
-            ask.name_holders.then_some(ask_holders),
-        )))
+        Ok(Either::One(NameHolders::new(begin, ask, ask_holders)))
     }
 
     fn fencing_token_in_transaction(

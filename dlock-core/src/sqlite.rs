@@ -60,9 +60,8 @@ fn acquire_several(
         let (key, _) = several.steps().keys().get(several.at());
         ask_holders(*key)
     };
-    let ask_holders = ask.name_holders.then_some(ask_holders as fn(&_) -> _);
     Ok(
-        NameHolders::new(several, ask_holders).of_several(|several| {
+        NameHolders::new(several, ask, ask_holders).of_several(|several| {
             let (_, name) = several.steps().keys().get(several.at());
             Some(name.clone().into())
         }),
@@ -124,10 +123,7 @@ impl Dialect for Sqlite {
         let request = Request(unique() as i64);
         let acquire = acquire::Acquire::new(SqliteKey { key, request }, ask, session);
         let ask_holders = |acquire: &acquire::Acquire| ask_holders(acquire.key().key);
-        Ok(Either::One(NameHolders::new(
-            acquire,
-            ask.name_holders.then_some(ask_holders),
-        )))
+        Ok(Either::One(NameHolders::new(acquire, ask, ask_holders)))
     }
 
     fn acquire_slot(
@@ -143,10 +139,7 @@ impl Dialect for Sqlite {
             let (gate, permits) = acquire.semaphore();
             ask_slot_holders(gate, permits)
         };
-        Ok(NameHolders::new(
-            acquire,
-            ask.name_holders.then_some(ask_holders),
-        ))
+        Ok(NameHolders::new(acquire, ask, ask_holders))
     }
 
     fn release(hold: Hold<SqliteKey>, session: Session) -> impl Machine<Output = ()> {

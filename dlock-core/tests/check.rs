@@ -21,7 +21,7 @@ fn check(
                 None => Answer::Error(ErrorFields::default()),
             },
             Step::Batch(_) => Answer::Done,
-            Step::Sleep(_) => panic!("a check does not sleep"),
+            Step::Sleep(_) | Step::Tell(_) => panic!("a check only asks"),
             Step::Done(_) => break,
         };
         step = machine.next(answer, Duration::ZERO);

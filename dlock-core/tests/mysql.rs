@@ -1628,7 +1628,7 @@ mod against_a_model {
                     outcomes
                 }
                 Step::Batch(text) => self.batch(text),
-                Step::Sleep(_) => vec![(DONE, self.clone())],
+                Step::Sleep(_) | Step::Tell(_) => vec![(DONE, self.clone())],
                 Step::Done(_) => unreachable!(),
             }
         }

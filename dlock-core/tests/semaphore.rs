@@ -114,6 +114,7 @@ fn without_output<T>(step: &Step<T>) -> Step<()> {
         Step::Query(statement) => Step::Query(statement.clone()),
         Step::Batch(sql) => Step::Batch(sql.clone()),
         Step::Sleep(duration) => Step::Sleep(*duration),
+        Step::Tell(holders) => Step::Tell(holders.clone()),
         Step::Done(_) => Step::Done(Ok(())),
     }
 }

@@ -7,6 +7,7 @@ use diesel_async::AsyncConnectionCore;
 use dlock_core::proto::Ask;
 use dlock_core::{Holder, LockKey, Mode};
 use dlock_diesel::SharedLocks;
+use dlock_diesel::shared::trace;
 
 use crate::backend::{AsyncFunc, AsyncLockBackend, BoxFuture, Cancel, LockConnection};
 use crate::{AdvisoryLockGuard, Error, acquire, body, cancel, holders};
@@ -56,6 +57,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
 
     pub(crate) fn asking(conn: M, mut ask: Ask, cancel: Option<Cancel>) -> Self {
         ask.droppable = true;
+        let ask = trace::asking(ask);
         Self { conn, ask, cancel }
     }
 
@@ -270,8 +272,8 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisoryLock<M> {
     ///
     /// Dropping the future rolls back, unless its COMMIT has come through, and marks the connection broken. On
     /// PostgreSQL the lock is free when the server reads that, on MySQL and MariaDB at the latest when the connection
-    /// is closed. SQLite: on a runtime with one thread, diesel-async panics when a statement of `f`, a COMMIT or a
-    /// ROLLBACK is dropped.
+    /// is closed. SQLite: on a runtime with one thread, and in a `LocalSet`, diesel-async panics when a statement of
+    /// `f` is dropped.
     pub async fn transaction<'a, F, T, E>(mut self, f: F) -> Result<T, E>
     where
         for<'r> F: AsyncFnOnce(&'r mut M::Target) -> Result<T, E>

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dlock_core::LockKey;
 use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
-use dlock_diesel::shared::{self, Pump};
+use dlock_diesel::shared::{self, Pump, trace};
 use tokio::runtime::Handle;
 
 use crate::backend::{AsyncLockBackend, Cancel, LockConnection};
@@ -51,6 +51,10 @@ impl<C: LockConnection, M: Machine, W: Watch> Conversation<'_, C, M, W> {
             }
             Step::Sleep(duration) => {
                 tokio::time::sleep(duration).await;
+                Answer::Done
+            }
+            Step::Tell(holders) => {
+                trace::holders(&holders);
                 Answer::Done
             }
             Step::Done(result) => {

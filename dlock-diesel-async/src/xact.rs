@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use dlock_core::proto::{Ask, TransactionDialect};
 use dlock_core::{FencingToken, Holder, LockKey, Mode};
+use dlock_diesel::shared::trace;
 use dlock_diesel::{SharedLocks, TransactionLocks};
 
 use crate::backend::{Cancel, DialectOf, LockConnection};
@@ -50,7 +51,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
             conn,
             ask: Ask {
                 droppable: true,
-                ..ask
+                ..trace::asking(ask)
             },
             cancel: None,
         }

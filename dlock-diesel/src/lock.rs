@@ -8,6 +8,7 @@ use dlock_core::proto::Ask;
 use dlock_core::{Holder, LockKey, Mode};
 
 use crate::backend::{LockBackend, LockConnection, SharedLocks};
+use crate::shared::trace;
 use crate::{AdvisoryLockGuard, Error, acquire, body, holders};
 
 /// A lock that is not held yet, and how to ask for it.
@@ -54,6 +55,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     }
 
     pub(crate) fn asking(conn: M, ask: Ask) -> Self {
+        let ask = trace::asking(ask);
         Self { conn, ask }
     }
 

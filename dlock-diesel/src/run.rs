@@ -6,7 +6,7 @@ use dlock_core::LockKey;
 use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
 
 use crate::backend::{LockBackend, LockConnection};
-use crate::shared::{self, Pump};
+use crate::shared::{self, Pump, trace};
 use crate::{Error, session};
 
 /// Hears of each statement.
@@ -52,6 +52,10 @@ pub(crate) fn talk<C: LockConnection, T>(
             Step::Batch(sql) => shared::answer(conn.batch_execute(&sql).map(|()| Answer::Done)),
             Step::Sleep(duration) => {
                 thread::sleep(duration);
+                Answer::Done
+            }
+            Step::Tell(holders) => {
+                trace::holders(&holders);
                 Answer::Done
             }
             Step::Done(result) => return Some(result),

@@ -219,7 +219,7 @@ impl Begin {
                 let message = format!("BEGIN; {}; {wait}", sql::tell_turn(self.key));
                 let (turn, first) = QuietTurn::start(self.key, self.mode, (rest, long), message);
                 self.state = State::Turn(turn);
-                self.follow_turn(first, now)
+                self.follow_turn(first.outside_a_transaction(), now)
             }
         }
     }

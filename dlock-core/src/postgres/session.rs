@@ -140,7 +140,7 @@ impl AcquireSession {
         let (turn, first) = QuietTurn::start(self.key, self.mode, (rest, long), message);
         self.state = State::Turn(turn);
         self.asked = None;
-        self.follow(first, now)
+        self.follow(first.outside_a_transaction(), now)
     }
 
     fn follow(&mut self, turn: Turn, now: Duration) -> Acquired {

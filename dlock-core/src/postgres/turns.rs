@@ -130,6 +130,14 @@ pub(super) enum Turn {
 }
 
 impl Turn {
+    /// No transaction is open before this turn.
+    pub(super) fn outside_a_transaction(self) -> Self {
+        match self {
+            Turn::Query(statement) => Turn::Query(Box::new(statement.between_turns())),
+            turn => turn,
+        }
+    }
+
     /// The step to take, if the turn is not over.
     pub(super) fn step<T>(self) -> Result<Step<T>, Turn> {
         match self {

@@ -26,6 +26,9 @@ pub struct Ask {
     pub cancellable: bool,
     /// Whether a timeout is to say who has the lock. Otherwise it is no failure.
     pub name_holders: bool,
+    /// Whether to say once, while it waits, who has the lock: for one lock that a session waits for in turns, outside a
+    /// transaction. It takes a round trip, so it is not done for short limits.
+    pub tell_holders: bool,
 }
 
 impl Ask {
@@ -42,6 +45,7 @@ impl Ask {
             droppable: false,
             cancellable: false,
             name_holders: true,
+            tell_holders: false,
         }
     }
 

@@ -2,6 +2,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use super::{ErrorFields, Failure, Request, Rows, Statement};
+use crate::Holder;
 
 /// One conversation with a server, without I/O: it says what to send next and gets the answer, until [`Step::Done`].
 ///
@@ -33,6 +34,9 @@ pub enum Step<T> {
     Batch(Cow<'static, str>),
     /// Sleep, then answer [`Answer::Done`].
     Sleep(Duration),
+    /// These have the lock that is waited for, as [`Ask::tell_holders`](super::Ask::tell_holders) wanted to know. Then
+    /// answer [`Answer::Done`].
+    Tell(Vec<Holder>),
     /// The conversation is over.
     Done(Result<T, Failure>),
 }
@@ -49,6 +53,7 @@ impl<T> Step<T> {
             Step::Query(statement) => Step::Query(statement),
             Step::Batch(sql) => Step::Batch(sql),
             Step::Sleep(duration) => Step::Sleep(duration),
+            Step::Tell(holders) => Step::Tell(holders),
             Step::Done(result) => then(result),
         }
     }
@@ -57,7 +62,7 @@ impl<T> Step<T> {
 /// What the server said.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// A [`Step::Batch`] succeeded, or a [`Step::Sleep`] is over.
+    /// A [`Step::Batch`] succeeded, a [`Step::Sleep`] is over, or a [`Step::Tell`] is told.
     Done,
     /// The rows of a [`Step::Query`].
     Rows(Rows),

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use super::{
-    Abandoned, Aftermath, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Statement,
-    Step,
+    Abandoned, Aftermath, Answer, Ask, Cause, ErrorFields, Failure, Machine, Reason, Rows,
+    Statement, Step,
 };
 use crate::holder::ServerKind;
 use crate::{Holder, LockKey};
@@ -135,21 +135,32 @@ impl<T: Send> Machine for Question<T> {
 /// Asks for the holders of the lock that is acquired.
 type AskHolders<A> = fn(&A) -> Question<Vec<Holder>>;
 
-/// Acquires a lock, and if the limit passes and the caller wants to know, asks who has it. That nobody can tell is no
-/// error.
+/// Acquires a lock. If the limit passes and the caller wants to know, it asks who has the lock. If the caller wants to
+/// know that while it waits, it asks once between two turns. That nobody can tell is no error.
 #[derive(Debug)]
 pub(crate) struct NameHolders<A> {
-    state: State<A>,
-    /// `None` where the caller does not want to know.
-    ask: Option<AskHolders<A>>,
+    acquire: A,
+    state: State,
+    ask_holders: AskHolders<A>,
+    at_timeout: bool,
+    /// Not yet.
+    while_waiting: bool,
     since: Duration,
     /// Of several locks: the one that was taken.
     taken: fn(&A) -> Option<Box<LockKey>>,
 }
 
 #[derive(Debug)]
-enum State<A> {
-    Acquire(A),
+enum State {
+    Acquire,
+    /// What comes between two turns, and what it holds up.
+    Look {
+        holders: Box<Question<Vec<Holder>>>,
+        next: Box<Statement>,
+    },
+    Tell {
+        next: Box<Statement>,
+    },
     Ask {
         holders: Box<Question<Vec<Holder>>>,
         waited: Duration,
@@ -158,10 +169,17 @@ enum State<A> {
 }
 
 impl<A> NameHolders<A> {
-    pub(crate) fn new(acquire: A, ask: Option<AskHolders<A>>) -> Self {
+    /// A limit up to this is short.
+    const SHORT: Duration = Duration::from_secs(2);
+
+    pub(crate) fn new(acquire: A, ask: &Ask, ask_holders: AskHolders<A>) -> Self {
+        let is_long = ask.wait.limit.is_none_or(|limit| limit > Self::SHORT);
         Self {
-            state: State::Acquire(acquire),
-            ask,
+            acquire,
+            state: State::Acquire,
+            ask_holders,
+            at_timeout: ask.name_holders,
+            while_waiting: ask.tell_holders && ask.is_one() && is_long,
             since: Duration::ZERO,
             taken: |_| None,
         }
@@ -173,22 +191,50 @@ impl<A> NameHolders<A> {
     }
 
     fn acquiring<T>(&mut self, step: Step<Option<T>>, now: Duration) -> Step<Option<T>> {
-        if !matches!(step, Step::Done(Ok(None))) {
-            return step;
+        match step {
+            Step::Done(Ok(None)) if self.at_timeout => {
+                let waited = now.saturating_sub(self.since);
+                let mut holders = Box::new((self.ask_holders)(&self.acquire));
+                let key = (self.taken)(&self.acquire);
+                let step = holders.start(now);
+                self.state = State::Ask {
+                    holders,
+                    waited,
+                    key: key.clone(),
+                };
+                named(step, waited, key)
+            }
+            Step::Query(next) if self.while_waiting && next.between_turns => {
+                self.while_waiting = false;
+                let mut holders = Box::new((self.ask_holders)(&self.acquire));
+                let step = holders.start(now);
+                self.looking(step, holders, next.into())
+            }
+            step => step,
         }
-        let (Some(ask), State::Acquire(acquire)) = (self.ask, &self.state) else {
-            return step;
-        };
-        let waited = now.saturating_sub(self.since);
-        let mut holders = Box::new(ask(acquire));
-        let key = (self.taken)(acquire);
-        let step = holders.start(now);
-        self.state = State::Ask {
-            holders,
-            waited,
-            key: key.clone(),
-        };
-        named(step, waited, key)
+    }
+
+    fn looking<T>(
+        &mut self,
+        step: Step<Vec<Holder>>,
+        holders: Box<Question<Vec<Holder>>>,
+        next: Box<Statement>,
+    ) -> Step<Option<T>> {
+        match step {
+            Step::Done(Ok(holders)) if !holders.is_empty() => {
+                self.state = State::Tell { next };
+                Step::Tell(holders)
+            }
+            Step::Done(Err(failure)) if failure.reason == Reason::Lost => Step::failed(failure),
+            Step::Done(_) => {
+                self.state = State::Acquire;
+                Step::Query(*next)
+            }
+            step => {
+                self.state = State::Look { holders, next };
+                step.map(|_| unreachable!("BUG: it is not done"))
+            }
+        }
     }
 }
 
@@ -216,30 +262,41 @@ impl<A: Machine<Output = Option<T>>, T> Machine for NameHolders<A> {
 
     fn start(&mut self, now: Duration) -> Step<Option<T>> {
         self.since = now;
-        let State::Acquire(acquire) = &mut self.state else {
-            unreachable!("BUG: started twice")
-        };
-        let step = acquire.start(now);
+        let step = self.acquire.start(now);
         self.acquiring(step, now)
     }
 
     fn next(&mut self, answer: Answer, now: Duration) -> Step<Option<T>> {
-        match &mut self.state {
-            State::Acquire(acquire) => {
-                let step = acquire.next(answer, now);
+        match std::mem::replace(&mut self.state, State::Acquire) {
+            State::Acquire => {
+                let step = self.acquire.next(answer, now);
                 self.acquiring(step, now)
             }
+            State::Look { mut holders, next } => {
+                let step = holders.next(answer, now);
+                self.looking(step, holders, next)
+            }
+            State::Tell { next } => Step::Query(*next),
             State::Ask {
-                holders,
+                mut holders,
                 waited,
                 key,
-            } => named(holders.next(answer, now), *waited, key.clone()),
+            } => {
+                let step = holders.next(answer, now);
+                self.state = State::Ask {
+                    holders,
+                    waited,
+                    key: key.clone(),
+                };
+                named(step, waited, key)
+            }
         }
     }
 
     fn abandon(&self) -> Abandoned {
         match &self.state {
-            State::Acquire(acquire) => acquire.abandon(),
+            // Between two turns only PostgreSQL is asked, whose answers stay in step.
+            State::Acquire | State::Look { .. } | State::Tell { .. } => self.acquire.abandon(),
             State::Ask { holders, .. } => holders.abandon(),
         }
     }

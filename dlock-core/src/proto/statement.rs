@@ -15,6 +15,8 @@ pub struct Statement {
     pub columns: Columns,
     /// SQLite: the request that it is for. If nobody reads the answer, or the statement fails, the driver gives it up.
     pub request: Option<Request>,
+    /// The session is in no queue and in no transaction, and waits for a lock: something else may be asked first.
+    pub(crate) between_turns: bool,
 }
 
 /// The binds of a [`Statement`]. They are stored inline.
@@ -149,7 +151,13 @@ impl Statement {
             prepared,
             columns: Columns::Number,
             request: None,
+            between_turns: false,
         }
+    }
+
+    pub(crate) fn between_turns(mut self) -> Self {
+        self.between_turns = true;
+        self
     }
 
     pub(crate) fn columns(mut self, columns: Columns) -> Self {

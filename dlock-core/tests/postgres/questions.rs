@@ -2,7 +2,7 @@
 
 use dlock_core::proto::{
     Abandoned, Ask, Bind, Columns, Dialect, Failure, Machine, Postgres, Prepared, Reason, Rows,
-    TransactionDialect,
+    Step, TransactionDialect,
 };
 use dlock_core::{Holder, LockKey};
 
@@ -117,6 +117,70 @@ mod timeouts {
             .sends([Holders])
             .answer(holders(vec![holder()]))
             .failed(timeout(0, vec![holder()]));
+    }
+
+    fn told(wait: dlock_core::proto::Wait) -> Ask {
+        Ask {
+            tell_holders: true,
+            ..asked(wait)
+        }
+    }
+
+    #[test]
+    fn name_who_has_the_lock_once_after_the_first_turn() {
+        let after_a_turn = |ask| {
+            acquire_as(ask, OUTSIDE)
+                .asks(900)
+                .times_out(900)
+                .answer(value(0))
+        };
+        let prepares = || {
+            [PrepareTurn {
+                rest: 60_000,
+                long: 1_800,
+            }]
+        };
+        let looking = after_a_turn(told(FOREVER)).sends([Holders]);
+        assert!(looking.abandoned().broken);
+        let telling = looking.answer(holders(vec![holder()]));
+        assert!(matches!(telling.step(), Step::Tell(told) if *told == [holder()]));
+        telling
+            .answer(DONE)
+            .sends(prepares())
+            .answer(value(900))
+            .answer(DONE)
+            .sends([IsHeld])
+            .answer(value(0))
+            .sends([PrepareTurn {
+                rest: 60_000,
+                long: 3_600,
+            }]);
+        // Nobody, or nobody can tell.
+        after_a_turn(told(FOREVER))
+            .answer(holders(vec![]))
+            .sends(prepares());
+        after_a_turn(told(FOREVER))
+            .answer(plain())
+            .sends([Holders])
+            .answer(plain())
+            .sends(prepares());
+        after_a_turn(told(FOREVER)).answer(lost()).failed(gone());
+        let begun = || {
+            play(Postgres::begin(leak(told(FOREVER))).unwrap())
+                .times_out(900)
+                .answer(DONE)
+        };
+        begun()
+            .sends([Holders])
+            .answer(holders(vec![]))
+            .sends(prepares());
+
+        // Not where it is short.
+        let prepares = [PrepareTurn {
+            rest: 1_100,
+            long: 1_800,
+        }];
+        after_a_turn(told(limit(millis(2_000)))).sends(prepares);
     }
 
     #[test]

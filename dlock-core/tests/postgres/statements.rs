@@ -305,6 +305,7 @@ fn texts() -> Vec<String> {
             Step::Query(statement) => Step::Query(statement.clone()),
             Step::Batch(text) => Step::Batch(text.clone()),
             Step::Sleep(duration) => Step::Sleep(*duration),
+            Step::Tell(holders) => Step::Tell(holders.clone()),
             Step::Done(_) => Step::Done(Ok(())),
         }
     }

@@ -678,6 +678,7 @@ fn walked(wait: Wait, droppable: bool, name_holders: bool) -> &'static Ask {
         wait,
         droppable,
         name_holders,
+        tell_holders: name_holders,
         inside_transaction: true,
         ..Ask::new(42.into())
     })

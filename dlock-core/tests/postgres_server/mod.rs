@@ -228,7 +228,7 @@ impl fmt::Debug for Message {
 }
 
 impl Message {
-    /// `None` for a sleep. The savepoint of the conversation is called `own` here, whatever its number.
+    /// `None` for what is not sent. The savepoint of the conversation is called `own` here, whatever its number.
     pub(crate) fn of<T>(step: &Step<T>, own: Option<&str>) -> Option<Message> {
         match step {
             Step::Query(statement) => Some(Message {
@@ -244,7 +244,7 @@ impl Message {
                 rows: true,
             }),
             Step::Batch(text) => Some(Message::of_text(text, own)),
-            Step::Sleep(_) => None,
+            Step::Sleep(_) | Step::Tell(_) => None,
             Step::Done(_) => panic!("over"),
         }
     }

@@ -252,6 +252,35 @@ on_postgres! {
 
 #[both]
 on_postgres! {
+    /// Elsewhere a session that waits cannot ask.
+    async fn the_span_of_a_long_wait_names_who_has_the_lock(server: &Server) {
+        watch();
+        let mut holder = PgConnection::open(server).await;
+        let id = holder.backend_id().await.to_string();
+        for with_transaction in [false, true] {
+            let key = unique_key("trace_held_by");
+            let held = holder.advisory_lock(&key).acquire().await.expect("a free lock");
+            let mut conn = PgConnection::open(server).await;
+            let waiter = start({
+                let key = key.clone();
+                async move || {
+                    let lock = conn.advisory_lock(&key);
+                    match with_transaction {
+                        true => lock.transaction(async |_conn| Ok::<(), Error>(())).await,
+                        false => lock.acquire().await.map(drop),
+                    }
+                }
+            });
+            let shown = shown(&key);
+            let held_by = || spans("dlock.acquire", &shown).last().map(|span| span.of("held_by").to_owned());
+            wait_for("the holder to be named", || held_by().is_some_and(|held_by| held_by.contains(&id)));
+            held.release().await.expect("a release");
+            waiter.join().await.expect("the lock");
+            let messages = all_told(&shown);
+            assert!(messages.iter().all(|told| told.message() == SLOW), "{messages:?}");
+        }
+    }
+
     async fn a_session_that_dlock_has_ended_is_told(server: &Server) {
         watch();
         let key = unique_key("trace_ended");

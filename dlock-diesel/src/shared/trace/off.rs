@@ -1,7 +1,7 @@
 //! The same names, empty.
 
-use dlock_core::LockKey;
 use dlock_core::proto::{Ask, Dialect};
+use dlock_core::{Holder, LockKey};
 
 use crate::Error;
 use crate::manager::desk::Slot;
@@ -61,6 +61,12 @@ pub fn is_held(result: Result<bool, Error>, _: &LockKey) -> Result<bool, Error> 
 }
 
 pub fn on_loss(_: &Slot, _: &LockKey) {}
+
+pub fn asking(ask: Ask) -> Ask {
+    ask
+}
+
+pub fn holders(_: &[Holder]) {}
 
 pub fn session_ended() {}
 

@@ -46,6 +46,7 @@ impl Waiting {
             },
             permits,
             wait = %Asked(wait),
+            held_by = Empty,
             outcome = Empty,
             waited_ms = Empty,
             error = Empty,
@@ -175,6 +176,20 @@ pub fn on_loss(slot: &Slot, key: &LockKey) {
 
 fn lost(key: &LockKey) {
     tracing::warn!(target: "dlock", %key, "lock lost");
+}
+
+/// The same request. It tells who has the lock, if anybody would see it.
+pub fn asking(ask: Ask) -> Ask {
+    let tell_holders = tracing::enabled!(target: "dlock", tracing::Level::INFO);
+    Ask {
+        tell_holders,
+        ..ask
+    }
+}
+
+/// The request of this span waits for these.
+pub fn holders(holders: &[Holder]) {
+    Span::current().record("held_by", display(Sessions(holders, true)));
 }
 
 /// dlock has ended a session. The span tells why.
