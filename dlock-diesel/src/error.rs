@@ -173,13 +173,13 @@ pub enum Error {
         source: DieselError,
     },
 
-    /// A [`LockManager`](crate::LockManager) could not open a connection, and has no other.
+    /// A [`LockManager`](crate::LockManager) could not open a connection, or not within its lease, and has no other.
     #[error("no connection could be opened for lock {key}")]
     #[non_exhaustive]
     NotConnected {
         /// The lock.
         key: LockKey,
-        /// The error of the closure that opens connections.
+        /// The error of the closure that opens connections, or of the first statements on one that it opened.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },

@@ -252,7 +252,8 @@ impl<C: LockConnection + 'static> LockManagerBuilder<C> {
     /// four times in a lease, and at least each 0.75 seconds, whether it is there. If no answer comes, a lock counts as
     /// lost after nine tenths of the lease, counted from when the last answered statement was sent. So the holder knows
     /// before another process can have the lock, if both clocks run at the same rate to within that tenth, and if the
-    /// process runs. For a process that was stopped there are fencing tokens.
+    /// process runs. For a process that was stopped there are fencing tokens. A connection that takes longer than the
+    /// lease to open counts as none: [`Error::NotConnected`](crate::Error::NotConnected).
     ///
     /// # Panics
     ///

@@ -1,18 +1,17 @@
-//! Managers in processes of their own: one that is stopped, one whose network is cut again and again, and what a manager
-//! leaves behind. `DLOCK_CUTS` sets how often the network is cut on each server.
+//! Managers in processes of their own: one that is stopped, and what a manager leaves behind.
 
 use std::env;
 use std::fs;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use diesel::{MysqlConnection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, Error, LockConnection, LockManager};
 use dlock_tests::{
-    PATIENCE, Process, Proxy, Server, TestConnection, number_from_environment,
-    on_every_network_server, on_postgres, start_transaction_pooler, unique_key, wait_for,
+    PATIENCE, Process, Server, TestConnection, on_every_network_server, on_postgres,
+    start_transaction_pooler, unique_key, wait_for,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -66,27 +65,6 @@ on_every_network_server! {
         drop(held);
     }
 
-    fn a_holder_knows_before_another_has_the_lock_however_often_the_network_is_cut<C: Lockable>(server: &Server) {
-        let _alone = alone();
-        let cuts: usize = number_from_environment("DLOCK_CUTS").unwrap_or(8);
-        let lease = Duration::from_secs(2);
-        let (mut closest, mut latest) = (Duration::MAX, Duration::ZERO);
-        for first in (0..cuts).step_by(25) {
-            let cutting: Vec<_> = (first..cuts.min(first + 25))
-                .map(|number| {
-                    let server = server.clone();
-                    thread::spawn(move || cut::<C>(&server, number, lease))
-                })
-                .collect();
-            for cut in cutting {
-                let (lost, granted) = cut.join().expect("no panic");
-                assert!(lost < granted, "lost after {lost:?}, another has it after {granted:?}");
-                (closest, latest) = (closest.min(granted - lost), latest.max(granted));
-            }
-        }
-        eprintln!("{server}: {cuts} cuts, at least {closest:?} between, another has it after {latest:?} at the latest");
-    }
-
     fn a_process_that_was_stopped_knows_it_when_it_goes_on<C: Lockable>(server: &Server) {
         let _alone = alone();
         let key = unique_key("stopped");
@@ -111,31 +89,6 @@ on_every_network_server! {
         assert!(last < granted, "it held the lock {:?} longer", last - granted);
         lock.release().expect("a release");
     }
-}
-
-/// Holds a lock over a network that is cut. Returns when the holder knew, and when another had the lock.
-fn cut<C: Lockable>(server: &Server, number: usize, lease: Duration) -> (Duration, Duration) {
-    let proxy = Proxy::start(server);
-    let locks = LockManager::<C>::at(proxy.url()).lease(lease).build();
-    let key = unique_key("cut");
-    let held = locks.lock(&key).acquire().expect("a free lock");
-    // Anywhere between two questions.
-    thread::sleep(Duration::from_micros(7919 * number as u64 % 1_000_000));
-    let begin = Instant::now();
-    proxy.silence();
-    let waits = thread::spawn({
-        let server = server.clone();
-        move || {
-            let mut conn = C::open(&server);
-            let lock = conn.advisory_lock(&key).acquire().expect("the lock");
-            let granted = begin.elapsed();
-            lock.release().expect("a release");
-            granted
-        }
-    });
-    assert!(held.wait_lost(PATIENCE));
-    let lost = begin.elapsed();
-    (lost, waits.join().expect("no panic"))
 }
 
 #[test]

@@ -57,6 +57,8 @@ pub enum Reason {
     InvalidKey(InvalidKey),
     /// The session has ended, or the connection to it.
     Lost,
+    /// A connection of a manager could not be opened, or was not open in time.
+    NotOpened,
     /// The connection answered an earlier question.
     OutOfStep,
     /// Anything else: the driver's error tells.

@@ -146,8 +146,12 @@ impl Manager {
     }
 
     /// A connection could not be opened. Without any other, all who wait are told.
-    pub fn open_failed(&mut self, ConnId(id): ConnId, failure: Failure, now: Duration) {
+    pub fn open_failed(&mut self, ConnId(id): ConnId, mut failure: Failure, now: Duration) {
         self.expire_leases(now);
+        // It has held nothing that could be lost, and what it was to be set up with was no request of anybody's.
+        if matches!(failure.reason, Reason::Lost | Reason::Database) {
+            failure.reason = Reason::NotOpened;
+        }
         if self.conns.remove(id).is_some() {
             self.no_connection(failure, now);
         }

@@ -11,11 +11,20 @@ use dlock_diesel::{AdvisoryLockExt, LockKey, SqliteLocksExt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::Kind;
 use crate::proof::world::{SEMAPHORE, lock_key};
+use crate::{Kind, Server};
 
 /// How long a server may be down.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Kills a server by SIGKILL. It must run on this machine.
+///
+/// # Errors
+///
+/// If nobody knows its process.
+pub fn kill_server(server: &Server) -> Result<(), String> {
+    Admin::connect(server.kind, &server.url)?.kill_server()
+}
 
 pub(crate) enum Admin {
     Postgres(PgConnection),
@@ -138,7 +147,9 @@ impl Admin {
         // Not many more than there is room for: the server makes all the numbers first.
         match self.number("SELECT count(pg_advisory_lock(i)) FROM generate_series(1, 200000) i") {
             Ok(_) => Err("the table of locks has no end".to_owned()),
-            Err(_) => Ok(()),
+            // "You might need to increase max_locks_per_transaction."
+            Err(error) if error.contains("out of shared memory") => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

@@ -23,7 +23,7 @@ pub fn check(history: &History) -> Vec<String> {
     let holds = holds(history);
     overlaps(&holds, &mut wrong);
     semaphores(history, &mut wrong);
-    tokens(&holds, &mut wrong);
+    tokens(history, &holds, &mut wrong);
     writes(history, &holds, &mut wrong);
     counters(history, &mut wrong);
     ends(history, &mut wrong);
@@ -226,18 +226,13 @@ fn semaphores(history: &History, wrong: &mut Vec<String>) {
     }
 }
 
-/// A token is greater than those of all earlier holders.
-fn tokens(holds: &[Hold<'_>], wrong: &mut Vec<String>) {
+/// A token is greater than those of all earlier holders, and than all that were drawn before its lock was asked for.
+fn tokens(history: &History, holds: &[Hold<'_>], wrong: &mut Vec<String>) {
     let mut of_holders: HashMap<&str, (i64, &Hold<'_>)> = HashMap::new();
-    let mut drawn: Vec<(u64, i64, &Hold<'_>)> = Vec::new();
-    for hold in holds {
-        let Some((time, token)) = hold.op.token else {
+    for hold in holds.iter().filter(|hold| hold.op.mode == Mode::Exclusive) {
+        let Some((_, token)) = hold.op.token else {
             continue;
         };
-        drawn.push((time, token, hold));
-        if hold.op.mode != Mode::Exclusive {
-            continue;
-        }
         if let Some((earlier, before)) = of_holders
             .get(hold.what.as_str())
             .filter(|(earlier, _)| *earlier >= token)
@@ -250,20 +245,22 @@ fn tokens(holds: &[Hold<'_>], wrong: &mut Vec<String>) {
         }
         of_holders.insert(&hold.what, (token, hold));
     }
-    // Of whatever lock, if it was drawn before this one was asked for.
+    // Of whatever lock, and whether or not the one who drew it still held the lock then.
+    let drawn = history.ops.iter().filter_map(|op| Some((op.token?, op)));
+    let mut drawn: Vec<_> = drawn.map(|((time, token), op)| (time, token, op)).collect();
     let mut asked = drawn.clone();
     drawn.sort_by_key(|(time, ..)| *time);
-    asked.sort_by_key(|(.., hold)| hold.op.asked);
+    asked.sort_by_key(|(.., op)| op.asked);
     let (mut greatest, mut at) = (i64::MIN, 0);
-    for (_, token, hold) in asked {
-        while let Some((_, earlier, _)) = drawn.get(at).filter(|(time, ..)| *time < hold.op.asked) {
+    for (_, token, op) in asked {
+        while let Some((_, earlier, _)) = drawn.get(at).filter(|(time, ..)| *time < op.asked) {
             greatest = greatest.max(*earlier);
             at += 1;
         }
         if token <= greatest {
+            let Op { actor, number, .. } = op;
             wrong.push(format!(
-                "token {token} of {} is not above {greatest}, drawn before",
-                hold.describe()
+                "token {token} of {actor}/{number} is not above {greatest}, drawn before"
             ));
         }
     }
@@ -375,8 +372,8 @@ fn may_end(history: &History, op: &Op, time: u64, result: &str) -> bool {
         "ok" | "dropped" | "panic" => return true,
         "busy" => return op.form.contains("+try"),
         "Timeout" => return op.form.contains("+limit"),
-        // On a slow machine a short lease passes by itself.
-        "Lost" if op.form.contains("+lease") => return true,
+        // On a slow machine a short lease passes by itself, or before a connection is open.
+        "Lost" | "NotConnected" if op.form.contains("+lease") => return true,
         "Interrupted" => &["cancel", "end", "restart"],
         "Lost" => &[
             "end", "cut", "half", "answer", "silence", "stop", "restart", "cancel",
@@ -385,7 +382,7 @@ fn may_end(history: &History, op: &Op, time: u64, result: &str) -> bool {
             "end", "cut", "half", "answer", "silence", "restart", "cancel", "full",
         ],
         "NotConnected" => &[
-            "cut", "half", "answer", "silence", "restart", "full", "stop", "delay", "end",
+            "cut", "half", "answer", "silence", "restart", "full", "stop", "delay", "end", "cancel",
         ],
         "TooManyLocks" => &["full"],
         _ => return false,

@@ -21,6 +21,7 @@ mod round;
 mod worker;
 mod world;
 
+pub use admin::kill_server;
 pub use check::{check, check_text};
 pub use disk::Disk;
 pub use fault::Plan;

@@ -10,6 +10,7 @@ use dlock_diesel_async::{LockManager, LockManagerBuilder, ManagedLockGuard};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::both::manager::end_of_session;
 use crate::support::*;
 
 /// A manager of a server's locks.
@@ -60,6 +61,32 @@ pub(crate) fn refusing_manager<C: LockTest>(
                 0 => C::establish(&url).await,
                 _ => Err(ConnectionError::BadConnection("refused".into())),
             }
+        }
+    })
+}
+
+/// It takes so long to open a connection.
+pub(crate) fn slow_manager<C: LockTest>(url: &str, delay: Duration) -> LockManagerBuilder<C> {
+    let url = C::direct_url(url);
+    LockManager::builder(move || {
+        let url = url.clone();
+        async move {
+            tokio::time::sleep(delay).await;
+            C::establish(&url).await
+        }
+    })
+}
+
+/// The server has ended its sessions before it gets them.
+pub(crate) fn manager_of_ended_sessions<C: LockTest>(url: &str) -> LockManagerBuilder<C> {
+    let url = C::direct_url(url);
+    LockManager::builder(move || {
+        let url = url.clone();
+        async move {
+            let mut conn = C::establish(&url).await?;
+            let ended = conn.batch_execute(end_of_session(C::KIND)).await;
+            ended.expect_err("the session has ended");
+            Ok::<_, ConnectionError>(conn)
         }
     })
 }

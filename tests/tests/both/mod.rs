@@ -25,6 +25,7 @@ mod managed_semaphores;
 mod managed_several;
 mod managed_tokens;
 pub(crate) mod manager;
+mod restarts;
 pub(crate) mod semaphore;
 mod several;
 pub(crate) mod transaction;

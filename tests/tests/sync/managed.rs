@@ -9,6 +9,7 @@ use diesel::connection::SimpleConnection;
 use diesel::{Connection, ConnectionError, PgConnection};
 use dlock_diesel::{LockManager, LockManagerBuilder, ManagedLockGuard};
 
+use crate::both::manager::end_of_session;
 use crate::support::*;
 
 /// A manager of a server's locks.
@@ -48,6 +49,26 @@ pub(crate) fn refusing_manager<C: LockTest>(
     LockManager::builder(move || match refuses.load(Ordering::SeqCst) {
         0 => C::establish(&url),
         _ => Err(ConnectionError::BadConnection("refused".into())),
+    })
+}
+
+/// It takes so long to open a connection.
+pub(crate) fn slow_manager<C: LockTest>(url: &str, delay: Duration) -> LockManagerBuilder<C> {
+    let url = url.to_owned();
+    LockManager::builder(move || {
+        thread::sleep(delay);
+        C::establish(&url)
+    })
+}
+
+/// The server has ended its sessions before it gets them.
+pub(crate) fn manager_of_ended_sessions<C: LockTest>(url: &str) -> LockManagerBuilder<C> {
+    let url = url.to_owned();
+    LockManager::builder(move || {
+        let mut conn = C::establish(&url)?;
+        conn.batch_execute(end_of_session(C::KIND))
+            .expect_err("the session has ended");
+        Ok::<_, ConnectionError>(conn)
     })
 }
 

@@ -25,6 +25,7 @@ impl Manager {
             self.conns.remove(id);
             self.actions.push_back(Action::Close(ConnId(id)));
             if opening {
+                let failure = Reason::NotOpened.clean(Cause::default());
                 self.no_connection(failure, now);
             }
         }

@@ -20,7 +20,7 @@ struct NotOpened(Arc<dyn StdError + Send + Sync>);
 pub fn not_opened(error: Box<dyn StdError + Send + Sync>) -> Failure {
     Failure {
         key: None,
-        reason: Reason::Database,
+        reason: Reason::NotOpened,
         aftermath: Aftermath::Clean,
         cause: Cause::new(NotOpened(error.into())),
     }
@@ -62,10 +62,16 @@ pub fn lost(key: &LockKey) -> Error {
 
 /// The error of a conversation about a lock.
 pub fn failed(mut failure: Failure, key: &LockKey) -> Error {
-    if let Some(NotOpened(source)) = failure.cause.get::<NotOpened>() {
+    if failure.reason == Reason::NotOpened {
+        let opened = failure.cause.get::<NotOpened>();
+        let prepared = failure.cause.get::<DieselError>();
         return Error::NotConnected {
             key: key.clone(),
-            source: Box::new(NotOpenedError(Arc::clone(source))),
+            source: match (opened, prepared) {
+                (Some(NotOpened(source)), _) => Box::new(NotOpenedError(Arc::clone(source))),
+                (_, Some(error)) => Box::new(copy(error)),
+                _ => "the server did not answer in time".into(),
+            },
         };
     }
     if failure.reason == Reason::SharedSession {

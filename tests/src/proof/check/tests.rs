@@ -212,7 +212,19 @@ fn tokens_out_of_order() {
     ]);
     refused(
         &other_lock,
-        "token 99 of w2.1.a/1 (guard) 40..50 is not above 100, drawn before",
+        "token 99 of w2.1.a/1 is not above 100, drawn before",
+    );
+    let both_were_lost = "\
+10 w1.1.a ask op=1 keys=k mode=exclusive form=managed
+21 w1.1.a token op=1 value=100
+30 w1.1.a end op=1 result=ok
+32 w2.1.a ask op=1 keys=j mode=exclusive form=managed
+41 w2.1.a token op=1 value=99
+50 w2.1.a end op=1 result=ok
+";
+    refused(
+        both_were_lost,
+        "token 99 of w2.1.a/1 is not above 100, drawn before",
     );
 }
 
