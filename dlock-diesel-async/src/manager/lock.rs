@@ -60,6 +60,13 @@ impl<C: LockConnection + 'static> ManagedLock<C> {
     /// let reader = locks.lock(("billing", "cache")).shared().acquire().await?;
     /// # Ok(()) }
     /// ```
+    ///
+    /// ```compile_fail
+    /// # use dlock_diesel_async::*; use diesel_async::AsyncMysqlConnection;
+    /// # async fn f(locks: LockManager<AsyncMysqlConnection>) -> Result<(), Error> {
+    /// let reader = locks.lock(("billing", "cache")).shared().acquire().await?; // MySQL has no shared locks
+    /// # Ok(()) }
+    /// ```
     pub fn shared(mut self) -> Self
     where
         <C as AsyncConnectionCore>::Backend: SharedLocks,

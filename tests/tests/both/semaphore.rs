@@ -658,13 +658,13 @@ on_postgres! {
         let waiter = in_background(server, {
             let key = key.clone();
             async move |mut conn: PgConnection, stage: Stage| {
-                conn.execute_sql("SET statement_timeout = '100ms'; SET lock_timeout = '50ms'").await;
+                conn.execute_sql("SET statement_timeout = '700ms'; SET lock_timeout = '500ms'").await;
                 let inside = conn.advisory_semaphore(&key, 1).acquire().await.expect("a slot");
                 stage.say("inside");
                 inside.release().await.expect("a release");
                 let statement = conn.text("SELECT current_setting('statement_timeout')").await;
                 let lock = conn.text("SELECT current_setting('lock_timeout')").await;
-                assert_eq!([statement, lock], [Some("100ms".into()), Some("50ms".into())]);
+                assert_eq!([statement, lock], [Some("700ms".into()), Some("500ms".into())]);
             }
         })
         .await;

@@ -147,6 +147,9 @@ fn an_index_that_the_holder_builds_makes_a_quiet_turn_write_nothing() {
             };
             let first = session.waits(&mut observer);
             let quiet = session.waits_after(&mut observer, first);
+            wait_for("the line of the first turn", || {
+                log.errors().len() > lines_of_a_call(way)
+            });
             holder.execute_sql("SET statement_timeout = '10s'");
             let mut quiet = quiet;
             // On a busy machine the holder may find the deadlock first: its own error, and a line of its own.

@@ -56,16 +56,17 @@ impl Deadlock {
         for actor in &actors {
             actor.says("holds its own");
         }
-        for actor in &actors {
-            actor.go_on();
-        }
         Self { keys, actors }
     }
 
     /// Asserts what is promised of the deadlock, and gives the victim's index and error.
     fn play_out<C: LockTest>(self, observer: &mut C) -> (usize, Error) {
+        let [first, second] = &self.actors;
+        // One after the other: of two that ask at the same moment, MySQL and MariaDB tell both.
+        first.go_on();
+        first.waits(observer);
+        second.go_on();
         wait_for("a victim", || {
-            let [first, second] = &self.actors;
             !(observer.is_waiting(first.id) && observer.is_waiting(second.id))
         });
         // The victim says so at once, the other one waits until the victim releases.
