@@ -1,7 +1,7 @@
 //! A small disk for SQLite's files, which can be full: a tmpfs, so only where this process may mount one.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -36,8 +36,13 @@ impl Disk {
     /// Writes until there is no byte left.
     pub(crate) fn fill(&self) -> Result<(), String> {
         let mut file = File::create(self.filler()).map_err(|error| error.to_string())?;
-        while file.write_all(&[1; 4096]).is_ok() {}
-        Ok(())
+        loop {
+            match file.write_all(&[1; 4096]) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
+                Err(error) => return Err(format!("{}: {error}", self.0.display())),
+            }
+        }
     }
 
     pub(crate) fn clear(&self) -> Result<(), String> {

@@ -300,7 +300,8 @@ async fn quietly(
     match (done, task.polls) {
         (Some(result), polls) => {
             log.ended(&result);
-            if polls.is_some() {
+            // It has no more polls than that. One that ends early does not tell.
+            if polls.is_some() && matches!(result, Ok("ok")) {
                 common.first_poll_again(task.form);
             }
         }

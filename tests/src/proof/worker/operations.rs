@@ -395,13 +395,14 @@ pub(super) async fn managed<C: ProofConnection>(
         };
     }
     let held = acquired!(lock, task);
-    let token = match task.draws && task.form == Form::Managed {
-        true => Some(i64::from(held.fencing_token().await?)),
-        false => None,
-    };
+    let mut token = None;
+    if task.draws && task.form == Form::Managed {
+        let drawn = i64::from(held.fencing_token().await?);
+        log.token(drawn);
+        token = Some(drawn);
+    }
     let inside = hold(&held, task, log, None).await;
     if let (Some(token), Some(inside)) = (token, &inside) {
-        log.token(token);
         if let Some(conn) = conn {
             // Also if it is lost: the token must protect the row then.
             fenced_write(conn, task.names[0], token, log).await?;
