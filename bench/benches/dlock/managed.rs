@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
 use dlock_diesel_async::{LockConnection, LockManager};
-use dlock_tests::{Kind, Server, unique_key};
+use dlock_tests::{Kind, Proxy, Server, unique_key};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::Bench;
@@ -125,5 +125,95 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
         &["", "server", "managed", "dlock", "raw", "managed to raw"],
         &rows,
     );
+    section.paragraph(
+        "Connections, with 64 tasks of one process. Managed: counted, with one `LockManager` of at most 4. A connection \
+         each: what raw statements and `conn.advisory_lock` need. The third is the rule of DistributedLock (.NET), worked \
+         out and not measured: it tries on a connection that all locks share, and a lock that is taken gets a connection \
+         of its own to wait on.",
+    );
+    let mut rows = Vec::new();
+    for (what, tasks, multiplexed) in [
+        ("64 free locks are held", Tasks::Hold, 1),
+        ("64 tasks wait for one lock", Tasks::WaitForOne, 65),
+        ("64 tasks wait for 64 locks", Tasks::WaitForEach, 65),
+    ] {
+        for server in bench.servers.clone() {
+            let managed = match server.kind {
+                Kind::Postgres => connections::<AsyncPgConnection>(server, tasks),
+                Kind::Mysql => connections::<AsyncMysqlConnection>(server, tasks),
+                Kind::Sqlite => unreachable!("BUG: SQLite is no server to measure"),
+            };
+            let numbers = [managed, 64, multiplexed].map(|number| number.to_string());
+            rows.push(
+                [what.to_owned(), server.name.clone()]
+                    .into_iter()
+                    .chain(numbers)
+                    .collect(),
+            );
+        }
+    }
+    section.table(
+        &[
+            "",
+            "server",
+            "managed",
+            "a connection each",
+            "as DistributedLock",
+        ],
+        &rows,
+    );
     section
+}
+
+/// What 64 tasks do while somebody counts their connections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Tasks {
+    Hold,
+    WaitForOne,
+    WaitForEach,
+}
+
+/// The connections of a manager.
+fn connections<C: LockConnection + 'static>(server: &Server, tasks: Tasks) -> usize {
+    let proxy = Proxy::start(server);
+    let keys: Vec<String> = (0..64).map(|_| unique_key("bench/connections")).collect();
+    let key = |number: usize| match tasks {
+        Tasks::WaitForOne => keys[0].clone(),
+        Tasks::Hold | Tasks::WaitForEach => keys[number].clone(),
+    };
+    let runtime = Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let others: LockManager<C> = LockManager::at(&server.url).build();
+        let mut taken = Vec::new();
+        if tasks != Tasks::Hold {
+            for key in &keys {
+                taken.push(others.lock(key).acquire().await.expect("a free lock"));
+            }
+        }
+        let locks: LockManager<C> = LockManager::at(proxy.url()).connections(4).build();
+        let release = Arc::new(tokio::sync::Notify::new());
+        let waiting: Vec<_> = (0..keys.len())
+            .map(|number| {
+                let (locks, key) = (locks.clone(), key(number));
+                let release = Arc::clone(&release);
+                tokio::spawn(async move {
+                    let held = locks.lock(key).acquire().await.expect("a lock");
+                    if tasks == Tasks::Hold {
+                        release.notified().await;
+                    }
+                    drop(held);
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let connections = proxy.open();
+        drop(taken);
+        release.notify_waiters();
+        for waiting in waiting {
+            waiting.await.expect("no panic");
+        }
+        locks.close().await;
+        others.close().await;
+        connections
+    })
 }
