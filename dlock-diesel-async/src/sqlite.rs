@@ -183,7 +183,7 @@ pub(crate) async fn to_the_end<T>(future: impl Future<Output = T> + Send) -> T {
 
 /// How long one statement waits for another writer. If the future is dropped meanwhile, this is how long the drop
 /// blocks its thread, on which the other writer may have to go on.
-const SLICE: Duration = Duration::from_millis(20);
+const SLICE_MILLIS: i64 = 20;
 
 /// Begins a transaction that writes from the start, or a savepoint if a transaction is open. It waits as long as the
 /// connection's `busy_timeout` says.
@@ -225,12 +225,12 @@ impl<C: LockConnection> Beginning<'_, C> {
     async fn wait(&mut self) -> QueryResult<()> {
         let begin = Instant::now();
         let limit = Duration::from_millis(self.busy_timeout.try_into().unwrap_or(0));
-        let (set, put_back) = match self.slice() {
-            Some(millis) => (format!("PRAGMA busy_timeout = {millis}; "), self.put_back()),
-            None => (String::new(), String::new()),
+        let (set, put_back) = match self.is_sliced() {
+            true => (busy_timeout(SLICE_MILLIS), busy_timeout(self.busy_timeout)),
+            false => (String::new(), String::new()),
         };
         let again = format!("BEGIN IMMEDIATE; {put_back}");
-        let mut began = self.run(&format!("{set}{again}")).await;
+        let mut began = self.run(&format!("{set}; {again}")).await;
         while let Err(error) = began {
             let is_busy = is_busy(&error);
             if is_busy && begin.elapsed() < limit {
@@ -249,14 +249,9 @@ impl<C: LockConnection> Beginning<'_, C> {
         Ok(())
     }
 
-    /// `None`: the user's is as short.
-    fn slice(&self) -> Option<u128> {
-        let slice = SLICE.as_millis();
-        (i128::from(self.busy_timeout) > slice as i128).then_some(slice)
-    }
-
-    fn put_back(&self) -> String {
-        format!("PRAGMA busy_timeout = {}", self.busy_timeout)
+    /// Otherwise the user's is as short as a slice, and stays.
+    fn is_sliced(&self) -> bool {
+        self.busy_timeout > SLICE_MILLIS
     }
 
     async fn run(&mut self, sql: &str) -> QueryResult<()> {
@@ -270,12 +265,15 @@ impl<C: LockConnection> Drop for Beginning<'_, C> {
             return;
         }
         C::Backend::send_unread(self.conn, "ROLLBACK");
-        if self.slice().is_some() {
-            let put_back = self.put_back();
-            C::Backend::send_unread(self.conn, &put_back);
+        if self.is_sliced() {
+            C::Backend::send_unread(self.conn, &busy_timeout(self.busy_timeout));
         }
         session::mark_broken(self.conn);
     }
+}
+
+fn busy_timeout(millis: i64) -> String {
+    format!("PRAGMA busy_timeout = {millis}")
 }
 
 /// Diesel has no kind for it. The text is SQLite's for SQLITE_BUSY, whatever the language; SQLITE_LOCKED has another.

@@ -3,7 +3,6 @@ use std::time::Duration;
 
 use dlock_core::proto::{Ask, TransactionDialect};
 use dlock_core::{FencingToken, Holder, LockKey, Mode};
-use dlock_diesel::shared::trace;
 use dlock_diesel::{SharedLocks, TransactionLocks};
 
 use crate::backend::{Cancel, DialectOf, LockConnection};
@@ -51,7 +50,7 @@ impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
             conn,
             ask: Ask {
                 droppable: true,
-                ..trace::asking(ask)
+                ..ask
             },
             cancel: None,
         }

@@ -9,7 +9,6 @@ use dlock_core::proto::{Ask, Hold};
 use dlock_core::{Holder, LockKey};
 
 use crate::backend::{KeyOf, LockConnection};
-use crate::shared::trace;
 use crate::{AdvisorySemaphoreGuard, Error, acquire, holders, transaction};
 
 /// A semaphore that is not held yet, and how to ask for it: at most so many sessions hold it at once, over all
@@ -83,7 +82,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     pub fn new(conn: M, key: impl Into<LockKey>, permits: u32) -> Self {
         Self {
             conn,
-            ask: trace::asking(Ask::new(key.into())),
+            ask: Ask::new(key.into()),
             permits,
         }
     }

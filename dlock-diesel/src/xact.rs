@@ -5,7 +5,6 @@ use dlock_core::proto::{Ask, TransactionDialect};
 use dlock_core::{FencingToken, Holder, LockKey, Mode};
 
 use crate::backend::{DialectOf, LockConnection, SharedLocks, TransactionLocks};
-use crate::shared::trace;
 use crate::transaction::lock_transaction;
 use crate::{Error, holders, run};
 
@@ -49,7 +48,6 @@ impl<C> fmt::Debug for AdvisoryXactLock<'_, C> {
 
 impl<'c, C: LockConnection<Backend: TransactionLocks>> AdvisoryXactLock<'c, C> {
     pub(crate) fn asking(conn: &'c mut C, ask: Ask) -> Self {
-        let ask = trace::asking(ask);
         Self { conn, ask }
     }
 
