@@ -145,6 +145,7 @@ fn others_come_back_with_a_question() {
 
 #[test]
 fn in_an_aborted_transaction_a_name_that_is_left_over_is_not_sent() {
+    let _alone = crate::walk::ALONE.write();
     // Another test may take the name first, or give one back.
     let stale = (0..1_000).find_map(|_| {
         drop(play(Postgres::acquire(leak(asked(TRY)), INSIDE).unwrap()));
@@ -165,11 +166,19 @@ fn in_an_aborted_transaction_a_name_that_is_left_over_is_not_sent() {
 #[test]
 fn one_that_is_left_over_stays_so_when_another_connection_has_used_it() {
     let _alone = crate::walk::ALONE.write();
-    let left = acquire(&[plain(), plain(), plain()]);
+    // Another test may take the name first, and keep it.
+    let again = (0..20)
+        .map(|_| times_used_again(&acquire(&[plain(), plain(), plain()])))
+        .max();
+    assert_eq!(again, Some(3), "a name that is left over is not used again");
+}
+
+/// How often the name is used again, of three times, and each time with a question.
+fn times_used_again(left: &str) -> usize {
     // Free names are used first.
     let mut open = Vec::new();
     let mut used = 0;
-    for _ in 0..200 {
+    while used < 3 && open.len() < 200 {
         let script = play(Postgres::acquire(leak(asked(TRY)), INSIDE).unwrap());
         let asks = script.asks_whether_held();
         let script = if asks {
@@ -177,16 +186,13 @@ fn one_that_is_left_over_stays_so_when_another_connection_has_used_it() {
         } else {
             script
         };
-        if name(script.text()) != left {
+        if name(script.text()) == left {
+            assert!(asks, "{left} is used again");
+            script.answer(token("dlock_taken")).answer(DONE).gave_up();
+            used += 1;
+        } else {
             open.push(script);
-            continue;
-        }
-        assert!(asks, "{left} is used again");
-        script.answer(token("dlock_taken")).answer(DONE).gave_up();
-        used += 1;
-        if used == 3 {
-            break;
         }
     }
-    assert!(used > 0, "{left} is not used again");
+    used
 }
