@@ -38,7 +38,8 @@ fn example(name: &str) -> Command {
     command
 }
 
-/// As `cargo test --workspace --all-features` builds them, so that after it nothing is left to do.
+/// As `cargo test --workspace --all-features` builds them, so that after it nothing is left to do. It does not build the
+/// programs of the benchmarks.
 fn build() -> HashMap<String, PathBuf> {
     // TARGET/PROFILE/deps/THIS
     let itself = env::current_exe().expect("the path of this test");
@@ -53,7 +54,8 @@ fn build() -> HashMap<String, PathBuf> {
             "--workspace",
             "--all-features",
             "--examples",
-            "--bins",
+            "--bin",
+            "quickstart",
         ])
         .args(["--profile", profile, "--message-format", "json"])
         .arg("--target-dir")

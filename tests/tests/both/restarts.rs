@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use dlock_core::LockKey;
 use dlock_tests::proof::kill_server;
 use dlock_tests::{
-    Kind, PATIENCE, Server, start_lasting_mysql, start_lasting_postgres, unique_key,
+    Kind, PATIENCE, Server, TestConnection, start_lasting_mysql, start_lasting_postgres,
+    unique_key, wait_for,
 };
 
 use crate::flavor::*;
@@ -20,6 +21,20 @@ fn lasting(kind: Kind) -> Server {
         Kind::Sqlite => unreachable!("BUG: it is no server"),
     };
     started.expect("a server")
+}
+
+/// Nobody else uses the server.
+fn somebody_waits<O: TestConnection>(observer: &mut O) -> bool {
+    let sql = match O::KIND {
+        Kind::Postgres => {
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        }
+        Kind::Mysql => {
+            "SELECT COUNT(*) FROM information_schema.processlist WHERE state = 'User lock'"
+        }
+        Kind::Sqlite => unreachable!("BUG: it is no server"),
+    };
+    observer.number(sql) != Some(0)
 }
 
 #[both]
@@ -39,8 +54,8 @@ on_every_network_server! {
             let (locks, taken) = (locks.clone(), taken.clone());
             async move || locks.lock(&taken).acquire().await.map(drop)
         });
-        // Likely in the queue by now.
-        pause(Duration::from_millis(200)).await;
+        let mut observer = C::observer(&server);
+        wait_for("somebody in the queue", || somebody_waits(&mut observer));
 
         let killed = Instant::now();
         kill_server(&server).expect("it is killed");
