@@ -210,7 +210,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        holders::of_locks(conn, &self.key, &self.more).await
+        trace::kept(holders::of_locks(conn, &self.key, &self.more).await)
     }
 
     /// Releases the lock and returns the connection: see [`dlock_diesel`](dlock_diesel::AdvisoryLockGuard::release).

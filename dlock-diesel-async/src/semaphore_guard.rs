@@ -5,6 +5,7 @@ use diesel_async::AsyncConnectionCore;
 use dlock_core::proto::{Ask, Hold};
 use dlock_core::{FencingToken, Holder, LockKey};
 use dlock_diesel::Held;
+use dlock_diesel::shared::trace;
 
 use crate::backend::{KeyOf, LockConnection};
 use crate::{AdvisoryLockGuard, Error, holders};
@@ -130,7 +131,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     /// ```
     pub async fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let key = self.guard.key().clone();
-        holders::of_semaphore(&mut *self.guard, &key, self.permits).await
+        let holders = holders::of_semaphore(&mut *self.guard, &key, self.permits).await;
+        trace::kept(holders)
     }
 
     /// Releases the permit and returns the connection. It has the errors and the cancel safety of

@@ -216,7 +216,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// 1 on PostgreSQL, once prepared. 2 or 4 on MySQL and MariaDB.
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let conn = self.conn.as_deref_mut().expect(RELEASED);
-        holders::of_locks(conn, &self.key, &self.more)
+        trace::kept(holders::of_locks(conn, &self.key, &self.more))
     }
 
     /// Releases the lock and returns the connection. Other holds of the same lock on this connection stay.

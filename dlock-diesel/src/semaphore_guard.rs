@@ -6,6 +6,7 @@ use dlock_core::proto::{Ask, Hold};
 use dlock_core::{FencingToken, Holder, LockKey};
 
 use crate::backend::{KeyOf, LockConnection};
+use crate::shared::trace;
 use crate::{AdvisoryLockGuard, Error, Held, holders};
 
 /// A permit of a semaphore: a slot that is held. It derefs to the connection, so the session that holds the slot does
@@ -133,7 +134,8 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphoreGuard<M> {
     /// ```
     pub fn holders(&mut self) -> Result<Vec<Holder>, Error> {
         let key = self.guard.key().clone();
-        holders::of_semaphore(&mut *self.guard, &key, self.permits)
+        let holders = holders::of_semaphore(&mut *self.guard, &key, self.permits);
+        trace::kept(holders)
     }
 
     /// Releases the permit and returns the connection. It has the errors and round trips of

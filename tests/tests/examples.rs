@@ -38,8 +38,8 @@ fn example(name: &str) -> Command {
     command
 }
 
-/// As `cargo test --workspace --all-features` builds them, so that after it nothing is left to do. It does not build the
-/// programs of the benchmarks.
+/// As `cargo test --workspace --all-features` builds them, so that after it nothing is left to do. (That builds no
+/// program of the benchmarks, and neither does this.)
 fn build() -> HashMap<String, PathBuf> {
     // TARGET/PROFILE/deps/THIS
     let itself = env::current_exe().expect("the path of this test");

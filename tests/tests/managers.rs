@@ -2,15 +2,17 @@
 
 use std::env;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use diesel::{MysqlConnection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, Error, LockConnection, LockManager};
 use dlock_tests::{
-    PATIENCE, Process, Server, TestConnection, on_every_network_server, on_postgres,
+    PATIENCE, Process, Proxy, Server, TestConnection, on_every_network_server, on_postgres,
     start_transaction_pooler, unique_key, wait_for,
 };
 use nix::sys::signal::{Signal, kill};
@@ -63,6 +65,46 @@ on_every_network_server! {
         drop(locks);
         wait_for("no thread", || threads_of_managers() == 0);
         drop(held);
+    }
+
+    fn a_callback_is_called_once_when_the_lock_is_lost_and_never_after_a_release<C: Lockable>(server: &Server) {
+        let _alone = alone();
+        let proxy = Proxy::start(server);
+        let locks = LockManager::<C>::at(proxy.url()).build();
+        let calls = [0; 3].map(|_| Arc::new(AtomicU64::new(0)));
+        let count = |calls: &Arc<AtomicU64>| {
+            let calls = Arc::clone(calls);
+            move || {
+                calls.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        let released = locks.lock(unique_key("callback")).acquire().expect("a free lock");
+        released.on_lost(count(&calls[0]));
+        released.release().expect("a release");
+        let held = locks.lock(unique_key("callback")).acquire().expect("a free lock");
+        held.on_lost(count(&calls[1]));
+        assert_eq!(calls[1].load(Ordering::SeqCst), 0);
+        proxy.cut();
+        assert!(held.wait_lost(PATIENCE));
+        wait_for("the callback", || calls[1].load(Ordering::SeqCst) > 0);
+        // It is lost already.
+        held.on_lost(count(&calls[2]));
+        assert_eq!(calls[2].load(Ordering::SeqCst), 1);
+        held.release().expect_err("it is lost");
+        locks.close();
+        assert_eq!(calls.map(|calls| calls.load(Ordering::SeqCst)), [0, 1, 1]);
+    }
+
+    fn a_panic_in_the_body_frees_the_lock<C: Lockable>(server: &Server) {
+        let _alone = alone();
+        let locks = LockManager::<C>::at(&server.url).build();
+        let key = unique_key("body_panics");
+        let body = || locks.lock(&key).run(|_| -> Result<(), Error> { panic!("on purpose") });
+        catch_unwind(AssertUnwindSafe(body)).expect_err("the panic goes on");
+        let mut other = C::open(server);
+        let taken = other.advisory_lock(&key).timeout(PATIENCE).acquire();
+        taken.expect("the lock is free").release().expect("a release");
+        locks.close();
     }
 
     fn a_process_that_was_stopped_knows_it_when_it_goes_on<C: Lockable>(server: &Server) {

@@ -821,7 +821,7 @@ on_postgres! {
             let key = key.clone();
             async move |mut conn: PgConnection, _| {
                 let transaction = conn.transaction(async |conn| {
-                    conn.batch_execute("SET LOCAL lock_timeout = '200ms'; SET LOCAL statement_timeout = '200ms'").await?;
+                    conn.batch_execute("SET LOCAL lock_timeout = '400ms'; SET LOCAL statement_timeout = '400ms'").await?;
                     conn.advisory_xact_lock(&key).acquire().await?;
                     // The limit is back.
                     conn.batch_execute("SELECT pg_sleep(20)").await
@@ -830,7 +830,7 @@ on_postgres! {
             }
         })
         .await;
-        waiter.still_waits(&mut observer, Duration::from_millis(600));
+        waiter.still_waits(&mut observer, Duration::from_millis(1_000));
         unlock(&mut observer, &key);
         let error = waiter.join().await;
         assert!(matches!(error, DieselError::DatabaseError(..)), "{error}");

@@ -201,10 +201,49 @@ on_every_network_server! {
         locks.close().await;
     }
 
+    async fn locks_on_another_session_are_kept_when_one_is_ended<C: LockTest>(server: &Server) {
+        let mut observer = C::observer(server);
+        let locks = manager::<C>(&server.url).build();
+        let key = unique_key("ended_one");
+        let held = locks.lock(&key).acquire().await.expect("a free lock");
+        let ended = holder(&mut observer, &key);
+        // A lock that is waited for is held by the session that waited.
+        let (kept, waited) = loop {
+            let taken = unique_key("kept");
+            let mut other = C::open(server).await;
+            let theirs = other.advisory_lock(&taken).acquire().await.expect("a free lock");
+            let waiter = start({
+                let (locks, taken) = (locks.clone(), taken.clone());
+                async move || locks.lock(&taken).acquire().await.expect("the lock")
+            });
+            // Likely in the queue by now.
+            pause(Duration::from_millis(200)).await;
+            theirs.release().await.expect("a release");
+            let managed = waiter.join().await;
+            if holder(&mut observer, &taken) != ended {
+                break (managed, taken);
+            }
+            managed.release().await.expect("a release");
+        };
+        observer.kill(ended);
+        assert!(lost_within(&held, PATIENCE).await);
+        // It is asked at least once.
+        pause(Duration::from_secs(1)).await;
+        assert!(!kept.is_lost());
+        assert_ne!(holder(&mut observer, &waited), ended);
+        kept.release().await.expect("a release");
+        let released = held.release().await;
+        assert!(matches!(released, Err(Error::Lost { .. })), "{released:?}");
+        locks.close().await;
+    }
+
     /// `DLOCK_CUTS` sets how often.
     async fn a_holder_knows_before_another_has_the_lock_however_often_the_network_is_cut<C: LockTest>(server: &Server) {
-        let cuts: usize = number_from_environment("DLOCK_CUTS").unwrap_or(8);
+        let asked_for = number_from_environment("DLOCK_CUTS");
+        let cuts: usize = asked_for.unwrap_or(8);
         let lease = Duration::from_secs(2);
+        // Who asks for many has a machine that does nothing else.
+        let latest_grant = lease + asked_for.map_or(PATIENCE, |_| Duration::from_secs(1));
         let (mut closest, mut latest) = (Duration::MAX, Duration::ZERO);
         for first in (0..cuts).step_by(25) {
             let cutting: Vec<_> = (first..cuts.min(first + 25))
@@ -215,7 +254,7 @@ on_every_network_server! {
                 .collect();
             for cut in cutting {
                 let (lost, granted) = cut.join().await;
-                assert!(granted < lease + PATIENCE, "another has it after {granted:?}");
+                assert!(granted < latest_grant, "another has it after {granted:?}");
                 (closest, latest) = (closest.min(granted.saturating_sub(lost)), latest.max(granted));
             }
         }
@@ -276,10 +315,13 @@ on_every_network_server! {
         let refuses = Arc::new(AtomicU64::new(1));
         let locks = refusing_manager::<C>(proxy.url(), Arc::clone(&refuses)).build();
         let key = unique_key("away");
-        for _ in 0..2 {
+        let begin = Instant::now();
+        for _ in 0..5 {
             let away = locks.lock(&key).acquire().await;
             assert!(matches!(away, Err(Error::NotConnected { .. })), "{away:?}");
         }
+        // The pauses are 50 ms, 100 ms and so on.
+        assert!(begin.elapsed() >= Duration::from_millis(750), "{:?}", begin.elapsed());
         refuses.store(0, Ordering::SeqCst);
         let held = locks.lock(&key).acquire().await.expect("a free lock");
         refuses.store(1, Ordering::SeqCst);
@@ -364,7 +406,7 @@ on_every_network_server! {
     async fn tasks_that_wait_for_more_locks_than_connections_all_get_theirs<C: LockTest>(server: &Server) {
         let proxy = Proxy::start(server);
         let theirs = manager::<C>(&server.url).build();
-        let locks = manager::<C>(proxy.url()).connections(3).build();
+        let locks = manager::<C>(proxy.url()).connections(4).build();
         let key = unique_key("keys");
         let mut held = Vec::new();
         for number in 0..CROWD {
@@ -379,11 +421,14 @@ on_every_network_server! {
                 })
             })
             .collect();
+        // Likely waiting by now.
+        pause(Duration::from_millis(200)).await;
+        assert!(proxy.open() <= 4, "{} connections", proxy.open());
         drop(held);
         for waiter in waiters {
             waiter.join().await;
         }
-        assert!(proxy.open() <= 3, "{} connections", proxy.open());
+        assert!(proxy.open() <= 4, "{} connections", proxy.open());
         locks.close().await;
         theirs.close().await;
     }

@@ -769,20 +769,20 @@ on_postgres! {
         let mut observer = PgConnection::observer(server);
         assert!(try_lock(&mut observer, &key));
         let mut conn = PgConnection::open(server).await;
-        conn.execute_sql("SET lock_timeout = '200ms'; SET statement_timeout = '201ms'").await;
+        conn.execute_sql("SET lock_timeout = '400ms'; SET statement_timeout = '401ms'").await;
         let waiter = on_connection(conn, {
             let key = key.clone();
             async move |mut conn: PgConnection, _| {
                 let transaction = conn.advisory_lock(&key).transaction(async |conn| {
                     let sql = "SELECT current_setting('lock_timeout') || current_setting('statement_timeout')";
-                    assert_eq!(conn.text(sql).await.as_deref(), Some("200ms201ms"));
+                    assert_eq!(conn.text(sql).await.as_deref(), Some("400ms401ms"));
                     Ok::<_, Error>(())
                 });
                 transaction.await.expect("a commit");
             }
         })
         .await;
-        waiter.still_waits(&mut observer, Duration::from_millis(600));
+        waiter.still_waits(&mut observer, Duration::from_millis(1_000));
         unlock(&mut observer, &key);
         waiter.join().await;
         assert_free(&mut observer, &key);

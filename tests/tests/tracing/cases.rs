@@ -173,8 +173,9 @@ on_every_network_server! {
     async fn a_lock_whose_session_was_ended_is_told<C: Lockable>(server: &Server) {
         watch();
         let (asked, released) = (unique_key("trace_asked"), unique_key("trace_released"));
+        let listed = unique_key("trace_listed");
         let mut observer = C::observer(server);
-        for key in [&asked, &released] {
+        for key in [&asked, &listed, &released] {
             let mut conn = C::open(server).await;
             let id = conn.backend_id().await;
             let mut lock = conn.advisory_lock(key).acquire().await.expect("a free lock");
@@ -186,6 +187,9 @@ on_every_network_server! {
                 let told = told(&shown(key));
                 assert_eq!(messages(&told), [LOST]);
                 assert_eq!(told[0].level, Level::WARN);
+            } else if key == &listed {
+                lock.holders().await.expect_err("the session is gone");
+                assert_eq!(messages(&told(&shown(key))), [LOST]);
             } else {
                 lock.release().await.map(drop).expect_err("the session is gone");
                 let told = told(&shown(key));
