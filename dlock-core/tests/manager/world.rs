@@ -278,7 +278,7 @@ impl World {
                 hold_keys: HashMap::new(),
                 served: HashMap::new(),
                 tick_at: None,
-                rate: random.range(980_000, 1_020_000),
+                rate: random.range(910_000, 1_090_000),
                 closed: false,
                 turns: 0,
             })
