@@ -1,4 +1,9 @@
 //! The pump: sends what a machine of the core asks for, and hands it the answers.
+//!
+//! Its functions say that their futures are `Send`, so that rustc looks into each once, and not again wherever a caller
+//! spawns or boxes a future that awaits it.
+
+#![expect(clippy::manual_async_fn, reason = "an `async fn` does not say `Send`")]
 
 use std::time::Duration;
 
@@ -96,47 +101,51 @@ impl<C: LockConnection, M: Machine, W: Watch> Drop for Conversation<'_, C, M, W>
 }
 
 /// Holds a conversation until it is done.
-pub(crate) async fn run<C: LockConnection, T>(
+pub(crate) fn run<C: LockConnection, T: Send>(
     conn: &mut C,
     machine: impl Machine<Output = T>,
     key: &LockKey,
     mut cancel: Option<Cancel>,
-) -> Result<T, Error> {
-    run_cancellable(conn, machine, key, &mut cancel).await
+) -> impl Future<Output = Result<T, Error>> + Send {
+    async move { run_cancellable(conn, machine, key, &mut cancel).await }
 }
 
-async fn run_cancellable<C: LockConnection, T>(
+fn run_cancellable<C: LockConnection, T: Send>(
     conn: &mut C,
     machine: impl Machine<Output = T>,
     key: &LockKey,
     cancel: &mut Option<Cancel>,
-) -> Result<T, Error> {
-    match talk(conn, machine, cancel, ()).await {
-        Ok(output) => Ok(output),
-        Err(failure) => Err(fail(conn, failure, key).await),
+) -> impl Future<Output = Result<T, Error>> + Send {
+    async move {
+        match talk(conn, machine, cancel, ()).await {
+            Ok(output) => Ok(output),
+            Err(failure) => Err(fail(conn, failure, key).await),
+        }
     }
 }
 
 /// The same, but leaves the connection as it is after a failure.
-pub(crate) async fn talk<C: LockConnection, T>(
+pub(crate) fn talk<C: LockConnection, T: Send>(
     conn: &mut C,
     machine: impl Machine<Output = T>,
     cancel: &mut Option<Cancel>,
     watch: impl Watch,
-) -> Result<T, Failure> {
-    let mut talk = Conversation {
-        conn,
-        pump: Pump::new(machine),
-        watch,
-        cancel,
-        runtime: Handle::try_current().ok(),
-        armed: false,
-    };
-    let mut step = talk.pump.start();
-    loop {
-        match talk.answer(step).await {
-            Ok(answer) => step = talk.pump.next(answer),
-            Err(result) => return result,
+) -> impl Future<Output = Result<T, Failure>> + Send {
+    async move {
+        let mut talk = Conversation {
+            conn,
+            pump: Pump::new(machine),
+            watch,
+            cancel,
+            runtime: Handle::try_current().ok(),
+            armed: false,
+        };
+        let mut step = talk.pump.start();
+        loop {
+            match talk.answer(step).await {
+                Ok(answer) => step = talk.pump.next(answer),
+                Err(result) => return result,
+            }
         }
     }
 }
@@ -147,47 +156,58 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// As [`run`], for a conversation that waits no longer than `limit`. If the network is silent, it ends [`GRACE`] later.
 /// What is not needed of `cancel` stays there.
-pub(crate) async fn run_within<C: LockConnection, T>(
+pub(crate) fn run_within<C: LockConnection, T: Send>(
     conn: &mut C,
     machine: impl Machine<Output = T>,
     key: &LockKey,
     cancel: &mut Option<Cancel>,
     limit: Option<Duration>,
-) -> Result<T, Error> {
-    let end = limit.filter(|_| C::Backend::HAS_NETWORK);
-    let Some(end) = end.and_then(|limit| limit.checked_add(GRACE)) else {
-        return run_cancellable(conn, machine, key, cancel).await;
-    };
-    // Dropping the conversation does what can be done without an answer.
-    let talk = tokio::time::timeout(end, run_cancellable(&mut *conn, machine, key, cancel)).await;
-    talk.unwrap_or_else(|_elapsed| {
-        session::mark_broken(conn);
-        Err(shared::silent(key, end))
-    })
+) -> impl Future<Output = Result<T, Error>> + Send {
+    async move {
+        let end = limit.filter(|_| C::Backend::HAS_NETWORK);
+        let Some(end) = end.and_then(|limit| limit.checked_add(GRACE)) else {
+            return run_cancellable(conn, machine, key, cancel).await;
+        };
+        // Dropping the conversation does what can be done without an answer.
+        let talk =
+            tokio::time::timeout(end, run_cancellable(&mut *conn, machine, key, cancel)).await;
+        talk.unwrap_or_else(|_elapsed| {
+            session::mark_broken(conn);
+            Err(shared::silent(key, end))
+        })
+    }
 }
 
 /// Asks a question. Where an unread answer would be taken for the answer to it, a broken connection is not asked.
-pub(crate) async fn ask<C: LockConnection, T>(
+pub(crate) fn ask<C: LockConnection, T: Send>(
     conn: &mut C,
     machine: impl Machine<Output = T>,
     key: &LockKey,
-) -> Result<T, Error> {
-    if C::Backend::UNREAD_ANSWERS_SHIFT {
-        self::session(conn, key)?;
+) -> impl Future<Output = Result<T, Error>> + Send {
+    async move {
+        if C::Backend::UNREAD_ANSWERS_SHIFT {
+            self::session(conn, key)?;
+        }
+        run(conn, machine, key, None).await
     }
-    run(conn, machine, key, None).await
 }
 
 /// Does to the connection what a failure asks for, and turns the failure into an error.
-async fn fail<C: LockConnection>(conn: &mut C, failure: Failure, key: &LockKey) -> Error {
-    let (aftermath, error) = shared::failed(failure, key);
-    match aftermath {
-        Aftermath::Clean => {}
-        Aftermath::MarkBroken => session::mark_broken(conn),
-        Aftermath::EndSession => session::end(conn).await,
-        Aftermath::EndSessionUnread => session::end_unread(conn),
+fn fail<C: LockConnection>(
+    conn: &mut C,
+    failure: Failure,
+    key: &LockKey,
+) -> impl Future<Output = Error> + Send {
+    async move {
+        let (aftermath, error) = shared::failed(failure, key);
+        match aftermath {
+            Aftermath::Clean => {}
+            Aftermath::MarkBroken => session::mark_broken(conn),
+            Aftermath::EndSession => session::end(conn).await,
+            Aftermath::EndSessionUnread => session::end_unread(conn),
+        }
+        error
     }
-    error
 }
 
 /// The error of a conversation that was refused before anything was sent.

@@ -48,6 +48,12 @@ pub type ByText<ST> = CoreQuery<ST, { Prepared::ByText as u8 }>;
 impl<ST, const NAME: u8> CoreQuery<ST, NAME> {
     /// Makes a query of a statement.
     pub fn new(statement: Statement) -> Self {
+        debug_assert!(
+            NAME == statement.prepared as u8 || statement.prepared == Prepared::Never,
+            "BUG: {:?} with {:?} is not in the list of its server",
+            statement.prepared,
+            statement.columns
+        );
         Self {
             statement,
             columns: PhantomData,

@@ -92,7 +92,8 @@ pub enum Rows {
     Text(String),
 }
 
-/// Calls the macro `$callback` with the names of all statements that are sent most, and what follows.
+/// Calls the macro `$callback` with the names of the statements that are sent most, and what follows: those of PostgreSQL,
+/// which answer with a number or no row, then those of MySQL that answer with a number, a pair, and how many they affected.
 ///
 /// Diesel finds a prepared statement by a type or by its text. The drivers make a type for each of these names.
 #[doc(hidden)]
@@ -105,22 +106,24 @@ macro_rules! for_each_prepared {
                 PostgresLimited PostgresLimitedShared PostgresLimitedPair PostgresLimitedPairShared
                 PostgresDroppable PostgresDroppableShared PostgresDroppablePair PostgresDroppablePairShared
                 PostgresUnlock PostgresUnlockShared PostgresUnlockPair PostgresUnlockPairShared
-                MysqlAcquire MysqlDroppable MysqlRelease
-                PostgresSlot MysqlSlot
+                PostgresSlot
             ]
+            [MysqlDroppable]
+            [MysqlSlot]
+            [MysqlAcquire MysqlRelease]
             $($arguments)*
         }
     };
 }
 
 macro_rules! define_prepared {
-    ([$($name:ident)*]) => {
+    ($([$($name:ident)*])*) => {
         /// How a driver finds a statement again.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[expect(missing_docs, reason = "each is named after its statement")]
         #[repr(u8)]
         pub enum Prepared {
-            $($name,)*
+            $($($name,)*)*
             /// By its text.
             ByText,
             /// Not at all: it is prepared, executed once and forgotten.
@@ -129,7 +132,7 @@ macro_rules! define_prepared {
 
         impl Prepared {
             /// All statements that have a name.
-            pub const NAMED: &'static [Prepared] = &[$(Prepared::$name),*];
+            pub const NAMED: &'static [Prepared] = &[$($(Prepared::$name),*),*];
         }
     };
 }

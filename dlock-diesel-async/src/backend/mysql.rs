@@ -41,5 +41,5 @@ async fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Rows>
 where
     C: AsyncConnection<Backend = Mysql>,
 {
-    dlock_diesel::__load!(conn, statement, .await)
+    dlock_diesel::__load!(Mysql, conn, statement, .await)
 }

@@ -39,5 +39,5 @@ async fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Rows>
 where
     C: AsyncConnection<Backend = Pg>,
 {
-    dlock_diesel::__load!(conn, statement, .await)
+    dlock_diesel::__load!(Pg, conn, statement, .await)
 }

@@ -36,5 +36,5 @@ fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Rows>
 where
     C: LoadConnection<Backend = MysqlBackend>,
 {
-    crate::__load!(conn, statement,)
+    crate::__load!(Mysql, conn, statement,)
 }

@@ -39,5 +39,5 @@ fn rows<C>(conn: &mut C, statement: Statement) -> QueryResult<Rows>
 where
     C: LoadConnection<Backend = Pg>,
 {
-    crate::__load!(conn, statement,)
+    crate::__load!(Pg, conn, statement,)
 }

@@ -15,9 +15,11 @@ on_every_server_async! {
         let id = conn.backend_id().await;
         let mut lock = conn.advisory_lock(&key).acquire().await.expect("a free lock");
         let first = lock.fencing_token().await.expect("a token");
-        for _ in 0..3 {
+        // A busy machine may have the answer before the poll ends; then nothing is dropped.
+        let mut dropped = 0;
+        while dropped < if C::KIND == Kind::Mysql { 1 } else { 3 } {
             let draw = pin!(lock.fencing_token());
-            let _ = draw.poll(&mut Context::from_waker(Waker::noop()));
+            dropped += u32::from(draw.poll(&mut Context::from_waker(Waker::noop())).is_pending());
         }
         if C::KIND == Kind::Mysql {
             // It would give the answer to the next query.
