@@ -53,7 +53,7 @@ const SOON_ONCE_CLOSED: Duration = Duration::from_millis(1500);
 
 /// The drops of [`many_drops_leave_no_lock_and_no_connection_out_of_step`] on each server, unless `DLOCK_DROPS` says how
 /// many: the second part of `.ci/run` says 10,000.
-const DROPS: usize = 5_000;
+const DROPS: usize = 2_500;
 
 /// Those of [`a_cancel_at_the_moment_of_the_grant_leaves_no_lock`].
 const CANCELS: usize = 500;

@@ -26,7 +26,7 @@ fn take(server: &Server, count: i64) {
         .advisory_lock(&keys[0])
         .acquire()
         .expect("a free lock");
-    let limit = std::time::Duration::from_millis(20);
+    let limit = std::time::Duration::from_millis(200);
     for level in ["read committed", "repeatable read"] {
         conn.execute_sql(&format!("SET default_transaction_isolation = '{level}'"));
         let locks = conn.advisory_locks(&keys).timeout(limit);
