@@ -92,8 +92,9 @@ pub enum Rows {
     Text(String),
 }
 
-/// Calls the macro `$callback` with the names of the statements that are sent most, and what follows: those of PostgreSQL,
-/// which answer with a number or no row, then those of MySQL that answer with a number, a pair, and how many they affected.
+/// Calls the macro `$callback` with the names of the statements that are sent most, and what follows: those of
+/// PostgreSQL, which answer with a number or no row; then those of MySQL that answer with a number, those that answer
+/// with a pair, and those that answer with how many rows they affected.
 ///
 /// Diesel finds a prepared statement by a type or by its text. The drivers make a type for each of these names.
 #[doc(hidden)]

@@ -1,9 +1,9 @@
 //! How a statement of the core is sent on a connection of PostgreSQL or MySQL. A macro, because it is the same with and
 //! without `.await`.
 
-/// The rows of a statement of PostgreSQL (`Pg`) or MySQL (`Mysql`). Each named statement has a type of its own, by which
-/// Diesel finds it prepared. Each type has to be compiled for each connection type, so only the names of that server are
-/// looked for, and only where such a statement answers in that way.
+/// The rows of a statement of PostgreSQL (`Pg`) or MySQL (`Mysql`). Each named statement has a type of its own, by
+/// which Diesel finds it prepared. Each type has to be compiled for each connection type, so only the names of that
+/// server are looked for, and only where such a statement answers in that way.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __load {
@@ -38,9 +38,10 @@ macro_rules! __load_by_name {
             Columns::Number | Columns::NoRow => {
                 let row = match $statement.prepared {
                     $(Prepared::$number => $crate::__await!($await
-                        CoreQuery::<Number, { Prepared::$number as u8 }>::new($statement).get_result::<Option<i64>>($conn)),)*
-                    _ => $crate::__await!($await ByText::<Number>::new($statement).get_result::<Option<i64>>($conn)),
+                        CoreQuery::<Number, { Prepared::$number as u8 }>::new($statement).get_result($conn)),)*
+                    _ => $crate::__await!($await ByText::<Number>::new($statement).get_result($conn)),
                 };
+                let row: Result<Option<i64>, _> = row;
                 Ok(Rows::Number(match columns {
                     Columns::NoRow => diesel::result::OptionalExtension::optional(row)?.unwrap_or(Some(1)),
                     _ => row?,
