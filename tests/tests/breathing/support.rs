@@ -4,7 +4,7 @@ use std::any::Any;
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Condvar, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -81,8 +81,36 @@ impl FlattenPanic for thread::Result<thread::Result<()>> {
     }
 }
 
+/// How many tests run at the same time, whatever `RUST_TEST_THREADS` says: they measure turns, and each has dozens of
+/// sessions.
+const AT_ONCE: usize = 4;
+
+/// How many run, and what tells that one has ended.
+static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+struct Running;
+
+impl Running {
+    fn begin() -> Self {
+        let (running, ended) = &RUNNING;
+        let running = running.lock().expect("not poisoned");
+        let full = |running: &mut usize| *running == AT_ONCE;
+        *ended.wait_while(running, full).expect("not poisoned") += 1;
+        Self
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let (running, ended) = &RUNNING;
+        *running.lock().expect("not poisoned") -= 1;
+        ended.notify_one();
+    }
+}
+
 /// Runs `test` on each server at the same time.
 pub(crate) fn on_each_server(test: impl Fn(&Server) + Sync) {
+    let _running = Running::begin();
     let test = &test;
     let on = |server: &'static Server| case(format!("on {server}"), move || test(server));
     together(all_servers().into_iter().map(on).collect());
