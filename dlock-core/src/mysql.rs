@@ -34,6 +34,7 @@ fn acquire_several(
     let ask_holders =
         |several: &Several<NamedLocks>| ask_holders(several.steps().names().name(several.at()));
     Ok(NameHolders::new(several, ask, ask_holders)
+        .without_turns(Several::set_wait)
         .of_several(|several| Some(several.steps().names().key(several.at()).clone().into())))
 }
 
@@ -77,7 +78,9 @@ impl Dialect for Mysql {
         ask.check_session(session)?;
         let acquire = acquire::Acquire::new(key, ask, session.depth);
         let ask_holders = |acquire: &acquire::Acquire| ask_holders(acquire.key());
-        Ok(Either::One(NameHolders::new(acquire, ask, ask_holders)))
+        Ok(Either::One(
+            NameHolders::new(acquire, ask, ask_holders).without_turns(acquire::Acquire::set_wait),
+        ))
     }
 
     fn acquire_slot(
@@ -92,7 +95,8 @@ impl Dialect for Mysql {
             let (base, permits) = acquire.semaphore();
             ask_slot_holders(base, permits)
         };
-        Ok(NameHolders::new(acquire, ask, ask_holders))
+        Ok(NameHolders::new(acquire, ask, ask_holders)
+            .without_turns(semaphore::AcquireSlot::set_wait))
     }
 
     fn release(hold: Hold<String>, _session: Session) -> impl Machine<Output = ()> {

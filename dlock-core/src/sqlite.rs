@@ -60,12 +60,12 @@ fn acquire_several(
         let (key, _) = several.steps().keys().get(several.at());
         ask_holders(*key)
     };
-    Ok(
-        NameHolders::new(several, ask, ask_holders).of_several(|several| {
+    Ok(NameHolders::new(several, ask, ask_holders)
+        .without_turns(Several::set_wait)
+        .of_several(|several| {
             let (_, name) = several.steps().keys().get(several.at());
             Some(name.clone().into())
-        }),
-    )
+        }))
 }
 
 fn ask_holders(key: u64) -> Question<Vec<Holder>> {
@@ -123,7 +123,9 @@ impl Dialect for Sqlite {
         let request = Request(unique() as i64);
         let acquire = acquire::Acquire::new(SqliteKey { key, request }, ask, session);
         let ask_holders = |acquire: &acquire::Acquire| ask_holders(acquire.key().key);
-        Ok(Either::One(NameHolders::new(acquire, ask, ask_holders)))
+        Ok(Either::One(
+            NameHolders::new(acquire, ask, ask_holders).without_turns(acquire::Acquire::set_wait),
+        ))
     }
 
     fn acquire_slot(
@@ -139,7 +141,8 @@ impl Dialect for Sqlite {
             let (gate, permits) = acquire.semaphore();
             ask_slot_holders(gate, permits)
         };
-        Ok(NameHolders::new(acquire, ask, ask_holders))
+        Ok(NameHolders::new(acquire, ask, ask_holders)
+            .without_turns(semaphore::AcquireSlot::set_wait))
     }
 
     fn release(hold: Hold<SqliteKey>, session: Session) -> impl Machine<Output = ()> {

@@ -240,6 +240,14 @@ fn droppable(wait: Wait) -> Ask {
     }
 }
 
+/// Who wants to know who has the lock.
+fn telling(ask: Ask) -> Ask {
+    Ask {
+        tell_holders: true,
+        ..ask
+    }
+}
+
 fn cancellable(wait: Wait) -> Ask {
     Ask {
         cancellable: true,
@@ -789,6 +797,96 @@ mod waiting {
             ..timeout(Vec::new())
         });
         assert_eq!(waited().abandoned(), BROKEN);
+    }
+
+    #[test]
+    fn a_long_wait_is_cut_once_to_tell_who_has_the_lock() {
+        let holder = Holder::from_columns(7, None, None, 1, 1, None);
+        let holders = |holders| Answer::Rows(Rows::Holders(holders));
+        let told = |waits| telling(cancellable(waits));
+        let looking = |waits| {
+            acquire(told(waits))
+                .waits_at_most(512)
+                .at(millis(512))
+                .fails_with(3024, 0)
+                .binds(&[name()])
+        };
+        assert_eq!(looking(UNLIMITED).abandoned(), BROKEN);
+        let telling = looking(UNLIMITED)
+            .at(millis(520))
+            .answer(holders(vec![holder.clone()]));
+        assert!(matches!(telling.step(), Step::Tell(told) if *told == [holder.clone()]));
+        assert_eq!(telling.abandoned(), Abandoned::default());
+        let again = telling.answer(DONE).waits();
+        assert!(again.abandoned().cancel);
+        again
+            .at(Duration::from_secs(2_000_000_000))
+            .says(TAKEN)
+            .waits();
+        // The limit counts from the start, and the timeout tells the whole wait.
+        let limited = looking(limit(millis(2_500)))
+            .at(millis(700))
+            .answer(holders(vec![holder.clone()]))
+            .answer(DONE)
+            .waits_at_most(1_800);
+        limited.at(millis(2_500)).says(TAKEN).gives_up();
+        let waited = |at| {
+            play(Tagged::new(
+                Mysql::acquire(
+                    kept(Ask {
+                        name_holders: true,
+                        ..told(limit(millis(2_500)))
+                    }),
+                    OUTSIDE,
+                )
+                .expect("a key"),
+            ))
+            .at(millis(512))
+            .says(TAKEN)
+            .at(at)
+            .answer(holders(vec![holder.clone()]))
+            .answer(DONE)
+        };
+        let late = Reason::Timeout {
+            waited: millis(2_500),
+            holders: vec![holder.clone()],
+        };
+        waited(millis(520))
+            .waits_at_most(1_980)
+            .at(millis(2_500))
+            .says(TAKEN)
+            .answer(holders(vec![holder.clone()]))
+            .failed(clean(late));
+        // The answer came after the limit.
+        waited(millis(2_600)).tries();
+        // Nobody, or nobody can tell.
+        looking(UNLIMITED)
+            .answer(holders(Vec::new()))
+            .answer(holders(Vec::new()))
+            .waits();
+        looking(UNLIMITED).answer(plain()).answer(plain()).waits();
+        looking(UNLIMITED).answer(lost()).failed(gone());
+        // It need not be told where it is granted or short, or if nobody wants to know.
+        acquire(told(UNLIMITED)).says(GRANTED).granted();
+        acquire(told(limit(millis(1_999)))).waits_at_most(1_999);
+        acquire(told(TRY)).tries();
+        acquire(cancellable(UNLIMITED)).waits();
+        // Who polls does not lose anything.
+        acquire(told(poll(None)))
+            .tries()
+            .at(millis(500))
+            .says(TAKEN)
+            .sleep(millis(12))
+            .at(millis(512))
+            .answer(DONE)
+            .tries()
+            .says(TAKEN)
+            .binds(&[name()])
+            .answer(holders(vec![holder]))
+            .answer(DONE)
+            .tries()
+            .says(TAKEN)
+            .sleep(millis(50));
     }
 }
 
@@ -1605,7 +1703,9 @@ mod against_a_model {
                 Step::Query(statement) => {
                     let text = statement.text();
                     let binds: Vec<_> = statement.binds.iter().collect();
-                    let mut outcomes = if text == EXAMINE {
+                    let mut outcomes = if statement.columns == Columns::Holders {
+                        self.holders()
+                    } else if text == EXAMINE {
                         self.examine(integer(Some(binds[1])))
                     } else if text == RELEASE {
                         self.release(None)
@@ -1674,6 +1774,17 @@ mod against_a_model {
             ]
         }
 
+        /// Nobody knows whose an error is, or an answer of another form.
+        fn holders(&self) -> Outcomes {
+            let holder = Holder::from_columns(7, None, None, 1, 1, None);
+            vec![
+                (Answer::Rows(Rows::Holders(vec![holder])), self.clone()),
+                (Answer::Rows(Rows::Holders(Vec::new())), self.clone()),
+                self.fails(INTERRUPTED),
+                self.ends(),
+            ]
+        }
+
         fn say_again(&self) -> Outcomes {
             vec![
                 (value(self.said), self.clone()),
@@ -1739,7 +1850,10 @@ mod against_a_model {
     /// Nobody reads the answer to this step.
     fn check_abandoned<T>(model: &Model, step: &Step<T>, abandoned: &Abandoned, cancellable: bool) {
         if !abandoned.broken {
-            assert!(matches!(step, Step::Sleep(_)), "out of step");
+            assert!(
+                matches!(step, Step::Sleep(_) | Step::Tell(_)),
+                "out of step"
+            );
             assert_eq!(*abandoned, Abandoned::default());
             assert_eq!(model.holds, model.outer, "leaves a lock");
             return;
@@ -1783,12 +1897,14 @@ mod against_a_model {
     struct Setting {
         ask: Ask,
         outer: u32,
+        /// How long each answer takes.
+        pace: Duration,
     }
 
     /// Holds one conversation, in which each answer is the chosen one of those that can be. Returns how many there were
     /// to choose from where the choices end.
     fn converse(setting: &Setting, choices: &[usize]) -> usize {
-        let Setting { ask, outer } = setting;
+        let Setting { ask, outer, pace } = setting;
         let mut log = Log::default();
         let mut model = Model::new(*outer);
         let mut choices = choices.iter();
@@ -1821,7 +1937,7 @@ mod against_a_model {
             );
             log.answer(&answer);
             model = after;
-            now += millis(30);
+            now += *pace;
             step = machine.next(answer, now);
         }
     }
@@ -1903,11 +2019,17 @@ mod against_a_model {
         ] {
             for ask in [asks(wait), droppable(wait), cancellable(wait)] {
                 for outer in [0, 1] {
-                    let setting = Setting {
+                    let mut setting = Setting {
                         ask: ask.clone(),
                         outer,
+                        pace: millis(30),
                     };
                     assert!(walk(&setting, &mut Vec::new(), 8) > 20);
+                    if wait == UNLIMITED || wait == poll(None) {
+                        setting.ask.tell_holders = true;
+                        setting.pace = millis(600);
+                        assert!(walk(&setting, &mut Vec::new(), 8) > 20);
+                    }
                 }
             }
         }

@@ -8,13 +8,14 @@ use std::fmt::Debug;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use dlock_core::LockKey;
 use dlock_core::proto::{
-    Abandoned, Aftermath, Answer, Ask, Bind, Dialect, Failure, Hold, Machine, Mysql, Postgres,
-    Prepared, Reason, Rows, Session, Sqlite, Statement, Step, Wait,
+    Abandoned, Aftermath, Answer, Ask, Bind, Columns, Dialect, Failure, Hold, Machine, Mysql,
+    Postgres, Prepared, Reason, Rows, Session, Sqlite, Statement, Step, Wait,
 };
+use dlock_core::{Holder, LockKey};
 use script::{
-    DONE, NULL, Witness, clean, deadlock, lost, millis, out_of_memory, plain, play, value, walk,
+    DONE, NULL, PACE, Witness, clean, deadlock, lost, millis, out_of_memory, plain, play, value,
+    walk_at,
 };
 
 const PERMITS: u32 = 3;
@@ -29,6 +30,24 @@ fn inside() -> Session {
         depth: NonZeroU32::new(1),
         test_transaction: false,
     }
+}
+
+/// Each with the time between two answers. A wait without a limit may be told who has the slots, after a while.
+fn asks(wait: Wait, droppable: bool) -> Vec<(Ask, Duration)> {
+    let mut asks = vec![(ask(wait, droppable), PACE)];
+    if wait.limit.is_none() {
+        let telling = Ask {
+            tell_holders: true,
+            ..ask(wait, droppable)
+        };
+        asks.push((telling, millis(950)));
+    }
+    asks
+}
+
+fn holders() -> Answer {
+    let holder = Holder::from_columns(7, None, None, 1, 1, None);
+    Answer::Rows(Rows::Holders(vec![holder]))
 }
 
 fn ask(wait: Wait, droppable: bool) -> Ask {
@@ -133,14 +152,14 @@ impl<K: Debug> Witness<Option<Hold<K>>> for Truth<'_> {
     }
 
     fn answered(&mut self, step: &Step<Option<Hold<K>>>, answer: &Answer, _now: Duration) {
+        let does = (self.known.does)(&without_output(step));
         if let Answer::Error(error) = answer {
-            // SQLite has no session to lose.
-            if error.lost && self.known.releases.is_some() {
+            // SQLite has no session to lose, only a connection to ask.
+            if error.lost && (self.known.releases.is_some() || does == Does::Else) {
                 self.has = Has::Gone;
                 return;
             }
         }
-        let does = (self.known.does)(&without_output(step));
         // A deadlock is found before anything was granted.
         let is_deadlock =
             matches!(answer, Answer::Error(error) if error.detail.is_some() && error.hint);
@@ -161,7 +180,7 @@ impl<K: Debug> Witness<Option<Hold<K>>> for Truth<'_> {
 
     fn abandoned(&self, step: &Step<Option<Hold<K>>>, abandoned: &Abandoned) {
         let does = (self.known.does)(&without_output(step));
-        if matches!(step, Step::Sleep(_)) {
+        if matches!(step, Step::Sleep(_) | Step::Tell(_)) {
             assert_eq!(self.has, Has::Nothing, "it sleeps with a slot");
             return;
         }
@@ -222,8 +241,11 @@ fn explore<D: Dialect>(
     let mut conversations = 0;
     for wait in all_waits() {
         for droppable in [false, true] {
-            for session in sessions {
-                let ask = ask(wait, droppable);
+            for (session, (ask, pace)) in sessions.iter().flat_map(|session| {
+                asks(wait, droppable)
+                    .into_iter()
+                    .map(move |ask| (session, ask))
+            }) {
                 let truth = || Truth {
                     known,
                     droppable,
@@ -232,13 +254,14 @@ fn explore<D: Dialect>(
                     sent_anything: false,
                 };
                 conversations += match wrap {
-                    true => walk(
+                    true => walk_at(
                         || Tagged::new(slot_of::<D>(&ask, *session)),
                         truth,
                         answers,
                         depth,
+                        pace,
                     ),
-                    false => walk(|| slot_of::<D>(&ask, *session), truth, answers, depth),
+                    false => walk_at(|| slot_of::<D>(&ask, *session), truth, answers, depth, pace),
                 };
             }
         }
@@ -258,6 +281,7 @@ mod postgres {
 
     fn does(step: &Step<()>) -> Does {
         match step {
+            Step::Query(statement) if statement.columns == Columns::Holders => Does::Else,
             Step::Query(statement) => {
                 let text = statement.text();
                 if text.contains("pg_prepared_statements") {
@@ -307,6 +331,7 @@ mod postgres {
             lost(),
             deadlock(),
             out_of_memory(),
+            holders(),
         ];
         explore::<Postgres>(&KNOWN, &[OUTSIDE, inside()], &answers, 5, false);
     }
@@ -373,6 +398,7 @@ mod mysql {
 
     fn does(step: &Step<()>) -> Does {
         match step {
+            Step::Query(statement) if statement.columns == Columns::Holders => Does::Else,
             Step::Query(statement) => {
                 let text = statement.text();
                 if text.contains("@dlock_errno") {
@@ -424,6 +450,7 @@ mod mysql {
             DONE,
             plain(),
             lost(),
+            holders(),
         ];
         explore::<Mysql>(&KNOWN, &[OUTSIDE, inside()], &answers, 4, true);
     }
@@ -543,6 +570,7 @@ mod sqlite {
 
     fn does(step: &Step<()>) -> Does {
         match step {
+            Step::Query(statement) if statement.columns == Columns::Text => Does::Else,
             Step::Query(_) => Does::Takes,
             _ => Does::Else,
         }
@@ -575,6 +603,7 @@ mod sqlite {
             plain(),
             lost(),
             deadlock(),
+            Answer::Rows(Rows::Text("1 7 1 1 - report".into())),
         ];
         explore::<Sqlite>(&KNOWN, &[OUTSIDE, inside()], &answers, 5, false);
     }
@@ -609,7 +638,10 @@ impl<M: Machine> Tagged<M> {
     }
 
     fn note(&mut self, step: Step<M::Output>) -> Step<M::Output> {
-        if let Step::Query(Statement { binds, .. }) = &step {
+        if let Step::Query(Statement { binds, columns, .. }) = &step {
+            if *columns == Columns::Holders {
+                return step;
+            }
             let Some(Bind::BigInt(tag)) = binds.iter().next() else {
                 panic!("no tag");
             };

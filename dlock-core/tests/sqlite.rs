@@ -14,7 +14,7 @@ use dlock_core::proto::{
 use dlock_core::{Holder, LockKey, Mode};
 use script::{
     Because, DONE, NULL, Script, Witness, broken, clean, error, millis, out_of_step, plain, play,
-    play_at, value, walk,
+    play_at, value, walk, walk_at,
 };
 
 type Held = Hold<<Sqlite as Dialect>::Key>;
@@ -637,6 +637,8 @@ mod questions {
 struct Observer {
     wait: Wait,
     name_holders: bool,
+    /// At the limit, or before.
+    asks_for_holders: bool,
     request: Option<Request>,
     may_hold: bool,
     /// The last answer was that another session has the lock.
@@ -648,6 +650,7 @@ impl Observer {
         Self {
             wait,
             name_holders,
+            asks_for_holders: name_holders,
             request: None,
             may_hold: false,
             busy: false,
@@ -682,12 +685,12 @@ fn calls(statement: &Statement, function: &str) -> bool {
 impl<T: Outcome> Witness<T> for Observer {
     fn sent(&mut self, step: &Step<T>) {
         let Step::Query(statement) = step else {
-            assert!(matches!(step, Step::Sleep(_)), "{step:?}");
+            assert!(matches!(step, Step::Sleep(_) | Step::Tell(_)), "{step:?}");
             assert!(!self.may_hold, "it may hold the lock while it sleeps");
             return;
         };
         if calls(statement, "dlock_holders") {
-            assert!(self.name_holders && !self.may_hold);
+            assert!(self.asks_for_holders && !self.may_hold);
             return;
         }
         let request = *self
@@ -785,7 +788,7 @@ fn all_answers() -> Vec<Answer> {
         GIVEN_UP,
         NULL,
         value(7),
-        text("1"),
+        text("1 7 1 1 - report"),
         DONE,
         plain(),
         error_given_up(),
@@ -817,7 +820,55 @@ fn no_conversation_ends_with_a_hold_that_nobody_knows_of() {
         let observer = || Observer::acquiring(wait, name_holders);
         let conversations = walk(machine, observer, &answers, 7);
         assert!(conversations > answers.len());
+        let ask = Ask {
+            tell_holders: true,
+            ..ask.clone()
+        };
+        let machine = || Sqlite::acquire(&ask, OUTSIDE).unwrap();
+        let observer = || Observer {
+            asks_for_holders: true,
+            ..Observer::acquiring(wait, name_holders)
+        };
+        walk_at(machine, observer, &answers, 7, millis(600));
     }
+}
+
+#[test]
+fn a_long_wait_is_cut_once_to_tell_who_has_the_lock() {
+    let telling = |wait| {
+        play(acquire_as(
+            Ask {
+                tell_holders: true,
+                ..ask(wait)
+            },
+            OUTSIDE,
+        ))
+    };
+    let started = telling(FOREVER);
+    let request = started.request();
+    let told = started
+        .asks(request, 512)
+        .at(millis(512))
+        .answer(BUSY)
+        .asks_for_holders()
+        .answer(text("1 7 1 1 - report"));
+    let holder = Holder::from_columns(7, Some("report".into()), None, 1, 1, None);
+    assert!(
+        matches!(told.step(), Step::Tell(told) if told[0].backend_id == holder.backend_id),
+        "{:?}",
+        told.step()
+    );
+    let again = told.answer(DONE).asks(request, -1).at(millis(9_000));
+    again.answer(BUSY).asks(request, -1);
+    // The limit counts from the start.
+    let late = telling(limit(millis(2_500))).at(millis(512)).answer(BUSY);
+    let late = late.at(millis(700)).answer(text("")).at(millis(2_500));
+    let request = late.request();
+    late.asks(request, 1_800).answer(BUSY).gave_up();
+    // Short.
+    let short = telling(limit(millis(1_999)));
+    let request = short.request();
+    short.asks(request, 1_999);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use diesel::result::Error as DieselError;
 use dlock_core::proto::{Ask, Hold};
 use dlock_core::{Holder, LockKey};
+use dlock_diesel::shared::trace;
 
 use crate::backend::{AsyncFunc, BoxFuture, Cancel, KeyOf, LockConnection};
 use crate::{AdvisorySemaphoreGuard, Error, acquire, body, cancel, holders, transaction};
@@ -52,7 +53,7 @@ impl<M: DerefMut<Target: LockConnection> + Send> AdvisorySemaphore<M> {
     /// # Ok(()) }
     /// ```
     pub fn new(conn: M, key: impl Into<LockKey>, permits: u32) -> Self {
-        let mut ask = Ask::new(key.into());
+        let mut ask = trace::asking(Ask::new(key.into()));
         ask.droppable = true;
         Self {
             conn,

@@ -9,6 +9,7 @@ use dlock_core::proto::{Ask, Hold};
 use dlock_core::{Holder, LockKey};
 
 use crate::backend::{KeyOf, LockConnection};
+use crate::shared::trace;
 use crate::{AdvisorySemaphoreGuard, Error, acquire, holders, transaction};
 
 /// A semaphore that is not held yet, and how to ask for it: at most so many sessions hold it at once, over all
@@ -82,7 +83,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisorySemaphore<M> {
     pub fn new(conn: M, key: impl Into<LockKey>, permits: u32) -> Self {
         Self {
             conn,
-            ask: Ask::new(key.into()),
+            ask: trace::asking(Ask::new(key.into())),
             permits,
         }
     }

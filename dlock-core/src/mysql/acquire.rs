@@ -113,6 +113,10 @@ impl Acquire {
         &self.key
     }
 
+    pub(super) fn set_wait(&mut self, wait: Wait) {
+        self.wait = wait;
+    }
+
     /// Asks and waits for what is left of the limit.
     fn ask(&mut self, now: Duration) -> Acquired {
         let limit = match self.waiting.first(now) {

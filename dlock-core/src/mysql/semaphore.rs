@@ -96,6 +96,10 @@ impl AcquireSlot {
         (&self.base, self.permits)
     }
 
+    pub(super) fn set_wait(&mut self, wait: Wait) {
+        self.wait = wait;
+    }
+
     fn try_all(&mut self, now: Duration) -> Acquired {
         let tag = Tag::new();
         self.state = State::Ask(Request {

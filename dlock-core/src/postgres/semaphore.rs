@@ -135,6 +135,11 @@ impl AcquireSlot {
         let (prepare, read) = (self.kept(prepare), self.kept(sql::granted_slot()));
         let (turn, first) = QuietTurn::asking(prepare, message, (read, self.permits));
         self.state = State::Turn(turn);
+        // There are no turns inside a transaction.
+        let first = match self.turns.have_passed() {
+            true => first.outside_a_transaction(),
+            false => first,
+        };
         self.follow(first, now)
     }
 

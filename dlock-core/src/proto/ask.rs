@@ -26,8 +26,9 @@ pub struct Ask {
     pub cancellable: bool,
     /// Whether a timeout is to say who has the lock. Otherwise it is no failure.
     pub name_holders: bool,
-    /// Whether to say once, while it waits, who has the lock: for one lock that a session waits for in turns, outside a
-    /// transaction. It takes a round trip, so it is not done for short limits.
+    /// Whether to say once, while it waits, who has the lock. It takes a round trip, so it is not done for short
+    /// limits, and where a wait has no turns it costs the place in the queue. PostgreSQL: only outside a transaction,
+    /// and not for polling.
     pub tell_holders: bool,
 }
 

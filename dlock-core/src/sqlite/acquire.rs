@@ -59,6 +59,10 @@ impl Acquire {
         self.key
     }
 
+    pub(super) fn set_wait(&mut self, wait: Wait) {
+        self.wait = wait;
+    }
+
     /// There is no way to the functions, so a try costs as much as a wait: the first question may wait.
     fn ask(&mut self, now: Duration) -> Acquired {
         self.state = State::Ask;

@@ -61,6 +61,10 @@ impl AcquireSlot {
         (self.gate, self.permits)
     }
 
+    pub(super) fn set_wait(&mut self, wait: Wait) {
+        self.wait = wait;
+    }
+
     fn ask(&mut self, now: Duration) -> Acquired {
         let gate = SqliteKey {
             key: self.gate,

@@ -177,10 +177,10 @@ mod timeouts {
 
         // Not where it is short.
         let prepares = [PrepareTurn {
-            rest: 1_100,
+            rest: 1_099,
             long: 1_800,
         }];
-        after_a_turn(told(limit(millis(2_000)))).sends(prepares);
+        after_a_turn(told(limit(millis(1_999)))).sends(prepares);
     }
 
     #[test]

@@ -305,7 +305,7 @@ pub(crate) trait Witness<T> {
     fn ended(&mut self, result: Result<T, Failure>, now: Duration);
 }
 
-/// Answers a machine with every sequence of `answers` up to `depth`, each 30 ms after the one before. Wherever that
+/// Answers a machine with every sequence of `answers` up to `depth`, each [`PACE`] after the one before. Wherever that
 /// leaves a conversation, the connection is gone then, and it may go on for a few answers and no longer.
 ///
 /// And wherever that leaves a conversation, it may be abandoned.
@@ -316,6 +316,20 @@ pub(crate) fn walk<M: Machine<Output: Debug>, W: Witness<M::Output>>(
     witness: impl Fn() -> W,
     answers: &[Answer],
     depth: usize,
+) -> usize {
+    walk_at(machine, witness, answers, depth, PACE)
+}
+
+/// How long each answer takes, in [`walk`].
+pub(crate) const PACE: Duration = millis(30);
+
+/// The same, with another time between two answers.
+pub(crate) fn walk_at<M: Machine<Output: Debug>, W: Witness<M::Output>>(
+    machine: impl Fn() -> M,
+    witness: impl Fn() -> W,
+    answers: &[Answer],
+    depth: usize,
+    pace: Duration,
 ) -> usize {
     fn go(
         talk: &impl Fn(&[Answer]) -> bool,
@@ -336,7 +350,7 @@ pub(crate) fn walk<M: Machine<Output: Debug>, W: Witness<M::Output>>(
         }
         conversations
     }
-    let talk = |given: &[Answer]| converse(machine(), witness(), given);
+    let talk = |given: &[Answer]| converse(machine(), witness(), given, pace);
     go(&talk, &mut Vec::new(), answers, depth)
 }
 
@@ -345,6 +359,7 @@ fn converse<M: Machine<Output: Debug>, W: Witness<M::Output>>(
     mut machine: M,
     mut witness: W,
     given: &[Answer],
+    pace: Duration,
 ) -> bool {
     const PATIENCE: usize = 8;
     let mut log = Log::default();
@@ -360,8 +375,8 @@ fn converse<M: Machine<Output: Debug>, W: Witness<M::Output>>(
         }
         witness.sent(&step);
         witness.abandoned(&step, &machine.abandon());
-        now += millis(30);
-        let answer = if matches!(step, Step::Sleep(_)) {
+        now += pace;
+        let answer = if matches!(step, Step::Sleep(_) | Step::Tell(_)) {
             DONE // nothing else can come of it
         } else if let Some(answer) = given.next() {
             answer.clone()

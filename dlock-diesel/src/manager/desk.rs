@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dlock_core::FencingToken;
 use dlock_core::proto::manager::{
-    Action, Config, ConnId, ManagedDialect, Manager, News, QuestionId, Ticket, Wanted,
+    Action, Config, ConnId, How, ManagedDialect, Manager, News, QuestionId, Ticket, Wanted,
 };
 use dlock_core::proto::{Ask, Failure};
+use dlock_core::{FencingToken, Holder};
 
 use self::answered::Answered;
 pub use self::errors::{error, failed, gone, lost, not_opened};
@@ -60,6 +60,11 @@ pub enum Next {
     Wait(Option<Duration>),
     /// End.
     Over,
+}
+
+/// What a conversation asks for.
+pub fn asking(what: &Wanted, how: How, droppable: bool) -> Ask {
+    trace::asking(what.ask(how, droppable))
 }
 
 impl Desk {
@@ -185,6 +190,16 @@ impl Desk {
     /// It is answered, and not with an error.
     pub fn answered(&self, conn: ConnId) {
         self.lock().manager.answered(conn);
+    }
+
+    /// These have the lock that is waited for on a connection.
+    pub fn told(&self, conn: ConnId, holders: &[Holder]) {
+        let inner = self.lock();
+        let tickets = inner.manager.waiting_on(conn);
+        let slots = tickets.iter().filter_map(|ticket| inner.slots.get(ticket));
+        let wakers: Vec<_> = slots.flat_map(|slot| slot.tell(holders)).collect();
+        drop(inner);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Brings the news to those who wait for them, in their order. They are woken when nothing is locked any more.

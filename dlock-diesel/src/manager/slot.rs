@@ -2,7 +2,10 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
+use dlock_core::Holder;
 use dlock_core::proto::manager::News;
+
+use crate::shared::trace;
 
 /// Where the news of a request arrive.
 #[derive(Default)]
@@ -15,6 +18,8 @@ struct State {
     phase: Phase,
     wakers: Vec<Waker>,
     when_lost: Vec<Callback>,
+    /// Who has the lock, for the span of whoever waits.
+    holders: Vec<Holder>,
 }
 
 /// Called when a lock is lost.
@@ -60,14 +65,27 @@ impl Slot {
         awake.wakers.append(&mut state.wakers);
     }
 
+    /// These have the lock. Returns whom to wake, so that the next [`poll_held`](Self::poll_held) tells it.
+    pub(super) fn tell(&self, holders: &[Holder]) -> Vec<Waker> {
+        let mut state = self.lock();
+        state.holders = holders.to_vec();
+        std::mem::take(&mut state.wakers)
+    }
+
     /// Ready when the lock is held (of a semaphore: which slot), or the request has ended.
     pub fn poll_held(&self, waker: &Waker) -> Poll<Result<Option<u32>, News>> {
         let mut state = self.lock();
-        match &state.phase {
+        let holders = std::mem::take(&mut state.holders);
+        let poll = match &state.phase {
             Phase::Waiting => state.wait(waker),
             Phase::Held(slot) => Poll::Ready(Ok(*slot)),
             Phase::Ended(news) => Poll::Ready(Err(news.clone())),
+        };
+        drop(state);
+        if !holders.is_empty() {
+            trace::holders(&holders);
         }
+        poll
     }
 
     /// Ready when the request has ended.

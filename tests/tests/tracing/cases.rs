@@ -260,36 +260,73 @@ on_postgres! {
 }
 
 #[both]
-on_postgres! {
-    /// Elsewhere a session that waits cannot ask.
-    async fn the_span_of_a_long_wait_names_who_has_the_lock(server: &Server) {
+on_every_server! {
+    async fn the_span_of_a_long_wait_names_who_has_the_lock<C: Lockable>(server: &Server) {
         watch();
-        let mut holder = PgConnection::open(server).await;
-        let id = holder.backend_id().await.to_string();
-        for with_transaction in [false, true] {
+        let mut holder = C::open(server).await;
+        for way in ["lock", "transaction", "several", "semaphore"] {
             let key = unique_key("trace_held_by");
-            let held = holder.advisory_lock(&key).acquire().await.expect("a free lock");
-            let mut conn = PgConnection::open(server).await;
+            // In the order of every server another lock comes first now and then, and now and then not.
+            let others = [unique_key("trace_held_by"), unique_key("trace_held_by")];
+            let keys = [&others[0], &key, &others[1]];
+            let mut conn = C::open(server).await;
+            let held = match way {
+                "semaphore" => Ok(holder.advisory_semaphore(&key, 1).acquire().await.expect("a free slot")),
+                _ => Err(holder.advisory_lock(&key).acquire().await.expect("a free lock")),
+            };
+            let holders = match way {
+                "semaphore" => conn.advisory_semaphore(&key, 1).holders().await,
+                _ => conn.advisory_lock(&key).holders().await,
+            };
+            let id = holders.expect("the holder")[0].backend_id.to_string();
             let waiter = start({
-                let key = key.clone();
-                async move || {
-                    let lock = conn.advisory_lock(&key);
-                    match with_transaction {
-                        true => lock.transaction(async |_conn| Ok::<(), Error>(())).await,
-                        false => lock.acquire().await.map(drop),
-                    }
+                let (key, keys) = (key.clone(), keys.map(Clone::clone));
+                async move || match way {
+                    "lock" => conn.advisory_lock(&key).acquire().await.expect("the lock").release().await.map(drop),
+                    "transaction" => conn.advisory_lock(&key).transaction(async |_conn| Ok::<(), Error>(())).await,
+                    "several" => conn.advisory_locks(&keys).acquire().await.expect("the locks").release().await.map(drop),
+                    _ => conn.advisory_semaphore(&key, 1).acquire().await.expect("a slot").release().await.map(drop),
                 }
             });
-            let shown = shown(&key);
+            let shown = match way {
+                "several" => keys.map(|key| shown(key)).join(", "),
+                _ => shown(&key),
+            };
             let held_by = || spans("dlock.acquire", &shown).last().map(|span| span.of("held_by").to_owned());
-            wait_for("the holder to be named", || held_by().is_some_and(|held_by| held_by.contains(&id)));
-            held.release().await.expect("a release");
+            wait_for(format!("{way}: {id} to be named"), || held_by().is_some_and(|held_by| held_by.contains(&id)));
+            match held {
+                Ok(permit) => permit.release().await.map(drop).expect("a release"),
+                Err(lock) => lock.release().await.map(drop).expect("a release"),
+            }
             waiter.join().await.expect("the lock");
             let messages = all_told(&shown);
-            assert!(messages.iter().all(|told| told.message() == SLOW), "{messages:?}");
+            assert!(messages.iter().all(|told| told.message() == SLOW), "{way}: {messages:?}");
         }
     }
 
+    async fn the_span_of_a_long_wait_for_a_managed_lock_names_who_has_it<C: Lockable>(server: &Server) {
+        watch();
+        let (mut holder, mut conn) = (C::open(server).await, C::open(server).await);
+        let key = unique_key("trace_managed_by");
+        let locks = manager::<C>(server).build();
+        let held = holder.advisory_lock(&key).acquire().await.expect("a free lock");
+        let holders = conn.advisory_lock(&key).holders().await.expect("the holder");
+        let id = holders[0].backend_id.to_string();
+        let waiter = start({
+            let (locks, key) = (locks.clone(), key.clone());
+            async move || locks.lock(key).acquire().await.expect("a free lock").release().await.expect("a release")
+        });
+        let shown = shown(&key);
+        let held_by = || spans("dlock.acquire", &shown).last().map(|span| span.of("held_by").to_owned());
+        wait_for(format!("{id} to be named"), || held_by().is_some_and(|held_by| held_by.contains(&id)));
+        held.release().await.expect("a release");
+        waiter.join().await;
+        locks.close().await;
+    }
+}
+
+#[both]
+on_postgres! {
     async fn a_session_that_dlock_has_ended_is_told(server: &Server) {
         watch();
         let key = unique_key("trace_ended");

@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::action::{Action, Identity, News, Of, Ticket, Wanted};
+use super::action::{Action, ConnId, Identity, News, Of, Ticket, Wanted};
 use super::config::Config;
 use super::conn::{Job, State};
 use super::hold::Hold;
@@ -138,6 +138,21 @@ impl Manager {
             };
             self.end(id, taken);
         }
+    }
+
+    /// The requests that wait for what is acquired on a connection.
+    pub fn waiting_on(&self, ConnId(id): ConnId) -> Vec<Ticket> {
+        let asked = match self.conns.get(id).map(|conn| conn.state) {
+            Some(State::Busy(Job::Acquire { hold, .. })) => self.holds.get(hold),
+            _ => None,
+        };
+        let line = asked.and_then(|hold| self.lines.get(hold.line));
+        let queue = line.into_iter().flat_map(|line| &line.queue);
+        let ticket = |id: &Id| {
+            let group = self.requests.get(*id)?.group;
+            Some(Ticket(group.map_or(Of::One(*id), Of::Several)))
+        };
+        queue.filter_map(ticket).collect()
     }
 
     /// Whether this process holds the lock or asks for it, so that a request comes behind that.
