@@ -40,11 +40,12 @@ fn acquire_several(
 
 /// An answer that nobody reads puts the connection out of step: the next question is given it.
 fn ask_holders(key: &str) -> Question<Vec<Holder>> {
-    Question::holders(sql::holders(key), Abandoned::broken())
+    Question::holders(sql::holders(key), Abandoned::broken()).of_session(sql::ARE_YOU_THERE)
 }
 
 fn ask_slot_holders(base: &str, permits: u32) -> Question<Vec<Holder>> {
     Question::slot_holders(slot_sql::slot_holders(base, permits), Abandoned::broken())
+        .of_session(sql::ARE_YOU_THERE)
 }
 
 /// What the names of a semaphore's locks begin with.

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use super::{
-    Abandoned, Aftermath, Answer, ErrorFields, Failure, Machine, Reason, Rows, Statement, Step,
+    Abandoned, Aftermath, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Statement,
+    Step,
 };
 use crate::Holder;
 use crate::holder::ServerKind;
@@ -16,6 +17,9 @@ pub(crate) struct Question<T> {
     fallback: Option<T>,
     abandoned: Abandoned,
     first_error: Option<ErrorFields>,
+    /// What a session obeys that is there, where drivers do not tell that it is gone.
+    are_you_there: Option<&'static str>,
+    asks_for_session: bool,
 }
 
 /// What an answer is worth.
@@ -41,6 +45,16 @@ impl<T> Question<T> {
             fallback: None,
             abandoned,
             first_error: None,
+            are_you_there: None,
+            asks_for_session: false,
+        }
+    }
+
+    /// If all fails, a session that does not obey this is gone.
+    pub(crate) fn of_session(self, are_you_there: &'static str) -> Self {
+        Self {
+            are_you_there: Some(are_you_there),
+            ..self
         }
     }
 
@@ -51,19 +65,31 @@ impl<T> Question<T> {
                 Step::Query(statement)
             }
             (None, Some(value)) => Step::Done(Ok(value)),
-            (None, None) => {
-                let cause = self.first_error.take().map(|error| error.cause);
-                let failure = Reason::Database.clean(cause.unwrap_or_default());
-                Step::failed(Failure {
-                    // Where unread answers shift, nobody knows whose the error was.
-                    aftermath: match self.abandoned.broken {
-                        true => Aftermath::MarkBroken,
-                        false => Aftermath::Clean,
-                    },
-                    ..failure
-                })
-            }
+            (None, None) => match self.are_you_there.take() {
+                Some(message) => {
+                    self.asks_for_session = true;
+                    Step::Batch(message.into())
+                }
+                None => self.fail(),
+            },
         }
+    }
+
+    fn fail(&mut self) -> Step<T> {
+        let failure = Reason::Database.clean(self.cause());
+        Step::failed(Failure {
+            // Where unread answers shift, nobody knows whose the error was.
+            aftermath: match self.abandoned.broken {
+                true => Aftermath::MarkBroken,
+                false => Aftermath::Clean,
+            },
+            ..failure
+        })
+    }
+
+    fn cause(&mut self) -> Cause {
+        let error = self.first_error.take();
+        error.map(|error| error.cause).unwrap_or_default()
     }
 }
 
@@ -107,6 +133,12 @@ impl<T: Send> Machine for Question<T> {
     }
 
     fn next(&mut self, answer: Answer, _now: Duration) -> Step<T> {
+        if self.asks_for_session {
+            return match answer {
+                Answer::Error(_) => Step::failed(Failure::lost(self.cause())),
+                _ => self.fail(),
+            };
+        }
         match answer {
             Answer::Rows(rows) => match (self.read)(rows) {
                 Read::Accept(value) => return Step::Done(Ok(value)),

@@ -189,12 +189,8 @@ on_every_network_server! {
                 assert_eq!(told[0].level, Level::WARN);
             } else if key == &listed {
                 let error = lock.holders().await.expect_err("the session is gone");
-                let told = told(&shown(key));
-                // Where the driver does not say what the error means, nothing is told.
-                match error {
-                    Error::Lost { .. } => assert_eq!(messages(&told), [LOST]),
-                    error => assert!(server.kind == Kind::Mysql && told.is_empty(), "{error:?}"),
-                }
+                assert!(matches!(error, Error::Lost { .. }), "{error:?}");
+                assert_eq!(messages(&told(&shown(key))), [LOST]);
             } else {
                 lock.release().await.map(drop).expect_err("the session is gone");
                 let told = told(&shown(key));
