@@ -13,6 +13,8 @@ mod sql;
 mod tag;
 mod writers;
 
+use std::time::Duration;
+
 use self::several::{NamedLocks, Names, ReleaseAll};
 use crate::proto::{
     Abandoned, Ask, Condition, Dialect, Either, Failure, Hold, Machine, NameHolders, Parting,
@@ -34,9 +36,14 @@ fn acquire_several(
     let ask_holders =
         |several: &Several<NamedLocks>| ask_holders(several.steps().names().name(several.at()));
     Ok(NameHolders::new(several, ask, ask_holders)
-        .without_turns(Several::set_wait)
         .of_several(|several| Some(several.steps().names().key(several.at()).clone().into())))
 }
+
+/// For a caller who wants to know who has the lock. It takes one statement.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+
+/// The same for a semaphore, which tries first: then there is a second left.
+const FIRST_WAIT_FOR_SLOT: Duration = Duration::from_millis(1_100);
 
 /// An answer that nobody reads puts the connection out of step: the next question is given it.
 fn ask_holders(key: &str) -> Question<Vec<Holder>> {
@@ -80,7 +87,8 @@ impl Dialect for Mysql {
         let acquire = acquire::Acquire::new(key, ask, session.depth);
         let ask_holders = |acquire: &acquire::Acquire| ask_holders(acquire.key());
         Ok(Either::One(
-            NameHolders::new(acquire, ask, ask_holders).without_turns(acquire::Acquire::set_wait),
+            NameHolders::new(acquire, ask, ask_holders)
+                .without_turns(FIRST_WAIT, |acquire, wait| acquire.wait = wait),
         ))
     }
 
@@ -97,7 +105,7 @@ impl Dialect for Mysql {
             ask_slot_holders(base, permits)
         };
         Ok(NameHolders::new(acquire, ask, ask_holders)
-            .without_turns(semaphore::AcquireSlot::set_wait))
+            .without_turns(FIRST_WAIT_FOR_SLOT, |acquire, wait| acquire.wait = wait))
     }
 
     fn release(hold: Hold<String>, _session: Session) -> impl Machine<Output = ()> {

@@ -10,6 +10,8 @@ mod semaphore;
 mod several;
 mod sql;
 
+use std::time::Duration;
+
 use self::key::SqliteKey;
 use self::several::FileLocks;
 use crate::holder::ServerKind;
@@ -60,13 +62,16 @@ fn acquire_several(
         let (key, _) = several.steps().keys().get(several.at());
         ask_holders(*key)
     };
-    Ok(NameHolders::new(several, ask, ask_holders)
-        .without_turns(Several::set_wait)
-        .of_several(|several| {
+    Ok(
+        NameHolders::new(several, ask, ask_holders).of_several(|several| {
             let (_, name) = several.steps().keys().get(several.at());
             Some(name.clone().into())
-        }))
+        }),
+    )
 }
+
+/// For a caller who wants to know who has the lock.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 fn ask_holders(key: u64) -> Question<Vec<Holder>> {
     ask_for_holders(sql::holders(key))
@@ -124,7 +129,8 @@ impl Dialect for Sqlite {
         let acquire = acquire::Acquire::new(SqliteKey { key, request }, ask, session);
         let ask_holders = |acquire: &acquire::Acquire| ask_holders(acquire.key().key);
         Ok(Either::One(
-            NameHolders::new(acquire, ask, ask_holders).without_turns(acquire::Acquire::set_wait),
+            NameHolders::new(acquire, ask, ask_holders)
+                .without_turns(FIRST_WAIT, |acquire, wait| acquire.wait = wait),
         ))
     }
 
@@ -142,7 +148,7 @@ impl Dialect for Sqlite {
             ask_slot_holders(gate, permits)
         };
         Ok(NameHolders::new(acquire, ask, ask_holders)
-            .without_turns(semaphore::AcquireSlot::set_wait))
+            .without_turns(FIRST_WAIT, |acquire, wait| acquire.wait = wait))
     }
 
     fn release(hold: Hold<SqliteKey>, session: Session) -> impl Machine<Output = ()> {

@@ -240,7 +240,7 @@ fn droppable(wait: Wait) -> Ask {
     }
 }
 
-/// Who wants to know who has the lock.
+/// The caller wants to know who has the lock.
 fn telling(ask: Ask) -> Ask {
     Ask {
         tell_holders: true,
@@ -813,14 +813,14 @@ mod waiting {
         let told = |waits| telling(cancellable(waits));
         let looking = |waits| {
             acquire(told(waits))
-                .waits_at_most(512)
-                .at(millis(512))
-                .fails_with(3024, 0)
+                .waits_at_most(1_000)
+                .at(millis(1_000))
+                .says(TAKEN)
                 .binds(&[name()])
         };
         assert_eq!(looking(UNLIMITED).abandoned(), BROKEN);
         let telling = looking(UNLIMITED)
-            .at(millis(520))
+            .at(millis(1_020))
             .answer(holders(vec![holder.clone()]));
         assert!(matches!(telling.step(), Step::Tell(told) if *told == [holder.clone()]));
         assert_eq!(telling.abandoned(), Abandoned::default());
@@ -832,10 +832,10 @@ mod waiting {
             .waits();
         // The limit counts from the start, and the timeout tells the whole wait.
         let limited = looking(limit(millis(2_500)))
-            .at(millis(700))
+            .at(millis(1_200))
             .answer(holders(vec![holder.clone()]))
             .answer(DONE)
-            .waits_at_most(1_800);
+            .waits_at_most(1_300);
         limited.at(millis(2_500)).says(TAKEN).gives_up();
         let waited = |at| {
             play(Tagged::new(
@@ -848,7 +848,7 @@ mod waiting {
                 )
                 .expect("a key"),
             ))
-            .at(millis(512))
+            .at(millis(1_000))
             .says(TAKEN)
             .at(at)
             .answer(holders(vec![holder.clone()]))
@@ -858,8 +858,8 @@ mod waiting {
             waited: millis(2_500),
             holders: vec![holder.clone()],
         };
-        waited(millis(520))
-            .waits_at_most(1_980)
+        waited(millis(1_020))
+            .waits_at_most(1_480)
             .at(millis(2_500))
             .says(TAKEN)
             .answer(holders(vec![holder.clone()]))
@@ -875,18 +875,22 @@ mod waiting {
         nobody_tells().batch(ARE_YOU_THERE).answer(DONE).waits();
         nobody_tells().answer(plain()).failed(gone());
         looking(UNLIMITED).answer(lost()).failed(gone());
+        // Only sessions that wait.
+        let waits = Holder::from_columns(9, None, None, 1, 0, None);
+        looking(UNLIMITED).answer(holders(vec![waits])).waits();
+        acquire(told(limit(millis(2_000)))).waits_at_most(1_000);
         // It need not be told where it is granted or short, or if nobody wants to know.
         acquire(told(UNLIMITED)).says(GRANTED).granted();
         acquire(told(limit(millis(1_999)))).waits_at_most(1_999);
         acquire(told(TRY)).tries();
         acquire(cancellable(UNLIMITED)).waits();
-        // Who polls does not lose anything.
+        // A caller that polls has no place in the queue.
         acquire(told(poll(None)))
             .tries()
-            .at(millis(500))
+            .at(millis(990))
             .says(TAKEN)
-            .sleep(millis(12))
-            .at(millis(512))
+            .sleep(millis(10))
+            .at(millis(1_000))
             .answer(DONE)
             .tries()
             .says(TAKEN)
@@ -2046,7 +2050,7 @@ mod against_a_model {
                     assert!(walk(&setting, &mut Vec::new(), 8) > 20);
                     if wait == UNLIMITED || wait == poll(None) {
                         setting.ask.tell_holders = true;
-                        setting.pace = millis(600);
+                        setting.pace = millis(1_000);
                         assert!(walk(&setting, &mut Vec::new(), 8) > 20);
                     }
                 }

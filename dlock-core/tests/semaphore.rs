@@ -40,7 +40,7 @@ fn asks(wait: Wait, droppable: bool) -> Vec<(Ask, Duration)> {
             tell_holders: true,
             ..ask(wait, droppable)
         };
-        asks.push((telling, millis(950)));
+        asks.push((telling, millis(1_100)));
     }
     asks
 }

@@ -829,7 +829,7 @@ fn no_conversation_ends_with_a_hold_that_nobody_knows_of() {
             asks_for_holders: true,
             ..Observer::acquiring(wait, name_holders)
         };
-        walk_at(machine, observer, &answers, 7, millis(600));
+        walk_at(machine, observer, &answers, 7, millis(1_000));
     }
 }
 
@@ -847,8 +847,8 @@ fn a_long_wait_is_cut_once_to_tell_who_has_the_lock() {
     let started = telling(FOREVER);
     let request = started.request();
     let told = started
-        .asks(request, 512)
-        .at(millis(512))
+        .asks(request, 1_000)
+        .at(millis(1_000))
         .answer(BUSY)
         .asks_for_holders()
         .answer(text("1 7 1 1 - report"));
@@ -861,10 +861,10 @@ fn a_long_wait_is_cut_once_to_tell_who_has_the_lock() {
     let again = told.answer(DONE).asks(request, -1).at(millis(9_000));
     again.answer(BUSY).asks(request, -1);
     // The limit counts from the start.
-    let late = telling(limit(millis(2_500))).at(millis(512)).answer(BUSY);
-    let late = late.at(millis(700)).answer(text("")).at(millis(2_500));
+    let late = telling(limit(millis(2_500))).at(millis(1_000)).answer(BUSY);
+    let late = late.at(millis(1_200)).answer(text("")).at(millis(2_500));
     let request = late.request();
-    late.asks(request, 1_800).answer(BUSY).gave_up();
+    late.asks(request, 1_300).answer(BUSY).gave_up();
     // Short.
     let short = telling(limit(millis(1_999)));
     let request = short.request();

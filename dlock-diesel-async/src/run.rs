@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
+use dlock_core::LockKey;
 use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
-use dlock_core::{Holder, LockKey};
 use dlock_diesel::shared::{self, Pump, trace};
 use tokio::runtime::Handle;
 
@@ -22,10 +22,6 @@ pub(crate) trait Watch: Send {
     fn sent(&self) {}
     /// It was answered, and not with an error.
     fn answered(&self) {}
-    /// These have the lock that is waited for.
-    fn told(&self, holders: Vec<Holder>) {
-        trace::holders(&holders);
-    }
 }
 
 impl Watch for () {}
@@ -63,7 +59,7 @@ impl<C: LockConnection, M: Machine, W: Watch> Conversation<'_, C, M, W> {
                 Answer::Done
             }
             Step::Tell(holders) => {
-                self.watch.told(holders);
+                trace::holders(&holders);
                 Answer::Done
             }
             Step::Done(result) => {

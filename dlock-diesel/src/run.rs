@@ -2,8 +2,8 @@
 
 use std::thread;
 
+use dlock_core::LockKey;
 use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
-use dlock_core::{Holder, LockKey};
 
 use crate::backend::{LockBackend, LockConnection};
 use crate::shared::{self, Pump, trace};
@@ -17,10 +17,6 @@ pub(crate) trait Watch {
     }
     /// It was answered, and not with an error.
     fn answered(&self) {}
-    /// These have the lock that is waited for.
-    fn told(&self, holders: Vec<Holder>) {
-        trace::holders(&holders);
-    }
 }
 
 impl Watch for () {}
@@ -59,7 +55,7 @@ pub(crate) fn talk<C: LockConnection, T>(
                 Answer::Done
             }
             Step::Tell(holders) => {
-                watch.told(holders);
+                trace::holders(&holders);
                 Answer::Done
             }
             Step::Done(result) => return Some(result),

@@ -44,7 +44,7 @@ use crate::proto::{
 #[derive(Debug)]
 pub(super) struct Acquire {
     key: String,
-    wait: Wait,
+    pub(super) wait: Wait,
     depth: Depth,
     droppable: bool,
     cancellable: bool,
@@ -111,10 +111,6 @@ impl Acquire {
 
     pub(super) fn key(&self) -> &str {
         &self.key
-    }
-
-    pub(super) fn set_wait(&mut self, wait: Wait) {
-        self.wait = wait;
     }
 
     /// Asks and waits for what is left of the limit.

@@ -40,7 +40,7 @@ pub(super) struct AcquireSlot {
     permits: u32,
     /// The session has slots already, and wants another one.
     another: bool,
-    wait: Wait,
+    pub(super) wait: Wait,
     depth: Depth,
     droppable: bool,
     cancellable: bool,
@@ -94,10 +94,6 @@ impl AcquireSlot {
     /// What the names of the locks begin with, and the number of slots.
     pub(super) fn semaphore(&self) -> (&str, u32) {
         (&self.base, self.permits)
-    }
-
-    pub(super) fn set_wait(&mut self, wait: Wait) {
-        self.wait = wait;
     }
 
     fn try_all(&mut self, now: Duration) -> Acquired {

@@ -9,6 +9,9 @@ use crate::{Holder, LockKey};
 /// Asks for the holders of the lock that is acquired.
 type AskHolders<A> = fn(&A) -> Question<Vec<Holder>>;
 
+/// Changes a wait, before it starts.
+type SetWait<A> = fn(&mut A, Wait);
+
 /// Acquires a lock. If the limit passes and the caller wants to know, it asks who has the lock. If the caller wants to
 /// know that while it waits, it asks once, between two turns of the wait. That nobody can tell is no error.
 ///
@@ -34,8 +37,8 @@ pub(crate) struct NameHolders<A> {
     since: Duration,
     /// Of several locks: the one that was taken.
     taken: fn(&A) -> Option<Box<LockKey>>,
-    /// Where a wait has no turns: changes it, before it starts.
-    set_wait: Option<fn(&mut A, Wait)>,
+    /// Where a wait has no turns: how long its first part is.
+    parts: Option<(Duration, SetWait<A>)>,
 }
 
 #[derive(Debug)]
@@ -67,10 +70,6 @@ impl<A: Machine<Output = Option<T>>, T> NameHolders<A> {
     /// A limit below this is short.
     const LONG: Duration = Duration::from_secs(2);
 
-    /// The first part of a wait without turns: the holder is known when it has lasted a second. A power of two, because
-    /// MySQL's waits of less than a second are made of such pieces.
-    const FIRST: Duration = Duration::from_millis(512);
-
     pub(crate) fn new(acquire: A, ask: &Ask, ask_holders: AskHolders<A>) -> Self {
         let is_long = ask.wait.limit.is_none_or(|limit| limit >= Self::LONG);
         Self {
@@ -82,7 +81,7 @@ impl<A: Machine<Output = Option<T>>, T> NameHolders<A> {
             wait: ask.wait,
             since: Duration::ZERO,
             taken: |_| None,
-            set_wait: None,
+            parts: None,
         }
     }
 
@@ -91,18 +90,18 @@ impl<A: Machine<Output = Option<T>>, T> NameHolders<A> {
         Self { taken, ..self }
     }
 
-    /// The wait has no turns. If it is to be told who has the lock, it is cut in two, which costs the place in the
-    /// queue once.
-    pub(crate) fn without_turns(self, set_wait: fn(&mut A, Wait)) -> Self {
+    /// The wait has no turns. For a caller who wants to know who has the lock it is cut in two after `first`, which
+    /// costs the place in the queue once. It is a second or more: MySQL waits whole seconds in one statement.
+    pub(crate) fn without_turns(self, first: Duration, set_wait: SetWait<A>) -> Self {
         Self {
-            set_wait: Some(set_wait),
+            parts: Some((first, set_wait)),
             ..self
         }
     }
 
     fn acquiring(&mut self, step: Step<Option<T>>, now: Duration) -> Step<Option<T>> {
         match step {
-            Step::Done(Ok(None)) if self.while_waiting && self.set_wait.is_some() => {
+            Step::Done(Ok(None)) if self.while_waiting && self.parts.is_some() => {
                 self.look(Then::Again, now)
             }
             Step::Done(Ok(None)) if self.at_timeout => {
@@ -139,11 +138,15 @@ impl<A: Machine<Output = Option<T>>, T> NameHolders<A> {
         now: Duration,
     ) -> Step<Option<T>> {
         match step {
-            Step::Done(Ok(holders)) if !holders.is_empty() => {
+            Step::Done(Ok(holders)) if holders.iter().any(|holder| holder.granted) => {
                 self.state = State::Tell(then);
                 Step::Tell(holders)
             }
-            Step::Done(Err(failure)) if failure.reason == Reason::Lost => Step::failed(failure),
+            Step::Done(Err(failure))
+                if matches!(failure.reason, Reason::Lost | Reason::OutOfStep) =>
+            {
+                Step::failed(failure)
+            }
             Step::Done(_) => self.go_on(then, now),
             step => {
                 self.state = State::Look { holders, then };
@@ -164,7 +167,7 @@ impl<A: Machine<Output = Option<T>>, T> NameHolders<A> {
     }
 
     fn restart(&mut self, limit: Option<Duration>, now: Duration) -> Step<Option<T>> {
-        if let Some(set_wait) = self.set_wait {
+        if let Some((_, set_wait)) = self.parts {
             set_wait(&mut self.acquire, Wait { limit, ..self.wait });
         }
         let step = self.acquire.start(now);
@@ -196,11 +199,13 @@ impl<A: Machine<Output = Option<T>>, T> Machine for NameHolders<A> {
 
     fn start(&mut self, now: Duration) -> Step<Option<T>> {
         self.since = now;
-        if self.while_waiting && self.set_wait.is_some() {
-            return self.restart(Some(Self::FIRST), now);
+        match self.parts {
+            Some((first, _)) if self.while_waiting => self.restart(Some(first), now),
+            _ => {
+                let step = self.acquire.start(now);
+                self.acquiring(step, now)
+            }
         }
-        let step = self.acquire.start(now);
-        self.acquiring(step, now)
     }
 
     fn next(&mut self, answer: Answer, now: Duration) -> Step<Option<T>> {

@@ -163,10 +163,6 @@ impl<S: Steps> Several<S> {
         &self.steps
     }
 
-    pub(crate) fn set_wait(&mut self, wait: Wait) {
-        self.wait = wait;
-    }
-
     /// The lock that it tries or waits for, or that was taken.
     pub(crate) fn at(&self) -> usize {
         self.at
@@ -295,7 +291,7 @@ impl<S: Steps> Machine for Several<S> {
     type Output = Option<Hold<S::Key>>;
 
     fn start(&mut self, now: Duration) -> Acquired<S> {
-        self.waiting = self.wait.since(now);
+        self.waiting.start(now);
         self.go_on(now)
     }
 

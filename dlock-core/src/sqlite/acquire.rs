@@ -28,7 +28,7 @@ pub(super) struct Acquire {
     mode: Mode,
     depth: Depth,
     droppable: bool,
-    wait: Wait,
+    pub(super) wait: Wait,
     waiting: Waiting,
     state: State,
 }
@@ -57,10 +57,6 @@ impl Acquire {
 
     pub(super) fn key(&self) -> SqliteKey {
         self.key
-    }
-
-    pub(super) fn set_wait(&mut self, wait: Wait) {
-        self.wait = wait;
     }
 
     /// There is no way to the functions, so a try costs as much as a wait: the first question may wait.

@@ -30,7 +30,7 @@ pub(super) struct AcquireSlot {
     request: Request,
     depth: Depth,
     droppable: bool,
-    wait: Wait,
+    pub(super) wait: Wait,
     waiting: Waiting,
 }
 
@@ -59,10 +59,6 @@ impl AcquireSlot {
     /// The key of the gate and the number of slots.
     pub(super) fn semaphore(&self) -> (u64, u32) {
         (self.gate, self.permits)
-    }
-
-    pub(super) fn set_wait(&mut self, wait: Wait) {
-        self.wait = wait;
     }
 
     fn ask(&mut self, now: Duration) -> Acquired {

@@ -10,7 +10,7 @@ use dlock_core::proto::manager::{
     Wanted,
 };
 use dlock_core::proto::{Aftermath, Cause, Failure, Reason};
-use dlock_core::{FencingToken, Mode};
+use dlock_core::{FencingToken, Holder, Mode};
 
 use crate::random::Random;
 use crate::server::{Key, Server, Session, Time, slot_key};
@@ -204,6 +204,8 @@ struct Process {
     manager: Manager,
     tasks: Vec<Task>,
     by_ticket: HashMap<Ticket, usize>,
+    /// These have heard who has the lock.
+    told: HashSet<Ticket>,
     /// Who wants a token.
     questions: HashMap<QuestionId, Ticket>,
     conns: BTreeMap<u64, Option<Session>>,
@@ -245,6 +247,9 @@ pub(crate) struct World {
     pub(crate) most_inside: usize,
     pub(crate) grants: u64,
     pub(crate) drawn: u64,
+    /// Whether the managers tell who has a lock, and how often they did.
+    tells: bool,
+    pub(crate) told: u64,
 }
 
 impl World {
@@ -256,6 +261,7 @@ impl World {
             longest_wait: plan.longest_wait.map(Duration::from_micros),
             turns: plan.turns,
             turn: Config::TURN,
+            tells_holders: seed % 2 == 0,
         };
         let processes = (0..plan.processes)
             .map(|_| Process {
@@ -272,6 +278,7 @@ impl World {
                     })
                     .collect(),
                 by_ticket: HashMap::new(),
+                told: HashSet::new(),
                 questions: HashMap::new(),
                 conns: BTreeMap::new(),
                 ids: Vec::new(),
@@ -303,6 +310,8 @@ impl World {
             losses: 0,
             most_inside: 0,
             grants: 0,
+            tells: config.tells_holders,
+            told: 0,
             drawn: 0,
             plan,
         };
@@ -716,6 +725,18 @@ impl World {
                     );
                 }
                 Action::Tell(ticket, news) => self.tell(process, ticket, news),
+                Action::TellHolders(ticket, holders) => {
+                    assert!(holders[0].granted && self.tells, "nobody wants to know");
+                    let it = &mut self.processes[process];
+                    assert!(it.told.insert(ticket), "it was told before");
+                    let task = it.by_ticket.get(&ticket);
+                    let state = task.map(|task| &it.tasks[*task].state);
+                    assert!(
+                        matches!(state, Some(TaskState::Waiting { .. })),
+                        "it does not wait"
+                    );
+                    self.told += 1;
+                }
                 Action::Answer(question, answer) => self.answered(process, question, answer),
                 Action::Closed => {
                     assert!(self.processes[process].conns.is_empty(), "closed too early");
@@ -797,7 +818,8 @@ impl World {
                 );
                 let (conn, hold) = holds[0];
                 let served = it.served.entry(hold).or_insert((0, self.now));
-                served.0 += 1;
+                // Several locks may have moved to another hold before they were told.
+                served.0 += u32::from(alone);
                 let (times, first) = *served;
                 let late = self.now > first + Config::TURN.as_micros() as Time * 11 / 10;
                 // Several locks are told after the last of them was granted.
@@ -1143,8 +1165,12 @@ impl World {
                         _ => unreachable!(),
                     };
                 }
+                let holder = Holder::from_columns(7, None, None, 1, 1, None);
                 Outcome::Taken {
-                    holders: Vec::new(),
+                    holders: match over && self.tells {
+                        true => vec![holder],
+                        false => Vec::new(),
+                    },
                 }
             }
             (Statement::Release { .. }, Said::Yes) => Outcome::Released,

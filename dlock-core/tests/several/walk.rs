@@ -3,11 +3,10 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
+use dlock_core::LockKey;
 use dlock_core::proto::{
-    Abandoned, Aftermath, Answer, Ask, Columns, ErrorFields, Failure, Machine, Rows, Session,
-    Sqlite, Step, Wait,
+    Abandoned, Aftermath, Answer, Ask, ErrorFields, Failure, Machine, Session, Step, Wait,
 };
-use dlock_core::{Holder, LockKey};
 
 pub(crate) const OUTSIDE: Session = Session {
     depth: None,
@@ -142,37 +141,9 @@ pub(crate) fn ask(keys: [LockKey; KEYS], limit: Option<Duration>, droppable: boo
     }
 }
 
-/// The same, and it wants to know who has the lock while it waits.
-pub(crate) fn telling(ask: Ask) -> Ask {
-    let poll = Some(Duration::from_millis(600));
-    Ask {
-        wait: Wait { poll, ..ask.wait },
-        tell_holders: true,
-        ..ask
-    }
-}
-
-/// What the server answers to the question who has a lock.
-fn holders<T>(step: &Step<T>) -> Option<Answer> {
-    let Step::Query(statement) = step else {
-        return None;
-    };
-    let holder = Holder::from_columns(7, None, None, 1, 1, None);
-    match statement.columns {
-        Columns::Holders => Some(Answer::Rows(Rows::Holders(vec![holder]))),
-        Columns::Text if statement.text().contains("dlock_holders") => {
-            let text = Sqlite::write_holders(&[(1, holder)]);
-            Some(Answer::Rows(Rows::Text(text)))
-        }
-        _ => None,
-    }
-}
-
 /// How many conversations there were, and how many were granted.
 #[derive(Debug, Default)]
 pub(crate) struct Count {
-    /// How often somebody was told who has the lock.
-    pub(crate) told: usize,
     pub(crate) all: usize,
     pub(crate) granted: usize,
     pub(crate) failed: usize,
@@ -228,18 +199,8 @@ pub(crate) fn explore<T: Debug, M: Machine<Output = Option<T>>>(
                     }
                     (outcomes, true)
                 }
-                Step::Tell(_) => {
-                    count.told += 1;
-                    (vec![fine(Answer::Done, world.clone())], true)
-                }
                 step => {
-                    let (mut outcomes, asks) = match holders(step) {
-                        Some(answer) => (
-                            vec![fine(answer, world.clone()), fault(world.clone())],
-                            false,
-                        ),
-                        None => server.receive(&world, step),
-                    };
+                    let (mut outcomes, asks) = server.receive(&world, step);
                     outcomes.push(lost(&world));
                     (outcomes, asks)
                 }

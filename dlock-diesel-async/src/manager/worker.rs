@@ -9,10 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use dlock_core::Holder;
 use dlock_core::proto::manager::{Action, ConnId, HoldId, ManagedDialect, Manager, Outcome, Token};
 use dlock_core::proto::{Aftermath, Dialect, Failure, Hold, Session};
-use dlock_diesel::shared::desk::{self, Desk, Next, asking};
+use dlock_diesel::shared::desk::{self, Desk, Next};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
@@ -102,7 +101,10 @@ impl<C: LockConnection + 'static> Inner<C> {
                         let _ = worker.jobs.send(action);
                     }
                 }
-                Action::Tell(..) | Action::Answer(..) | Action::Closed => {}
+                Action::Tell(..)
+                | Action::TellHolders(..)
+                | Action::Answer(..)
+                | Action::Closed => {}
             }
         }
     }
@@ -169,10 +171,6 @@ impl<C: LockConnection> Watch for Told<'_, C> {
     fn answered(&self) {
         self.inner.desk.answered(self.conn);
     }
-
-    fn told(&self, holders: Vec<Holder>) {
-        self.inner.desk.told(self.conn, &holders);
-    }
 }
 
 /// The task of a connection: one conversation after the other.
@@ -195,7 +193,7 @@ async fn serve<C: LockConnection + 'static>(
         let outcome = match job {
             Action::Acquire {
                 hold, what, how, ..
-            } => match acquire(&mut conn, asking(&what, how, true), what.permits, told()).await {
+            } => match acquire(&mut conn, what.ask(how, true), what.permits, told()).await {
                 Ok(Some(held)) => {
                     let slot = held.slot();
                     holds.insert(hold, held);

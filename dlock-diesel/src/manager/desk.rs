@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use dlock_core::FencingToken;
 use dlock_core::proto::manager::{
-    Action, Config, ConnId, How, ManagedDialect, Manager, News, QuestionId, Ticket, Wanted,
+    Action, Config, ConnId, ManagedDialect, Manager, News, QuestionId, Ticket, Wanted,
 };
 use dlock_core::proto::{Ask, Failure};
-use dlock_core::{FencingToken, Holder};
 
 use self::answered::Answered;
 pub use self::errors::{error, failed, gone, lost, not_opened};
@@ -62,11 +62,6 @@ pub enum Next {
     Over,
 }
 
-/// What a conversation asks for.
-pub fn asking(what: &Wanted, how: How, droppable: bool) -> Ask {
-    trace::asking(what.ask(how, droppable))
-}
-
 impl Desk {
     /// A desk for a server that has leases, or not.
     pub fn new<D: ManagedDialect>(connections: usize, lease: Duration) -> Self {
@@ -76,6 +71,7 @@ impl Desk {
             longest_wait: D::LONGEST_WAIT,
             turns: Config::TURNS,
             turn: Config::TURN,
+            tells_holders: trace::sees_waits(),
         };
         Self {
             inner: Mutex::new(Inner {
@@ -192,16 +188,6 @@ impl Desk {
         self.lock().manager.answered(conn);
     }
 
-    /// These have the lock that is waited for on a connection.
-    pub fn told(&self, conn: ConnId, holders: &[Holder]) {
-        let inner = self.lock();
-        let tickets = inner.manager.waiting_on(conn);
-        let slots = tickets.iter().filter_map(|ticket| inner.slots.get(ticket));
-        let wakers: Vec<_> = slots.flat_map(|slot| slot.tell(holders)).collect();
-        drop(inner);
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
     /// Brings the news to those who wait for them, in their order. They are woken when nothing is locked any more.
     fn spread(&self, mut inner: MutexGuard<'_, Inner>) -> Vec<Action> {
         let mut todo = Vec::new();
@@ -215,6 +201,11 @@ impl Desk {
                     };
                     slot.into_iter()
                         .for_each(|slot| slot.put(news.clone(), &mut awake));
+                }
+                Action::TellHolders(ticket, holders) => {
+                    let slot = inner.slots.get(&ticket);
+                    slot.into_iter()
+                        .for_each(|slot| slot.tell_holders(&holders, &mut awake));
                 }
                 Action::Answer(question, answer) => {
                     let answered = inner.answers.remove(&question);

@@ -227,15 +227,14 @@ fn wait_for_turn<C: LockConnection + 'static>(
     inner.start();
     let (ticket, waits, actions) = inner.desk.request::<DialectOf<C>>(ask, permits)?;
     inner.act(actions);
+    // If a subscriber of `tracing` panics, the guard gives the request up, or the lock.
+    let guard = ManagedLockGuard::new(inner, ticket, Arc::clone(&waits), ask.key.clone());
     let waker = worker::waker();
     loop {
         match waits.poll_held(&waker) {
             Poll::Pending => thread::park(),
             Poll::Ready(Err(news)) => return Ok(Err(news)),
-            Poll::Ready(Ok(slot)) => {
-                let guard = ManagedLockGuard::new(inner, ticket, waits, ask.key.clone());
-                return Ok(Ok((guard, slot)));
-            }
+            Poll::Ready(Ok(slot)) => return Ok(Ok((guard, slot))),
         }
     }
 }

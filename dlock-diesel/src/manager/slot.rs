@@ -65,11 +65,11 @@ impl Slot {
         awake.wakers.append(&mut state.wakers);
     }
 
-    /// These have the lock. Returns whom to wake, so that the next [`poll_held`](Self::poll_held) tells it.
-    pub(super) fn tell(&self, holders: &[Holder]) -> Vec<Waker> {
+    /// These have the lock. The next [`poll_held`](Self::poll_held) tells it.
+    pub(super) fn tell_holders(&self, holders: &[Holder], awake: &mut Awake) {
         let mut state = self.lock();
         state.holders = holders.to_vec();
-        std::mem::take(&mut state.wakers)
+        awake.wakers.append(&mut state.wakers);
     }
 
     /// Ready when the lock is held (of a semaphore: which slot), or the request has ended.

@@ -9,11 +9,10 @@ use std::task::{Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
-use dlock_core::Holder;
 use dlock_core::proto::manager::{Action, ConnId, HoldId, ManagedDialect, Manager, Outcome, Token};
 use dlock_core::proto::{Aftermath, Ask, Dialect, Failure, Hold, Session};
 
-use super::desk::{self, Desk, Next, asking};
+use super::desk::{self, Desk, Next};
 use crate::backend::{DialectOf, KeyOf};
 use crate::run::{Watch, talk};
 use crate::{LockConnection, session};
@@ -125,7 +124,10 @@ impl<C: LockConnection + 'static> Inner<C> {
                         let _ = worker.jobs.send(action);
                     }
                 }
-                Action::Tell(..) | Action::Answer(..) | Action::Closed => {}
+                Action::Tell(..)
+                | Action::TellHolders(..)
+                | Action::Answer(..)
+                | Action::Closed => {}
             }
         }
     }
@@ -184,10 +186,6 @@ impl<C: LockConnection + 'static> Watch for Report<C> {
     fn answered(&self) {
         self.inner.desk.answered(self.conn);
     }
-
-    fn told(&self, holders: Vec<Holder>) {
-        self.inner.desk.told(self.conn, &holders);
-    }
 }
 
 /// The thread of a connection: one conversation after the other.
@@ -207,7 +205,7 @@ fn serve<C: LockConnection + 'static>(report: Report<C>, jobs: &Receiver<Action>
         let outcome = match job {
             Action::Acquire {
                 hold, what, how, ..
-            } => match acquire(&mut conn, &asking(&what, how, false), what.permits, &report) {
+            } => match acquire(&mut conn, &what.ask(how, false), what.permits, &report) {
                 Some(Ok(Some(held))) => {
                     let slot = held.slot();
                     holds.insert(hold, held);

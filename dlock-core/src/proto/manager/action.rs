@@ -83,7 +83,7 @@ impl Wanted {
 pub struct How {
     /// How long to wait; `None` waits without a limit, zero tries once.
     pub limit: Option<Duration>,
-    /// Whether somebody's limit passes with it, who is told who has the lock.
+    /// Whether somebody wants to know who has the lock if it does not get it.
     pub name_holders: bool,
     /// Of a semaphore: the slots that the connection has already.
     pub except: Vec<u32>,
@@ -127,6 +127,8 @@ pub enum Action {
     Close(ConnId),
     /// Tell somebody.
     Tell(Ticket, News),
+    /// Tell somebody who waits who has the lock, once.
+    TellHolders(Ticket, Vec<Holder>),
     /// Answer a question. This is its end.
     Answer(QuestionId, Result<FencingToken, Failure>),
     /// All connections are closed after [`close`](super::Manager::close).

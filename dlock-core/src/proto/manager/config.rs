@@ -14,6 +14,8 @@ pub struct Config {
     pub turns: u32,
     /// After so long it serves no further request.
     pub turn: Duration,
+    /// Whether requests that wait for long are told who has the lock.
+    pub tells_holders: bool,
 }
 
 impl Config {
@@ -42,6 +44,10 @@ impl Config {
     /// A request whose limit passes while the server waits for it: the server's answer, which names the holders, may
     /// take so long.
     pub(super) const GRACE: Duration = Duration::from_millis(250);
+
+    /// A wait after which somebody is told who has the lock ends after so long, if it may last twice as long. On MySQL
+    /// it is a whole second, because shorter waits take several statements.
+    pub(super) const FIRST_WAIT: Duration = Duration::from_secs(1);
 
     /// A conversation that lost its connection so many times in a row fails. Other losses are not reported to those
     /// who wait.

@@ -28,6 +28,8 @@ pub(super) struct Group {
     /// When its limit passes.
     pub(super) until: Option<Duration>,
     pub(super) since: Duration,
+    /// It has heard who has one of the locks.
+    pub(super) told: bool,
     /// How often it has lost a lock while it waited for the next.
     pub(super) losses: u32,
 }

@@ -30,6 +30,7 @@ impl Manager {
             tries: limit == Some(Duration::ZERO),
             until: limit.map(|limit| now.saturating_add(limit)),
             since: now,
+            told: false,
             losses: 0,
         });
         self.ask_for_next(id, now);

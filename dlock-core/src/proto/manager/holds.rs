@@ -91,6 +91,7 @@ impl Manager {
             conn.holds += 1;
             line.order = None;
             line.pause = None;
+            line.silent = false;
             let stale = now.saturating_sub(conn.renewed) > self.config.stale();
             line.holds.push(hold_id);
             if let Some(hold) = self.holds.get_mut(hold_id) {

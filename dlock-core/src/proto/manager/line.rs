@@ -20,6 +20,8 @@ pub(super) struct Line {
     pub(super) losses: u32,
     /// The last pause between two tries.
     pub(super) pause: Option<Duration>,
+    /// The server was asked who has the lock, and has told nobody.
+    pub(super) silent: bool,
     /// Since when the server is asked in vain: nobody in this process wants the lock any more.
     pub(super) unwanted: Option<Duration>,
 }
@@ -58,6 +60,8 @@ pub(super) struct Request {
     pub(super) since: Duration,
     /// It is one of several that are acquired as one.
     pub(super) group: Option<Id>,
+    /// It has heard who has the lock.
+    pub(super) told: bool,
     /// What it was granted.
     pub(super) hold: Option<Id>,
     /// Its limit has passed, but the server's answer is on its way.
@@ -80,6 +84,7 @@ impl Request {
             until,
             since: now,
             group,
+            told: false,
             hold: None,
             grace: false,
         }

@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::action::{Action, ConnId, Identity, News, Of, Ticket, Wanted};
+use super::action::{Action, Identity, News, Of, Ticket, Wanted};
 use super::config::Config;
 use super::conn::{Job, State};
 use super::hold::Hold;
@@ -26,6 +26,7 @@ impl Manager {
                     order: None,
                     losses: 0,
                     pause: None,
+                    silent: false,
                     unwanted: None,
                 })
             })
@@ -49,7 +50,9 @@ impl Manager {
             false => limit,
         };
         let until = limit.map(|limit| now.saturating_add(limit));
-        let request = Request::new(line, what, tries, until, group, now);
+        let mut request = Request::new(line, what, tries, until, group, now);
+        let group = group.and_then(|group| self.groups.get(group));
+        request.told = group.is_some_and(|group| group.told);
         let id = self.requests.insert(request);
         if self.closing.is_some() {
             self.end(id, News::Closed);
@@ -140,19 +143,20 @@ impl Manager {
         }
     }
 
-    /// The requests that wait for what is acquired on a connection.
-    pub fn waiting_on(&self, ConnId(id): ConnId) -> Vec<Ticket> {
-        let asked = match self.conns.get(id).map(|conn| conn.state) {
-            Some(State::Busy(Job::Acquire { hold, .. })) => self.holds.get(hold),
-            _ => None,
-        };
-        let line = asked.and_then(|hold| self.lines.get(hold.line));
-        let queue = line.into_iter().flat_map(|line| &line.queue);
-        let ticket = |id: &Id| {
-            let group = self.requests.get(*id)?.group;
-            Some(Ticket(group.map_or(Of::One(*id), Of::Several)))
-        };
-        queue.filter_map(ticket).collect()
+    /// A request that goes on waiting hears who has the lock.
+    pub(super) fn tell_holders(&mut self, id: Id, holders: &[Holder]) {
+        if let Some(request) = self.requests.get_mut(id).filter(|request| !request.told) {
+            request.told = true;
+            if let Some(line) = self.lines.get_mut(request.line) {
+                line.silent = false;
+            }
+            let ticket = Ticket(request.group.map_or(Of::One(id), Of::Several));
+            if let Some(group) = request.group.and_then(|group| self.groups.get_mut(group)) {
+                group.told = true;
+            }
+            let tell = Action::TellHolders(ticket, holders.to_vec());
+            self.actions.push_back(tell);
+        }
     }
 
     /// Whether this process holds the lock or asks for it, so that a request comes behind that.

@@ -76,13 +76,17 @@ impl Manager {
         failure: &Failure,
     ) {
         if let State::Busy(Job::DrawToken(id)) = state {
-            // Whatever the driver says of the connection, the lock is lost.
-            let reason = match failure.reason {
-                Reason::NotHeld => Reason::NotHeld,
-                _ => Reason::Lost,
-            };
-            let failure = failure.clone();
-            self.answer(id, Err(Failure { reason, ..failure }));
+            if self.hold_asked_about(id).is_some() {
+                self.ask_holder(id);
+            } else {
+                // Whatever the driver says of the connection, the lock is lost.
+                let reason = match failure.reason {
+                    Reason::NotHeld => Reason::NotHeld,
+                    _ => Reason::Lost,
+                };
+                let failure = failure.clone();
+                self.answer(id, Err(Failure { reason, ..failure }));
+            }
         }
         for errand in errands {
             if let Errand::DrawToken(id) = errand {

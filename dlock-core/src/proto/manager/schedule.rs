@@ -207,8 +207,10 @@ impl Manager {
         if let Asking::Parked { at, .. } = line.asking {
             self.polls.remove(&(at, id));
         }
-        let limits = line.queue.iter().filter_map(|id| self.requests.get(*id));
-        let until = limits
+        let queue = line.queue.iter().filter_map(|id| self.requests.get(*id));
+        let untold = queue.clone().any(|request| !request.told);
+        let tells = self.config.tells_holders && untold && !line.silent;
+        let until = queue
             .map(|request| request.until.filter(|_| !request.tries))
             .try_fold(Duration::ZERO, |longest, until| Some(longest.max(until?)));
         let (limit, until) = match (waits, until) {
@@ -217,7 +219,9 @@ impl Manager {
                 // At least a millisecond: zero would be a try.
                 let rest =
                     until.map(|until| until.saturating_sub(now).max(Duration::from_millis(1)));
+                let tells = tells && rest.is_none_or(|rest| rest >= 2 * Config::FIRST_WAIT);
                 match self.config.longest_wait {
+                    _ if tells => (Some(Config::FIRST_WAIT), None),
                     Some(longest) if rest.is_none_or(|rest| rest > longest) => {
                         (Some(longest), None)
                     }
@@ -225,6 +229,7 @@ impl Manager {
                 }
             }
         };
+        line.silent |= limit == Some(Config::FIRST_WAIT);
         line.asking = Asking::Now { until, waits };
         let held = line.holds.iter().filter_map(|hold| self.holds.get(*hold));
         let on_it = held.filter(|hold| hold.conn == conn_id);
@@ -243,7 +248,7 @@ impl Manager {
             what,
             how: How {
                 limit,
-                name_holders: until.is_some(),
+                name_holders: until.is_some() || limit == Some(Config::FIRST_WAIT),
                 except,
             },
         });
@@ -286,6 +291,8 @@ impl Manager {
             in_front &= request.tries;
             if in_front || request.until.is_some_and(|until| until <= passed) {
                 self.taken(ticket, holders.clone(), now);
+            } else if self.config.tells_holders && holders.iter().any(|holder| holder.granted) {
+                self.tell_holders(ticket, &holders);
             }
         }
         self.park(id, now);

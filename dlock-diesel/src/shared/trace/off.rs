@@ -62,6 +62,10 @@ pub fn is_held(result: Result<bool, Error>, _: &LockKey) -> Result<bool, Error> 
 
 pub fn on_loss(_: &Slot, _: &LockKey) {}
 
+pub fn sees_waits() -> bool {
+    false
+}
+
 pub fn asking(ask: Ask) -> Ask {
     ask
 }

@@ -178,11 +178,15 @@ fn lost(key: &LockKey) {
     tracing::warn!(target: "dlock", %key, "lock lost");
 }
 
+/// Whether anybody would see who has a lock that is waited for.
+pub fn sees_waits() -> bool {
+    tracing::enabled!(target: "dlock", tracing::Level::INFO)
+}
+
 /// The same request. It tells who has the lock, if anybody would see it.
 pub fn asking(ask: Ask) -> Ask {
-    let tell_holders = tracing::enabled!(target: "dlock", tracing::Level::INFO);
     Ask {
-        tell_holders,
+        tell_holders: sees_waits(),
         ..ask
     }
 }

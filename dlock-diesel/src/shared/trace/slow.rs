@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use tracing::dispatcher::{self, Dispatch};
 use tracing::{Level, Span};
 
-/// A wait of so long is worth an event.
-pub(super) const LONG: Duration = Duration::from_secs(1);
+/// A wait of so long is worth an event. The holder is asked for when it has lasted a second.
+pub(super) const LONG: Duration = Duration::from_millis(1_250);
 
 static WAITS: Mutex<Waits> = Mutex::new(Waits {
     list: BTreeMap::new(),
