@@ -15,6 +15,9 @@ impl ManagedDialect for Postgres {
     /// A wait breathes: it comes back each second or so, and after a minute at most.
     const LONGEST_WAIT: Option<Duration> = None;
 
+    /// The first turn.
+    const TELLS_AFTER: Duration = Duration::from_millis(super::sql::FIRST_TURN as u64);
+
     const MAY_BE_POOLED: bool = true;
 
     fn identities(ask: &Ask) -> Result<Vec<(Identity, LockKey)>, Failure> {

@@ -145,7 +145,10 @@ impl<A: Machine<Output = Option<T>>, T> NameHolders<A> {
             Step::Done(Err(failure))
                 if matches!(failure.reason, Reason::Lost | Reason::OutOfStep) =>
             {
-                Step::failed(failure)
+                Step::failed(match (self.taken)(&self.acquire) {
+                    Some(key) => failure.about(&key),
+                    None => failure,
+                })
             }
             Step::Done(_) => self.go_on(then, now),
             step => {

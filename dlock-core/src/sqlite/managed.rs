@@ -14,6 +14,8 @@ impl ManagedDialect for Sqlite {
     /// A thread that waits cannot be told to stop.
     const LONGEST_WAIT: Option<Duration> = Some(Duration::from_secs(2));
 
+    const TELLS_AFTER: Duration = Duration::from_secs(1);
+
     const MAY_BE_POOLED: bool = false;
 
     fn identities(ask: &Ask) -> Result<Vec<(Identity, LockKey)>, Failure> {

@@ -167,6 +167,8 @@ struct Client {
     hold: Option<HoldId>,
     /// Of a wait without a limit: when it gives up, in turns.
     give_up_at: Option<Time>,
+    /// It wants to know who has the lock then.
+    name_holders: bool,
     waiting: bool,
     /// When somebody ended the session. The client cannot know it before it asks.
     killed_at: Option<Time>,
@@ -261,7 +263,7 @@ impl World {
             longest_wait: plan.longest_wait.map(Duration::from_micros),
             turns: plan.turns,
             turn: Config::TURN,
-            tells_holders: seed % 2 == 0,
+            tells_after: (seed % 2 == 0).then_some(Duration::from_secs(1)),
         };
         let processes = (0..plan.processes)
             .map(|_| Process {
@@ -310,7 +312,7 @@ impl World {
             losses: 0,
             most_inside: 0,
             grants: 0,
-            tells: config.tells_holders,
+            tells: config.tells_after.is_some(),
             told: 0,
             drawn: 0,
             plan,
@@ -670,8 +672,13 @@ impl World {
                     conn,
                     hold,
                     what,
-                    how: How { limit, except, .. },
+                    how,
                 } => {
+                    let How {
+                        limit,
+                        except,
+                        name_holders,
+                    } = how;
                     let key = key_of(&what);
                     let session = self.session(process, conn);
                     // The server would grant it once more, whoever waits.
@@ -686,6 +693,7 @@ impl World {
                     it.hold_keys.insert(hold, (key, what.mode, session));
                     let limit = limit.map(|limit| limit.as_micros() as Time);
                     self.clients[session].give_up_at = limit.map(|limit| self.now + limit);
+                    self.clients[session].name_holders = name_holders;
                     self.ask(
                         session,
                         key,
@@ -975,6 +983,7 @@ impl World {
             statement: None,
             hold: None,
             give_up_at: None,
+            name_holders: false,
             waiting: false,
             killed_at: None,
         });
@@ -1165,13 +1174,15 @@ impl World {
                         _ => unreachable!(),
                     };
                 }
-                let holder = Holder::from_columns(7, None, None, 1, 1, None);
-                Outcome::Taken {
-                    holders: match over && self.tells {
-                        true => vec![holder],
-                        false => Vec::new(),
-                    },
-                }
+                let asked = over && self.clients[session].name_holders;
+                // It may have no right to know it, or the holder has just gone.
+                let granted = i64::from(!self.random.one_in(4));
+                let holder = Holder::from_columns(7, None, None, 1, granted, None);
+                let holders = match asked && !self.random.one_in(4) {
+                    true => vec![holder],
+                    false => Vec::new(),
+                };
+                Outcome::Taken { holders }
             }
             (Statement::Release { .. }, Said::Yes) => Outcome::Released,
             (Statement::Release { .. }, _) => {

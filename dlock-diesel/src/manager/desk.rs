@@ -71,7 +71,7 @@ impl Desk {
             longest_wait: D::LONGEST_WAIT,
             turns: Config::TURNS,
             turn: Config::TURN,
-            tells_holders: trace::sees_waits(),
+            tells_after: trace::sees_waits().then_some(D::TELLS_AFTER),
         };
         Self {
             inner: Mutex::new(Inner {

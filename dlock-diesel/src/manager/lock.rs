@@ -226,9 +226,10 @@ fn wait_for_turn<C: LockConnection + 'static>(
 ) -> Result<Waited<C>, Error> {
     inner.start();
     let (ticket, waits, actions) = inner.desk.request::<DialectOf<C>>(ask, permits)?;
-    inner.act(actions);
-    // If a subscriber of `tracing` panics, the guard gives the request up, or the lock.
+    let acting = Arc::clone(&inner);
+    // If a subscriber of `tracing` panics from here on, the guard gives the request up, or the lock.
     let guard = ManagedLockGuard::new(inner, ticket, Arc::clone(&waits), ask.key.clone());
+    acting.act(actions);
     let waker = worker::waker();
     loop {
         match waits.poll_held(&waker) {

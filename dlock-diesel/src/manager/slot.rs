@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 use dlock_core::Holder;
@@ -19,7 +19,7 @@ struct State {
     wakers: Vec<Waker>,
     when_lost: Vec<Callback>,
     /// Who has the lock, for the span of whoever waits.
-    holders: Vec<Holder>,
+    holders: Option<Arc<[Holder]>>,
 }
 
 /// Called when a lock is lost.
@@ -66,25 +66,23 @@ impl Slot {
     }
 
     /// These have the lock. The next [`poll_held`](Self::poll_held) tells it.
-    pub(super) fn tell_holders(&self, holders: &[Holder], awake: &mut Awake) {
+    pub(super) fn tell_holders(&self, holders: &Arc<[Holder]>, awake: &mut Awake) {
         let mut state = self.lock();
-        state.holders = holders.to_vec();
+        state.holders = Some(Arc::clone(holders));
         awake.wakers.append(&mut state.wakers);
     }
 
     /// Ready when the lock is held (of a semaphore: which slot), or the request has ended.
     pub fn poll_held(&self, waker: &Waker) -> Poll<Result<Option<u32>, News>> {
         let mut state = self.lock();
-        let holders = std::mem::take(&mut state.holders);
+        let holders = state.holders.take();
         let poll = match &state.phase {
             Phase::Waiting => state.wait(waker),
             Phase::Held(slot) => Poll::Ready(Ok(*slot)),
             Phase::Ended(news) => Poll::Ready(Err(news.clone())),
         };
         drop(state);
-        if !holders.is_empty() {
-            trace::holders(&holders);
-        }
+        holders.iter().for_each(|holders| trace::holders(holders));
         poll
     }
 

@@ -128,7 +128,7 @@ pub enum Action {
     /// Tell somebody.
     Tell(Ticket, News),
     /// Tell somebody who waits who has the lock, once.
-    TellHolders(Ticket, Vec<Holder>),
+    TellHolders(Ticket, Arc<[Holder]>),
     /// Answer a question. This is its end.
     Answer(QuestionId, Result<FencingToken, Failure>),
     /// All connections are closed after [`close`](super::Manager::close).

@@ -14,8 +14,8 @@ pub struct Config {
     pub turns: u32,
     /// After so long it serves no further request.
     pub turn: Duration,
-    /// Whether requests that wait for long are told who has the lock.
-    pub tells_holders: bool,
+    /// Requests that wait are told who has the lock after so long, if they may wait twice as long.
+    pub tells_after: Option<Duration>,
 }
 
 impl Config {
@@ -45,10 +45,6 @@ impl Config {
     /// take so long.
     pub(super) const GRACE: Duration = Duration::from_millis(250);
 
-    /// A wait after which somebody is told who has the lock ends after so long, if it may last twice as long. On MySQL
-    /// it is a whole second, because shorter waits take several statements.
-    pub(super) const FIRST_WAIT: Duration = Duration::from_secs(1);
-
     /// A conversation that lost its connection so many times in a row fails. Other losses are not reported to those
     /// who wait.
     pub(super) const LOSSES: u32 = 3;
@@ -76,6 +72,13 @@ impl Config {
     pub(super) fn unused(&self) -> Duration {
         const WITHOUT_LEASE: Duration = Duration::from_secs(15);
         self.lease.map_or(WITHOUT_LEASE, |lease| lease / 2)
+    }
+
+    /// How long a wait is after which requests are told who has the lock. A conversation about a semaphore tries first.
+    pub(super) fn first_wait(&self, permits: Option<u32>) -> Option<Duration> {
+        const TRY: Duration = Duration::from_millis(100);
+        let try_first = permits.map_or(Duration::ZERO, |_| TRY);
+        self.tells_after.map(|after| after + try_first)
     }
 
     /// How long a statement may stay without an answer on a session that holds nothing. `waiting` is how long its

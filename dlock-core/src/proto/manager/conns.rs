@@ -81,6 +81,8 @@ impl Manager {
             return;
         };
         line.asking = Asking::No;
+        // Otherwise it is the question who has the lock that loses connections.
+        line.silent &= matches!(failure.reason, Reason::Timeout { .. });
         line.losses += 1;
         if line.losses >= Config::LOSSES {
             line.losses = 0;

@@ -33,6 +33,9 @@ pub trait ManagedDialect: Dialect {
     /// See [`Config::longest_wait`](super::Config::longest_wait).
     const LONGEST_WAIT: Option<Duration>;
 
+    /// See [`Config::tells_after`](super::Config::tells_after).
+    const TELLS_AFTER: Duration;
+
     /// Whether a pooler may give one session to several connections. Then the first connection of a manager is opened
     /// twice: the second finds what the first has left.
     const MAY_BE_POOLED: bool;

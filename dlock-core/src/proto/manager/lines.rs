@@ -144,7 +144,7 @@ impl Manager {
     }
 
     /// A request that goes on waiting hears who has the lock.
-    pub(super) fn tell_holders(&mut self, id: Id, holders: &[Holder]) {
+    pub(super) fn tell_holders(&mut self, id: Id, holders: &Arc<[Holder]>) {
         if let Some(request) = self.requests.get_mut(id).filter(|request| !request.told) {
             request.told = true;
             if let Some(line) = self.lines.get_mut(request.line) {
@@ -154,7 +154,7 @@ impl Manager {
             if let Some(group) = request.group.and_then(|group| self.groups.get_mut(group)) {
                 group.told = true;
             }
-            let tell = Action::TellHolders(ticket, holders.to_vec());
+            let tell = Action::TellHolders(ticket, Arc::clone(holders));
             self.actions.push_back(tell);
         }
     }

@@ -209,27 +209,23 @@ impl Manager {
         }
         let queue = line.queue.iter().filter_map(|id| self.requests.get(*id));
         let untold = queue.clone().any(|request| !request.told);
-        let tells = self.config.tells_holders && untold && !line.silent;
         let until = queue
             .map(|request| request.until.filter(|_| !request.tries))
             .try_fold(Duration::ZERO, |longest, until| Some(longest.max(until?)));
-        let (limit, until) = match (waits, until) {
-            (false, _) => (Some(Duration::ZERO), None),
-            (true, until) => {
-                // At least a millisecond: zero would be a try.
-                let rest =
-                    until.map(|until| until.saturating_sub(now).max(Duration::from_millis(1)));
-                let tells = tells && rest.is_none_or(|rest| rest >= 2 * Config::FIRST_WAIT);
-                match self.config.longest_wait {
-                    _ if tells => (Some(Config::FIRST_WAIT), None),
-                    Some(longest) if rest.is_none_or(|rest| rest > longest) => {
-                        (Some(longest), None)
-                    }
-                    _ => (rest, until),
-                }
-            }
+        // At least a millisecond: zero would be a try.
+        let rest = until.map(|until| until.saturating_sub(now).max(Duration::from_millis(1)));
+        let first_wait = self.config.first_wait(first.what.permits).filter(|first| {
+            let is_long = rest.is_none_or(|rest| rest >= 2 * *first);
+            waits && is_long && untold && !line.silent
+        });
+        let tells = first_wait.is_some();
+        let (limit, until) = match self.config.longest_wait {
+            _ if !waits => (Some(Duration::ZERO), None),
+            _ if tells => (first_wait, None),
+            Some(longest) if rest.is_none_or(|rest| rest > longest) => (Some(longest), None),
+            _ => (rest, until),
         };
-        line.silent |= limit == Some(Config::FIRST_WAIT);
+        line.silent |= tells;
         line.asking = Asking::Now { until, waits };
         let held = line.holds.iter().filter_map(|hold| self.holds.get(*hold));
         let on_it = held.filter(|hold| hold.conn == conn_id);
@@ -248,7 +244,7 @@ impl Manager {
             what,
             how: How {
                 limit,
-                name_holders: until.is_some() || limit == Some(Config::FIRST_WAIT),
+                name_holders: tells || until.is_some(),
                 except,
             },
         });
@@ -277,12 +273,14 @@ impl Manager {
         holders: Vec<Holder>,
         now: Duration,
     ) {
+        let holders: Arc<[Holder]> = holders.into();
         let Some(line) = self.lines.get(id) else {
             return;
         };
         // The server's answer may come a little early.
         let passed = until.unwrap_or(Duration::ZERO).max(now);
         let queue: Vec<_> = line.queue.iter().copied().collect();
+        let somebody = holders.iter().any(|holder| holder.granted);
         let mut in_front = true;
         for ticket in queue {
             let Some(request) = self.requests.get(ticket) else {
@@ -290,8 +288,8 @@ impl Manager {
             };
             in_front &= request.tries;
             if in_front || request.until.is_some_and(|until| until <= passed) {
-                self.taken(ticket, holders.clone(), now);
-            } else if self.config.tells_holders && holders.iter().any(|holder| holder.granted) {
+                self.taken(ticket, holders.to_vec(), now);
+            } else if self.config.tells_after.is_some() && somebody {
                 self.tell_holders(ticket, &holders);
             }
         }

@@ -1,5 +1,5 @@
-//! Which waits have lasted a second: one thread for all of the process. A wait that blocks in a driver cannot say so
-//! itself.
+//! Which waits have lasted more than a second: one thread for all of the process. A wait that blocks in a driver cannot
+//! say so itself.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tracing::dispatcher::{self, Dispatch};
 use tracing::{Level, Span};
 
-/// A wait of so long is worth an event. The holder is asked for when it has lasted a second.
+/// A wait of so long is worth an event. By then the server has named the holder, which it is asked after a second.
 pub(super) const LONG: Duration = Duration::from_millis(1_250);
 
 static WAITS: Mutex<Waits> = Mutex::new(Waits {
