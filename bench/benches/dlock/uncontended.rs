@@ -101,11 +101,15 @@ pub(crate) fn run(bench: &mut Bench) -> Section {
         &rows,
     );
     section.if_missed(
-        "async: free lock",
-        "Async: the client's work, which sections 6 and 8 count. On PostgreSQL and on MySQL one text tries and releases, so \
-         that a release goes out in one message and a dropped one still releases; so it has one bind more, and on MySQL the \
-         name twice and the number by which its answer is told from that of another query. It is 1.5 µs to 3 µs in two \
-         round trips, more where the processor's caches are shared with others, and does not grow with the distance.",
+        "free lock",
+        "Where the time goes, by the server's own work (statements of each kind, prepared, in turns on one processor): on \
+         PostgreSQL 18 raw takes 40 µs, the sync statements 41 µs and the async ones 46 µs. A statement looks up each of its \
+         functions for each execution, and the async one has 21: it tries, waits and releases, so that a release goes out \
+         in one message and a dropped one still releases. On MySQL 9.7 the sync statements take 6.3 µs more than raw: 2.2 \
+         µs for a limit in the text, so that no setting of the user cuts a wait short, 2 µs to ask whether this is one of \
+         several servers that take writes, 1 µs for the release. On MariaDB 11.8 it is 4.7 µs, of which that question takes \
+         1.6 µs. Async, the client works more as well, which sections 6 and 8 count: more binds, and a longer text that \
+         diesel-async puts together each time. None of it grows with the distance.",
     );
     plot::bars(
         &bench.pictures.join("free.svg"),
