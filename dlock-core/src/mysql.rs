@@ -39,7 +39,7 @@ fn acquire_several(
         .of_several(|several| Some(several.steps().names().key(several.at()).clone().into())))
 }
 
-/// For a caller who wants to know who has the lock. It takes one statement.
+/// For a caller who wants to know who has the lock. MySQL waits whole seconds in one statement.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// The same for a semaphore, which tries first: then there is a second left.

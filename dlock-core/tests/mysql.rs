@@ -838,16 +838,10 @@ mod waiting {
             .waits_at_most(1_300);
         limited.at(millis(2_500)).says(TAKEN).gives_up();
         let waited = |at| {
-            play(Tagged::new(
-                Mysql::acquire(
-                    kept(Ask {
-                        name_holders: true,
-                        ..told(limit(millis(2_500)))
-                    }),
-                    OUTSIDE,
-                )
-                .expect("a key"),
-            ))
+            acquire(Ask {
+                name_holders: true,
+                ..told(limit(millis(2_500)))
+            })
             .at(millis(1_000))
             .says(TAKEN)
             .at(at)

@@ -16,8 +16,7 @@ impl ManagedDialect for Mysql {
     /// A wait that nobody wants any more cannot be left without its connection. It ends soon by itself.
     const LONGEST_WAIT: Option<Duration> = Some(Duration::from_secs(2));
 
-    /// MySQL waits whole seconds in one statement.
-    const TELLS_AFTER: Duration = Duration::from_secs(1);
+    const TELLS_AFTER: Duration = super::FIRST_WAIT;
 
     /// A pooler that gives a session to several connections does not do so after GET_LOCK or SET (ProxySQL).
     const MAY_BE_POOLED: bool = false;

@@ -14,7 +14,7 @@ impl ManagedDialect for Sqlite {
     /// A thread that waits cannot be told to stop.
     const LONGEST_WAIT: Option<Duration> = Some(Duration::from_secs(2));
 
-    const TELLS_AFTER: Duration = Duration::from_secs(1);
+    const TELLS_AFTER: Duration = super::FIRST_WAIT;
 
     const MAY_BE_POOLED: bool = false;
 
