@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use self::several::{NamedLocks, Names, ReleaseAll};
 use crate::proto::{
-    Abandoned, Ask, Condition, Dialect, Either, Failure, Hold, Machine, NameHolders, Parting,
-    Question, Session, Several,
+    Abandoned, AreYouThere, Ask, Condition, Dialect, Either, Failure, Hold, Machine, NameHolders,
+    Parting, Question, Session, Several,
 };
 use crate::{FencingToken, Holder, InvalidKey, LockKey, Report};
 
@@ -47,12 +47,11 @@ const FIRST_WAIT_FOR_SLOT: Duration = Duration::from_millis(1_100);
 
 /// An answer that nobody reads puts the connection out of step: the next question is given it.
 fn ask_holders(key: &str) -> Question<Vec<Holder>> {
-    Question::holders(sql::holders(key), Abandoned::broken()).of_session(sql::ARE_YOU_THERE)
+    Question::holders(sql::holders(key), Abandoned::broken())
 }
 
 fn ask_slot_holders(base: &str, permits: u32) -> Question<Vec<Holder>> {
     Question::slot_holders(slot_sql::slot_holders(base, permits), Abandoned::broken())
-        .of_session(sql::ARE_YOU_THERE)
 }
 
 /// What the names of a semaphore's locks begin with.
@@ -67,6 +66,11 @@ impl Dialect for Mysql {
     type Key = String;
 
     const END_SESSION: &'static str = "KILL CONNECTION_ID()";
+
+    const ARE_YOU_THERE: Option<AreYouThere> = Some(AreYouThere {
+        message: sql::ARE_YOU_THERE,
+        is_obeyed: true,
+    });
 
     /// Named locks are exclusive, and transactions do not touch them.
     fn acquire(

@@ -21,9 +21,9 @@ use self::several::{BeginSeveral, InsideSteps, Keys, SessionSteps, SeveralInTran
 use crate::holder::ServerKind;
 use crate::key::SemaphoreLock;
 use crate::proto::{
-    Abandoned, Answer, Ask, Cause, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine,
-    NameHolders, Parting, Question, Read, Reason, Rows, Session, Several, Statement, Step,
-    TransactionDialect,
+    Abandoned, Answer, AreYouThere, Ask, Cause, Condition, Dialect, DrawToken, Either, Failure,
+    Hold, Machine, NameHolders, Parting, Question, Read, Reason, Rows, Session, Several, Statement,
+    Step, TransactionDialect,
 };
 use crate::{FencingToken, Holder, InvalidKey, LockKey, Mode, PostgresKey, Report};
 
@@ -170,6 +170,12 @@ impl Dialect for Postgres {
     const END_SESSION: &'static str = "ROLLBACK; RESET SESSION AUTHORIZATION; SET ROLE NONE; \
         SELECT pg_catalog.pg_advisory_unlock_all(); \
         SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
+
+    // An aborted transaction obeys nothing that would leave it as it is.
+    const ARE_YOU_THERE: Option<AreYouThere> = Some(AreYouThere {
+        message: sql::ARE_YOU_THERE,
+        is_obeyed: false,
+    });
 
     fn acquire(
         ask: &Ask,

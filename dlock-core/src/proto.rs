@@ -24,6 +24,7 @@ mod name_holders;
 mod question;
 mod several;
 mod statement;
+mod still_there;
 mod token;
 mod unique;
 mod wait;
@@ -36,6 +37,7 @@ pub use hold::{Hold, Parting, Request};
 pub use machine::{Abandoned, Answer, Machine, Step};
 pub use several::MOST_LOCKS;
 pub use statement::{Bind, Binds, Columns, Prepared, Rows, Statement};
+pub use still_there::{AreYouThere, StillThere};
 pub use wait::Wait;
 
 pub(crate) use check::{Check, Facts};

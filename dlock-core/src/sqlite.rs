@@ -17,8 +17,9 @@ use self::several::FileLocks;
 use crate::holder::ServerKind;
 use crate::key::SemaphoreLock;
 use crate::proto::{
-    Abandoned, Ask, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine, NameHolders,
-    OpenTransaction, Parting, Question, Read, Request, Rows, Session, Several, Statement, unique,
+    Abandoned, AreYouThere, Ask, Condition, Dialect, DrawToken, Either, Failure, Hold, Machine,
+    NameHolders, OpenTransaction, Parting, Question, Read, Request, Rows, Session, Several,
+    Statement, unique,
 };
 use crate::{FencingToken, Holder, InvalidKey, LockKey, Report};
 
@@ -109,6 +110,8 @@ impl Dialect for Sqlite {
 
     // It frees nothing: the connection goes on, and so does the work under outer guards.
     const END_SESSION: &'static str = sql::ROLL_BACK;
+
+    const ARE_YOU_THERE: Option<AreYouThere> = None;
 
     fn acquire(
         ask: &Ask,

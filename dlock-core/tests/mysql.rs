@@ -792,17 +792,10 @@ mod waiting {
             .answer(Answer::Rows(Rows::Holders(Vec::new())))
             .answer(plain())
             .failed(timeout(Vec::new()));
-        for there in [DONE, plain()] {
-            waited()
-                .answer(plain())
-                .answer(plain())
-                .batch(ARE_YOU_THERE)
-                .answer(there)
-                .failed(Failure {
-                    aftermath: Aftermath::MarkBroken,
-                    ..timeout(Vec::new())
-                });
-        }
+        waited().answer(plain()).answer(plain()).failed(Failure {
+            aftermath: Aftermath::MarkBroken,
+            ..timeout(Vec::new())
+        });
         assert_eq!(waited().abandoned(), BROKEN);
     }
 
@@ -865,9 +858,7 @@ mod waiting {
             .answer(holders(Vec::new()))
             .answer(holders(Vec::new()))
             .waits();
-        let nobody_tells = || looking(UNLIMITED).answer(plain()).answer(plain());
-        nobody_tells().batch(ARE_YOU_THERE).answer(DONE).waits();
-        nobody_tells().answer(plain()).failed(gone());
+        looking(UNLIMITED).answer(plain()).answer(plain()).waits();
         looking(UNLIMITED).answer(lost()).failed(gone());
         // Only sessions that wait.
         let waits = Holder::from_columns(9, None, None, 1, 0, None);
@@ -1126,14 +1117,9 @@ mod releasing {
     #[test]
     fn anything_else_ends_the_session() {
         for ask in [asks(TRY), droppable(TRY)] {
-            // Drivers do not tell a session that is gone from one that was killed.
-            for (there, reason) in [(DONE, Reason::Database), (plain(), Reason::Lost)] {
-                release(ask.clone())
-                    .answer(plain())
-                    .batch("SET @dlock_there = 1")
-                    .answer(there)
-                    .failed(broken(reason).because());
-            }
+            release(ask.clone())
+                .answer(plain())
+                .failed(broken(Reason::Database).because());
             for answer in [DONE, value(2)] {
                 release(ask.clone())
                     .answer(answer)
@@ -1182,17 +1168,7 @@ mod asking {
             assert_eq!(is_held().says(0).ended(), Ok(false));
             is_held()
                 .answer(plain())
-                .batch("SET @dlock_there = 1")
-                .answer(DONE)
                 .failed(kind(Reason::Database).because());
-            let lost_unseen = is_held()
-                .answer(plain())
-                .batch("SET @dlock_there = 1")
-                .answer(plain());
-            lost_unseen.failed(Failure {
-                reason: Reason::Lost,
-                ..marked_broken(Reason::Database).because()
-            });
             is_held().answer(lost()).failed(gone());
             assert_eq!(is_held().abandoned(), BROKEN);
         }
@@ -1223,15 +1199,8 @@ mod asking {
             assert_eq!(second().answer(rows(one.clone())).ended(), Ok(one.clone()));
             assert_eq!(second().answer(rows(Vec::new())).ended(), Ok(Vec::new()));
         }
-        // Drivers do not tell that the session is gone.
-        let nobody_tells = || {
-            let asking = holders().answer(plain()).answer(plain());
-            asking.batch(ARE_YOU_THERE)
-        };
-        nobody_tells()
-            .answer(DONE)
-            .failed(marked_broken(Reason::Database).because());
-        nobody_tells().answer(plain()).failed(gone());
+        let nobody_tells = holders().answer(plain()).answer(plain());
+        nobody_tells.failed(marked_broken(Reason::Database).because());
         let nothing_else = holders().answer(rows(both)).answer(plain()).ended();
         assert_eq!(nothing_else.map(|holders| holders.len()), Ok(2));
         let waits = Holder::from_columns(9, None, None, 1, 0, None);

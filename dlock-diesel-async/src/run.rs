@@ -12,7 +12,7 @@ use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
 use dlock_diesel::shared::{self, Pump, trace};
 use tokio::runtime::Handle;
 
-use crate::backend::{AsyncLockBackend, Cancel, LockConnection};
+use crate::backend::{AsyncLockBackend, Cancel, DialectOf, LockConnection};
 use crate::cancel::spawn;
 use crate::{Error, session};
 
@@ -29,7 +29,7 @@ impl Watch for () {}
 /// A conversation with the server. While an answer is due it is armed: if it is dropped then, it is abandoned.
 struct Conversation<'c, C: LockConnection, M: Machine, W: Watch> {
     conn: &'c mut C,
-    pump: Pump<M>,
+    pump: Pump<DialectOf<C>, M>,
     watch: W,
     /// Taken only if it is needed.
     cancel: &'c mut Option<Cancel>,

@@ -5,7 +5,7 @@ use std::thread;
 use dlock_core::LockKey;
 use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
 
-use crate::backend::{LockBackend, LockConnection};
+use crate::backend::{DialectOf, LockBackend, LockConnection};
 use crate::shared::{self, Pump, trace};
 use crate::{Error, session};
 
@@ -40,7 +40,7 @@ pub(crate) fn talk<C: LockConnection, T>(
     machine: impl Machine<Output = T>,
     watch: &impl Watch,
 ) -> Option<Result<T, Failure>> {
-    let mut pump = Pump::new(machine);
+    let mut pump = Pump::<DialectOf<C>, _>::new(machine);
     let mut step = pump.start();
     loop {
         let is_statement = matches!(step, Step::Query(_) | Step::Batch(_));

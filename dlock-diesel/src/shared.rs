@@ -11,8 +11,8 @@ use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use dlock_core::LockKey;
 use dlock_core::proto::{
-    Abandoned, Aftermath, Answer, Cause, Condition, Depth, ErrorFields, Failure, MOST_LOCKS,
-    Machine, Reason, Session, Step,
+    Abandoned, Aftermath, Answer, Cause, Condition, Depth, Dialect, ErrorFields, Failure,
+    MOST_LOCKS, Machine, Reason, Session, Step, StillThere,
 };
 
 pub use crate::manager::desk;
@@ -41,17 +41,17 @@ pub fn may_check(key: &LockKey, session: Session) -> Result<(), Error> {
 
 /// A machine of the core, with a clock.
 #[derive(Debug)]
-pub struct Pump<M> {
-    machine: M,
+pub struct Pump<D, M> {
+    machine: StillThere<D, M>,
     /// `None` for a machine that does not look at the time.
     started: Option<Instant>,
 }
 
-impl<M: Machine> Pump<M> {
+impl<D: Dialect, M: Machine> Pump<D, M> {
     /// The clock starts now.
     pub fn new(machine: M) -> Self {
         Self {
-            machine,
+            machine: StillThere::new(machine),
             started: M::TIMED.then(Instant::now),
         }
     }

@@ -15,9 +15,7 @@ use crate::proto::{
 /// | the question | an answer to it | read |
 /// | | the answer to another one | fails, the session is ended |
 /// | | the session is lost | fails, lost |
-/// | | any other error | asks whether the session is there |
-/// | is the session there? | an error | fails, lost |
-/// | | anything else | fails |
+/// | | any other error | fails |
 #[derive(Debug)]
 pub(super) struct Question<T> {
     tag: Tag,
@@ -26,8 +24,6 @@ pub(super) struct Question<T> {
     breaks: bool,
     statement: Statement,
     read: fn(Rows, Tag, bool) -> Result<T, Failure>,
-    /// The question has failed.
-    failed: Option<Cause>,
 }
 
 impl Question<bool> {
@@ -47,7 +43,6 @@ impl Question<bool> {
                 Rows::Number(number) => sql::read(number, tag, droppable).map(|held| held == 1),
                 _ => Err(Reason::Database.clean(Cause::default())),
             },
-            failed: None,
         }
     }
 }
@@ -72,7 +67,6 @@ impl Question<FencingToken> {
                 }
                 _ => Err(Reason::Database.clean(Cause::default())),
             },
-            failed: None,
         }
     }
 }
@@ -87,27 +81,18 @@ impl<T> Machine for Question<T> {
     }
 
     fn next(&mut self, answer: Answer, _now: Duration) -> Step<T> {
-        if let Some(cause) = self.failed.take() {
-            return Step::failed(match answer {
-                Answer::Error(_) => Failure::lost(cause),
-                _ => Failure {
-                    aftermath: match self.breaks {
-                        true => Aftermath::MarkBroken,
-                        false => Aftermath::Clean,
-                    },
-                    ..Reason::Database.clean(cause)
-                },
-            });
-        }
         Step::Done(match answer {
             Answer::Rows(rows) => (self.read)(rows, self.tag, self.droppable),
             Answer::Error(ErrorFields {
                 lost: true, cause, ..
             }) => Err(Failure::lost(cause)),
-            Answer::Error(error) => {
-                self.failed = Some(error.cause);
-                return Step::Batch(sql::ARE_YOU_THERE.into());
-            }
+            Answer::Error(error) => Err(Failure {
+                aftermath: match self.breaks {
+                    true => Aftermath::MarkBroken,
+                    false => Aftermath::Clean,
+                },
+                ..Reason::Database.clean(error.cause)
+            }),
             Answer::Done => Err(Reason::Database.clean(Cause::default())),
         })
     }

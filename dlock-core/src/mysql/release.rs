@@ -13,16 +13,11 @@ use crate::proto::{
 /// |---|---|---|
 /// | the release | 1 | released |
 /// | | 0 | not held: another session's, or nobody's |
-/// | | an error | asks whether the session is there |
-/// | | anything else | fails, the session is ended |
-/// | is the session there? | an error | fails, nothing is held |
 /// | | anything else | fails, the session is ended |
 #[derive(Debug)]
 pub(super) struct Release {
     hold: Hold<String>,
     tag: Tag,
-    /// The release has failed.
-    failed: Option<Cause>,
 }
 
 impl Release {
@@ -30,7 +25,6 @@ impl Release {
         Self {
             hold,
             tag: Tag::new(),
-            failed: None,
         }
     }
 }
@@ -54,13 +48,6 @@ impl Machine for Release {
     }
 
     fn next(&mut self, answer: Answer, _now: Duration) -> Step<()> {
-        if let Some(cause) = self.failed.take() {
-            return Step::failed(match answer {
-                // Ended for the case that it is there and was killed each time.
-                Answer::Error(_) => Reason::Lost.broken(cause),
-                _ => Reason::Database.broken(cause),
-            });
-        }
         let has_tag = self.hold.droppable || self.hold.slot.is_some();
         Step::Done(match answer {
             Answer::Rows(Rows::Number(number) | Rows::Pair(_, number)) => {
@@ -74,10 +61,7 @@ impl Machine for Release {
             Answer::Error(ErrorFields {
                 lost: true, cause, ..
             }) => Err(Failure::lost(cause)),
-            Answer::Error(error) => {
-                self.failed = Some(error.cause);
-                return Step::Batch(sql::ARE_YOU_THERE.into());
-            }
+            Answer::Error(error) => Err(Reason::Database.broken(error.cause)),
             _ => Err(Reason::Database.broken(Cause::default())),
         })
     }

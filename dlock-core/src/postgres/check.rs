@@ -7,7 +7,12 @@ use crate::{Finding, Report};
 const LOCKS: &str = "session, transaction and shared locks";
 
 pub(super) fn check() -> Check {
-    Check::new(sql::check(), judge, "SELECT 1", Abandoned::default())
+    Check::new(
+        sql::check(),
+        judge,
+        sql::ARE_YOU_THERE,
+        Abandoned::default(),
+    )
 }
 
 fn judge(facts: &Facts) -> Report {

@@ -5,8 +5,7 @@ use super::fault::{Failed, Fault, aborted, unknown};
 use super::sql::{self, Lift, Scope};
 use super::turns::{Next, QuietTurn, Turn, Turns};
 use crate::proto::{
-    Abandoned, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Savepoint, Session,
-    Step, Wait,
+    Abandoned, Answer, Cause, Failure, Machine, Reason, Rows, Savepoint, Session, Step, Wait,
 };
 use crate::{Mode, PostgresKey};
 
@@ -17,9 +16,7 @@ use crate::{Mode, PostgresKey};
 /// | `Try` | tries, without a savepoint | 1 | granted |
 /// | | | 0 | `Wait`, `Sleep` (polling), or gives up |
 /// | | | 3: it is a standby | fails; the transaction goes on |
-/// | | | an error | `Aborted` |
-/// | `Aborted` | anything, to learn whether the session is there | an error, lost | fails: the session is gone |
-/// | | | anything else | fails; the transaction is aborted |
+/// | | | an error | fails; the transaction is aborted |
 /// | `Wait` | an [`Attempt`]: waits for a turn | done | granted |
 /// | | | undone: the limit passed | the next turn, or gives up |
 /// | | | undone: any other error | fails, nothing is held |
@@ -43,7 +40,6 @@ enum State {
     Try,
     Wait { attempt: Attempt, millis: u32 },
     Turn(QuietTurn),
-    Aborted(ErrorFields),
     Sleep,
 }
 
@@ -185,15 +181,7 @@ impl Machine for AcquireInTransaction {
                 self.fail(Reason::Standby, Cause::default())
             }
             // Its rollback releases the lock, if there is one.
-            (State::Try, Answer::Error(error)) if error.lost => Step::failed(aborted(error)),
-            (State::Try, Answer::Error(error)) => {
-                self.state = State::Aborted(error);
-                Step::Query(sql::is_held(self.key, self.mode).never_kept())
-            }
-            (State::Aborted(_), Answer::Error(error)) if error.lost => {
-                Step::failed(Failure::lost(error.cause))
-            }
-            (State::Aborted(error), _) => Step::failed(aborted(std::mem::take(error))),
+            (State::Try, Answer::Error(error)) => Step::failed(aborted(error)),
             (State::Try, answer) => Step::failed(unknown(answer)),
             (State::Wait { attempt, millis }, answer) => {
                 let millis = *millis;
@@ -212,7 +200,7 @@ impl Machine for AcquireInTransaction {
     fn abandon(&self) -> Abandoned {
         match &self.state {
             // If it was granted, it ends with the transaction.
-            State::Sleep | State::Try | State::Aborted(_) => Abandoned::default(),
+            State::Sleep | State::Try => Abandoned::default(),
             // Nobody knows whether the savepoint was released, so the transaction cannot be mended.
             State::Wait { attempt, .. } => Abandoned {
                 cancel: attempt.is_sent(),

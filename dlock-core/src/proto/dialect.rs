@@ -1,6 +1,6 @@
 use std::fmt::Debug;
 
-use super::{Ask, Condition, Failure, Hold, Machine, Parting, Request, Session};
+use super::{AreYouThere, Ask, Condition, Failure, Hold, Machine, Parting, Request, Session};
 use crate::{FencingToken, Holder, LockKey, Report};
 
 /// A kind of server: what it is asked, and what its answers mean. There is one type for each Diesel backend.
@@ -15,6 +15,9 @@ pub trait Dialect: 'static {
     ///
     /// A session of SQLite cannot be ended. There it rolls back, and holds are given up by their [`Request`].
     const END_SESSION: &'static str;
+
+    /// How a session is asked whether it is there, after an error that nobody can name. `None` where none can be lost.
+    const ARE_YOU_THERE: Option<AreYouThere>;
 
     /// Acquires a session's lock. `None` if the limit passed and [`Ask::name_holders`] is off.
     ///

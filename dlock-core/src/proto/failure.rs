@@ -110,6 +110,11 @@ impl Cause {
         self.0.as_ref()?.downcast_ref()
     }
 
+    /// Whether there is an error.
+    pub(crate) fn is_some(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The error, if this is one of that type, and nobody else has it.
     pub fn into_error<E: Any + Send + Sync>(self) -> Option<E> {
         let error = self.0?.downcast::<E>().ok()?;
@@ -119,7 +124,7 @@ impl Cause {
 
 impl fmt::Debug for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() {
+        f.write_str(if self.is_some() {
             "Cause(..)"
         } else {
             "Cause(none)"
@@ -130,7 +135,7 @@ impl fmt::Debug for Cause {
 /// Whether there is an error; which one does not matter to a machine.
 impl PartialEq for Cause {
     fn eq(&self, other: &Self) -> bool {
-        self.0.is_some() == other.0.is_some()
+        self.is_some() == other.is_some()
     }
 }
 

@@ -17,9 +17,6 @@ pub(crate) struct Question<T> {
     fallback: Option<T>,
     abandoned: Abandoned,
     first_error: Option<ErrorFields>,
-    /// What a session obeys that is there, where drivers do not tell that it is gone.
-    are_you_there: Option<&'static str>,
-    asks_for_session: bool,
 }
 
 /// What an answer is worth.
@@ -45,16 +42,6 @@ impl<T> Question<T> {
             fallback: None,
             abandoned,
             first_error: None,
-            are_you_there: None,
-            asks_for_session: false,
-        }
-    }
-
-    /// If all fails, a session that does not obey this is gone.
-    pub(crate) fn of_session(self, are_you_there: &'static str) -> Self {
-        Self {
-            are_you_there: Some(are_you_there),
-            ..self
         }
     }
 
@@ -65,13 +52,7 @@ impl<T> Question<T> {
                 Step::Query(statement)
             }
             (None, Some(value)) => Step::Done(Ok(value)),
-            (None, None) => match self.are_you_there.take() {
-                Some(message) => {
-                    self.asks_for_session = true;
-                    Step::Batch(message.into())
-                }
-                None => self.fail(),
-            },
+            (None, None) => self.fail(),
         }
     }
 
@@ -133,12 +114,6 @@ impl<T: Send> Machine for Question<T> {
     }
 
     fn next(&mut self, answer: Answer, _now: Duration) -> Step<T> {
-        if self.asks_for_session {
-            return match answer {
-                Answer::Error(_) => Step::failed(Failure::lost(self.cause())),
-                _ => self.fail(),
-            };
-        }
         match answer {
             Answer::Rows(rows) => match (self.read)(rows) {
                 Read::Accept(value) => return Step::Done(Ok(value)),

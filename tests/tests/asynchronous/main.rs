@@ -9,6 +9,7 @@ mod fencing;
 mod flavor;
 mod guard;
 mod handlers;
+mod last_words;
 mod managed;
 mod manager;
 mod open_transactions;

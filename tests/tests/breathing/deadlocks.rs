@@ -42,7 +42,7 @@ fn hold_and_wait(
 
 #[test]
 fn a_deadlock_is_found_early_in_a_wait() {
-    on_each_server(|server| {
+    on_each_server(20, |server| {
         for_each_way(server, &WAYS, |server, way| {
             let (one, two) = (unique_key("one"), unique_key("two"));
             let both = Arc::new(Barrier::new(2));
@@ -64,7 +64,7 @@ fn a_deadlock_is_found_early_in_a_wait() {
 /// The other session does not look for one.
 #[test]
 fn a_deadlock_is_found_in_a_quiet_turn() {
-    on_each_server(|server| {
+    on_each_server(25, |server| {
         for_each_way(server, &WAYS, |server, way| {
             let (one, two) = (unique_key("one"), unique_key("two"));
             let mut observer = PgConnection::open(server);

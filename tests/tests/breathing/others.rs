@@ -128,7 +128,7 @@ fn while_twenty_wait(server: &Server, way: Way, works: &[Work]) {
 
 #[test]
 fn vacuum_cleans_and_an_index_is_built_within_a_turn_while_twenty_sessions_wait() {
-    on_each_server(|server| {
+    on_each_server(110, |server| {
         let ways = [
             Way::Acquire,
             Way::Shared,
@@ -151,7 +151,7 @@ fn vacuum_cleans_and_an_index_is_built_within_a_turn_while_twenty_sessions_wait(
 /// for the whole transaction of each session that had a snapshot when it asked.
 #[test]
 fn vacuum_cleans_within_a_turn_while_twenty_sessions_wait_in_their_transactions() {
-    on_each_server(|server| {
+    on_each_server(60, |server| {
         let ways = [Way::InTransaction, Way::InsideTransaction];
         for_each_way(server, &ways, |server, way| {
             while_twenty_wait(server, way, &[Work::Vacuum]);

@@ -29,7 +29,7 @@ fn reader(server: &Server, key: &str, ended: &Arc<AtomicBool>) -> Session<()> {
 
 #[test]
 fn a_writer_gets_in_behind_overlapping_readers_that_hold_longer_than_a_turn() {
-    on_each_server(|server| {
+    on_each_server(25, |server| {
         let ways = [Way::Acquire, Way::Transaction, Way::InTransaction];
         for_each_way(server, &ways, |server, way| {
             let key = unique_key("readers");

@@ -81,36 +81,38 @@ impl FlattenPanic for thread::Result<thread::Result<()>> {
     }
 }
 
-/// How many tests run at the same time, whatever `RUST_TEST_THREADS` says: they measure turns, and each has dozens of
-/// sessions.
-const AT_ONCE: usize = 4;
+/// How many sessions the tests that run at the same time have on each server, whatever `RUST_TEST_THREADS` says. A
+/// server takes 200, and the tests measure turns.
+const MOST_SESSIONS: usize = 150;
 
-/// How many run, and what tells that one has ended.
-static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+/// How many they may have, and what tells that a test has ended.
+static SESSIONS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
-struct Running;
+struct Running {
+    sessions: usize,
+}
 
 impl Running {
-    fn begin() -> Self {
-        let (running, ended) = &RUNNING;
-        let running = running.lock().expect("not poisoned");
-        let full = |running: &mut usize| *running == AT_ONCE;
-        *ended.wait_while(running, full).expect("not poisoned") += 1;
-        Self
+    fn begin(sessions: usize) -> Self {
+        let (taken, ended) = &SESSIONS;
+        let taken = taken.lock().expect("not poisoned");
+        let full = |taken: &mut usize| *taken + sessions > MOST_SESSIONS;
+        *ended.wait_while(taken, full).expect("not poisoned") += sessions;
+        Self { sessions }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let (running, ended) = &RUNNING;
-        *running.lock().expect("not poisoned") -= 1;
-        ended.notify_one();
+        let (taken, ended) = &SESSIONS;
+        *taken.lock().expect("not poisoned") -= self.sessions;
+        ended.notify_all();
     }
 }
 
-/// Runs `test` on each server at the same time.
-pub(crate) fn on_each_server(test: impl Fn(&Server) + Sync) {
-    let _running = Running::begin();
+/// Runs `test` on each server at the same time. It has at most so many sessions on one.
+pub(crate) fn on_each_server(sessions: usize, test: impl Fn(&Server) + Sync) {
+    let _running = Running::begin(sessions);
     let test = &test;
     let on = |server: &'static Server| case(format!("on {server}"), move || test(server));
     together(all_servers().into_iter().map(on).collect());

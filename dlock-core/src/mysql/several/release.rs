@@ -14,10 +14,8 @@ use crate::proto::{
 /// | `Release` | releases all | all | released |
 /// | | | the place of one | that one was not held; the others are released |
 /// | | | one was not held, without a row | `Which` |
-/// | | | an error | `AreYouThere` |
 /// | `Which` | the place of the one that was not held | a place | that one was not held |
 /// | | | anything else | one was not held |
-/// | `AreYouThere` | is the session there? | an error | fails, nothing is held |
 /// | each | | anything else | fails, the session is ended |
 #[derive(Debug)]
 pub(in crate::mysql) struct ReleaseAll {
@@ -32,7 +30,6 @@ pub(in crate::mysql) struct ReleaseAll {
 enum State {
     Release,
     Which(Tag),
-    AreYouThere(Cause),
 }
 
 impl ReleaseAll {
@@ -88,8 +85,7 @@ impl Machine for ReleaseAll {
                 Step::Query(sql::lost(tag))
             }
             (State::Release, Answer::Error(error)) => {
-                self.state = State::AreYouThere(error.cause);
-                Step::Batch(sql::ARE_YOU_THERE.into())
+                Step::failed(Reason::Database.broken(error.cause))
             }
             (State::Release, _) => Step::failed(Reason::Database.broken(Cause::default())),
 
@@ -98,12 +94,6 @@ impl Machine for ReleaseAll {
                 self.not_held(place.ok())
             }
             (State::Which(_), _) => self.not_held(None),
-
-            // Ended for the case that it is there and was killed each time.
-            (State::AreYouThere(cause), Answer::Error(_)) => {
-                Step::failed(Reason::Lost.broken(cause))
-            }
-            (State::AreYouThere(cause), _) => Step::failed(Reason::Database.broken(cause)),
         }
     }
 
