@@ -57,11 +57,13 @@ impl<D: Dialect, M: Machine> Pump<D, M> {
     }
 
     /// The first step.
+    #[inline]
     pub fn start(&mut self) -> Step<M::Output> {
         self.machine.start(Duration::ZERO)
     }
 
     /// The next step, after the answer to the last one.
+    #[inline]
     pub fn next(&mut self, answer: Answer) -> Step<M::Output> {
         let now = self.started.map(|started| started.elapsed());
         self.machine.next(answer, now.unwrap_or_default())

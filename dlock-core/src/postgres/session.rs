@@ -110,7 +110,8 @@ impl AcquireSession {
             None => (sql::acquire(self.key, self.mode, millis), millis),
         };
         self.state = State::Ask { millis, sent: now };
-        self.asked = statement.sql.first().copied();
+        // The longest piece, which no other statement has.
+        self.asked = statement.sql.last().copied();
         Step::Query(if self.unprepared {
             statement.never_kept()
         } else {

@@ -17,31 +17,29 @@ pub(crate) const KEY: i64 = 42;
 
 /// What dlock sends, without `pg_catalog.`; `{}` stands for a number or a name.
 mod text {
-    pub(super) const ACQUIRE_FIRST: &str = "SELECT (CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 ELSE 0 END)::bigint \
-        WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN false WHEN pg_try_advisory_lock($1) THEN true \
-        ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
-        textne(current_setting('transaction_timeout', true), '0') THEN true \
-        ELSE set_config('lock_timeout', format('%%s', current_setting('lock_timeout'), \
-        set_config('lock_timeout', '900', true), pg_advisory_xact_lock('%s')), true) IS NULL END$dlock$, $1), \
-        true, true, '')::text, '') AND pg_advisory_lock($1) IS NOT NULL END /* ? */";
-    pub(super) const ACQUIRE_LIMITED: &str = "SELECT (CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 ELSE 0 END)::bigint \
-        WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN false WHEN pg_try_advisory_lock($1) THEN true \
-        WHEN int8eq($2, 0) THEN false \
-        ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
-        textne(current_setting('transaction_timeout', true), '0') THEN true \
-        ELSE set_config('lock_timeout', format('%%s', current_setting('lock_timeout'), \
-        set_config('lock_timeout', '%s', true), pg_advisory_xact_lock('%s')), true) IS NULL END$dlock$, $2, $1), \
-        true, true, '')::text, '') AND pg_advisory_lock($1) IS NOT NULL END /* ?, ? */";
-    pub(super) const DROPPABLE: &str = "SELECT (CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 ELSE 0 END)::bigint \
-        WHERE NOT CASE WHEN int8eq($1, 0) THEN pg_advisory_unlock($2) \
-        WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN false WHEN pg_try_advisory_lock($2) THEN set_config('dlock.granted', $1::text, false) IS NOT NULL \
-        WHEN int8eq(int8and($1, 4095), 0) THEN false \
-        ELSE texteq(query_to_xml(format($dlock$SELECT WHERE CASE WHEN \
-        textne(current_setting('transaction_timeout', true), '0') THEN true \
-        ELSE set_config('lock_timeout', format('%%s', current_setting('lock_timeout'), \
-        set_config('lock_timeout', '%s', true), pg_advisory_xact_lock('%s')), true) IS NULL END$dlock$, \
-        int8and($1, 4095), $2), true, true, '')::text, '') \
-        AND set_config('dlock.granted', $1::text, false) IS NOT NULL AND pg_advisory_lock($2) IS NOT NULL END /* ?, ? */";
+    pub(super) const ACQUIRE_FIRST: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+        THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+        THEN false WHEN pg_try_advisory_lock(?) THEN true \
+        WHEN textne(current_setting('transaction_timeout', true), '0') THEN false \
+        ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
+        set_config('lock_timeout', '900', true), pg_advisory_xact_lock($1), pg_sleep(0)), true) IS NOT NULL \
+        AND pg_advisory_lock($1) IS NOT NULL END";
+    pub(super) const ACQUIRE_LIMITED: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+        THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+        THEN false WHEN pg_try_advisory_lock(?) THEN true \
+        WHEN int8eq(?, 0) OR textne(current_setting('transaction_timeout', true), '0') THEN false \
+        ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
+        set_config('lock_timeout', $2::varchar, true), pg_advisory_xact_lock($1), pg_sleep(0)), true) IS NOT NULL \
+        AND pg_advisory_lock($1) IS NOT NULL END";
+    pub(super) const DROPPABLE: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+        THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN int8eq(?, 0) THEN pg_advisory_unlock(?) \
+        WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+        THEN false WHEN CASE WHEN pg_try_advisory_lock($2) THEN true \
+        WHEN int8lt($1, 0) OR textne(current_setting('transaction_timeout', true), '0') THEN false \
+        ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
+        set_config('lock_timeout', int8and($1, 4095)::varchar, true), pg_advisory_xact_lock($2), pg_sleep(0)), true) IS NOT NULL \
+        AND pg_advisory_lock($2) IS NOT NULL END \
+        THEN set_config('dlock.granted', $1::varchar, false) IS NOT NULL ELSE false END";
     pub(super) const UNLOCK: &str = "SELECT 0::bigint WHERE NOT pg_advisory_unlock(?)";
     pub(super) const TRY_IN_TRANSACTION: &str = "SELECT (CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 \
         ELSE pg_try_advisory_xact_lock(?)::int END)::bigint";
@@ -235,7 +233,7 @@ impl Message {
                 statements: vec![Does::of_statement(statement)],
                 prepared: match statement.prepared {
                     Prepared::ByText | Prepared::Never => None,
-                    _ => Some(statement.sql[0].to_owned()),
+                    _ => statement.sql.last().map(|text| (*text).to_owned()),
                 },
                 failed: statement.binds.iter().find_map(|bind| match bind {
                     Bind::Text(text) => Some(text.clone()),
@@ -402,7 +400,10 @@ impl Does {
                 assert_eq!(big(1), KEY);
                 Does::Acquire {
                     mark: big(0),
-                    millis: (big(0) & 4095).try_into().unwrap(),
+                    millis: match big(0) {
+                        ..0 => 0,
+                        mark => (mark & 4095).try_into().unwrap(),
+                    },
                 }
             }
             text::UNLOCK => {

@@ -122,7 +122,8 @@ pub(in crate::postgres) fn undo(savepoint: &Savepoint) -> String {
 /// and no wait was asked for.
 ///
 /// The text is parsed and planned each time: each function costs a microsecond or so, also in a branch that is not
-/// taken. So all but the free lock at READ COMMITTED stands in a text, which `query_to_xml` executes. See `or_wait!`.
+/// taken. So all but the free lock at READ COMMITTED stands in a text, which `query_to_xml` executes only where it is
+/// needed. The text has no columns, and no row unless it fails, so it needs no XML library, and its result is empty.
 pub(in crate::postgres) fn begin(key: PostgresKey, mode: Mode, millis: u32) -> String {
     const READ_COMMITTED: &str =
         "pg_catalog.texteq(pg_catalog.current_setting('transaction_isolation'), 'read committed')";

@@ -15,7 +15,8 @@ pub(in crate::postgres) const CUT_SHORT: i64 = 2;
 /// The server has locks of its own, as a standby has: see `has_own_locks!`. Nothing was asked for, or released.
 pub(in crate::postgres) const STANDBY: i64 = 3;
 
-/// A statement that answers without a row if the condition holds, and otherwise with [`TAKEN`] or [`STANDBY`].
+/// The start of a statement that answers without a row if the condition behind it holds, and otherwise with [`TAKEN`]
+/// or [`STANDBY`].
 ///
 /// The condition takes the lock, and is the last that is done. If there were a row, the executor would look for
 /// interrupts once more after it has sent the row, and a cancel at that moment would make the statement fail and leave
@@ -23,11 +24,10 @@ pub(in crate::postgres) const STANDBY: i64 = 3;
 macro_rules! no_row_if {
     ($condition:expr) => {
         concat!(
-            "SELECT (CASE WHEN ",
+            "SELECT CASE WHEN ",
             has_own_locks!(),
-            " THEN 3 ELSE 0 END)::bigint WHERE NOT CASE WHEN ",
-            $condition,
-            " END /* "
+            " THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN ",
+            $condition
         )
     };
 }
@@ -41,32 +41,23 @@ macro_rules! unless_standby {
 
 /// What follows a try that found the lock taken: it waits.
 ///
-/// - The wait is a query of its own, in a text that `query_to_xml` executes. The server prepares each function of a
-///   statement for each execution, also those of a branch that is not taken; of a text it does so only here. The query
-///   has no columns, and no row unless the wait was not begun, so it needs no XML library, and its result is empty.
 /// - The lock is waited for as one of the transaction, and only then taken as one of the session, which does not wait
 ///   any more. If the server granted a session's lock just as `lock_timeout` or a cancel fires, the statement would
 ///   fail and the lock stay. A transaction's lock goes with the transaction.
-/// - The end of the query is an interrupt check. A timeout that fires during the grant is raised there, before the
-///   session's lock is taken.
+/// - `pg_sleep(0)` looks for interrupts. A timeout that fires during the grant is raised there, before the session's
+///   lock is taken.
 /// - The statement does not look at `statement_timeout`. If that cuts the wait short, [`probe`](super::probe) tells.
 macro_rules! or_wait {
-    ($lock:literal, $key:literal, $keys:literal, $millis:literal, $arguments:literal, $mark:expr) => {
+    ($lock:literal, $key:literal, $millis:literal) => {
         concat!(
-            " ELSE pg_catalog.texteq(pg_catalog.query_to_xml(pg_catalog.format($dlock$",
-            "SELECT WHERE CASE WHEN ",
             transaction_timeout_is_set!(),
-            " THEN true ELSE ",
-            wait_and_put_limit_back!($millis, $lock, $keys, "%%s"),
-            " IS NULL END$dlock$, ",
-            $arguments,
-            "), true, true, '')::pg_catalog.text, '')",
-            $mark,
-            " AND pg_catalog.pg_advisory_",
+            " THEN false ELSE ",
+            wait_and_put_limit_back!($millis, $lock, $key),
+            " IS NOT NULL AND pg_catalog.pg_advisory_",
             $lock,
             "(",
             $key,
-            ") IS NOT NULL"
+            ") IS NOT NULL END"
         )
     };
 }
@@ -82,56 +73,44 @@ pub(super) use transaction_timeout_is_set;
 /// `format` prints only its first argument, and evaluates all of them in order: the old limit, the new one, the wait.
 /// So `lock_timeout` is put back in the same statement, in case a transaction is open that Diesel does not know of.
 macro_rules! wait_and_put_limit_back {
-    ($millis:literal, $lock:literal, $keys:literal, $first:literal) => {
+    ($millis:literal, $lock:literal, $key:literal) => {
         concat!(
-            "pg_catalog.set_config('lock_timeout', pg_catalog.format('",
-            $first,
-            "', pg_catalog.current_setting('lock_timeout'), pg_catalog.set_config('lock_timeout', '",
+            "pg_catalog.set_config('lock_timeout', pg_catalog.format('%s', \
+             pg_catalog.current_setting('lock_timeout'), pg_catalog.set_config('lock_timeout', ",
             $millis,
-            "', true), pg_catalog.pg_advisory_xact_",
+            ", true), pg_catalog.pg_advisory_xact_",
             $lock,
             "(",
-            $keys,
-            ")), true)"
+            $key,
+            "), pg_catalog.pg_sleep(0)), true)"
         )
     };
 }
 
-/// The binds by their numbers: the key, then milliseconds, if they are not a constant. Diesel writes its own
-/// placeholders into the comment, so that the text stays one piece.
+/// What stands in front of the key of a try.
 macro_rules! acquire {
-    ($lock:literal, $key:literal, $keys:literal, $try_only:expr, $millis:literal, $arguments:literal) => {
+    ($lock:literal) => {
         no_row_if!(concat!(
             unless_standby!(),
             "pg_catalog.pg_try_advisory_",
             $lock,
-            "(",
-            $key,
-            ") THEN true",
-            $try_only,
-            or_wait!($lock, $key, $keys, $millis, $arguments, "")
+            "("
         ))
     };
 }
 
-/// A turn of [`FIRST_TURN`], which costs no bind.
-macro_rules! acquire_first {
-    ($lock:literal, $key:literal, $keys:literal) => {
-        acquire!($lock, $key, $keys, "", "900", $key)
+/// What stands behind it, for a turn of [`FIRST_TURN`], which costs no bind. The binds are named by their numbers.
+macro_rules! or_wait_first {
+    ($lock:literal, $key:literal) => {
+        concat!(") THEN true WHEN ", or_wait!($lock, $key, "'900'"))
     };
 }
 
-/// So many milliseconds, or none.
-macro_rules! acquire_limited {
-    ($lock:literal, $key:literal, $keys:literal, $millis:literal, $arguments:literal) => {
-        acquire!(
-            $lock,
-            $key,
-            $keys,
-            concat!(" WHEN pg_catalog.int8eq(", $millis, ", 0) THEN false"),
-            "%s",
-            $arguments
-        )
+/// The same in front of the milliseconds, and behind them.
+const OR: &str = ") THEN true WHEN pg_catalog.int8eq(";
+macro_rules! or_wait_limited {
+    ($lock:literal, $key:literal, $millis:literal) => {
+        concat!(", 0) OR ", or_wait!($lock, $key, $millis))
     };
 }
 
@@ -143,38 +122,32 @@ const _: () = assert!(FIRST_TURN == 900, "as the texts say");
 
 /// Tries to take a session's lock and waits where it must, at most so many milliseconds; 0 does not wait.
 pub(in crate::postgres) fn acquire(key: PostgresKey, mode: Mode, millis: u32) -> Statement {
+    const LOCK: &str = acquire!("lock");
+    const SHARED: &str = acquire!("lock_shared");
     const FIRST: [&[&str]; 4] = [
-        &[acquire_first!("lock", "$1", "'%s'"), " */"],
-        &[acquire_first!("lock_shared", "$1", "'%s'"), " */"],
-        &[acquire_first!("lock", "$1, $2", "'%s', '%s'"), ", ", " */"],
-        &[
-            acquire_first!("lock_shared", "$1, $2", "'%s', '%s'"),
-            ", ",
-            " */",
-        ],
+        &[LOCK, or_wait_first!("lock", "$1")],
+        &[SHARED, or_wait_first!("lock_shared", "$1")],
+        &[LOCK, ", ", or_wait_first!("lock", "$1, $2")],
+        &[SHARED, ", ", or_wait_first!("lock_shared", "$1, $2")],
     ];
     const LIMITED: [&[&str]; 4] = [
+        &[LOCK, OR, or_wait_limited!("lock", "$1", "$2::varchar")],
         &[
-            acquire_limited!("lock", "$1", "'%s'", "$2", "$2, $1"),
-            ", ",
-            " */",
+            SHARED,
+            OR,
+            or_wait_limited!("lock_shared", "$1", "$2::varchar"),
         ],
         &[
-            acquire_limited!("lock_shared", "$1", "'%s'", "$2", "$2, $1"),
+            LOCK,
             ", ",
-            " */",
+            OR,
+            or_wait_limited!("lock", "$1, $2", "$3::varchar"),
         ],
         &[
-            acquire_limited!("lock", "$1, $2", "'%s', '%s'", "$3", "$3, $1, $2"),
+            SHARED,
             ", ",
-            ", ",
-            " */",
-        ],
-        &[
-            acquire_limited!("lock_shared", "$1, $2", "'%s', '%s'", "$3", "$3, $1, $2"),
-            ", ",
-            ", ",
-            " */",
+            OR,
+            or_wait_limited!("lock_shared", "$1, $2", "$3::varchar"),
         ],
     ];
     use Prepared::*;
@@ -199,39 +172,26 @@ pub(in crate::postgres) fn acquire(key: PostgresKey, mode: Mode, millis: u32) ->
     Statement::number(names[form], LIMITED[form], binds).columns(Columns::NoRow)
 }
 
-/// Leaves the mark in the session.
-macro_rules! marked {
-    () => {
-        "pg_catalog.set_config('dlock.granted', $1::pg_catalog.text, false) IS NOT NULL"
-    };
-}
+/// In front of the mark and of the key: without a mark, the lock is released.
+const MARKED: &str = no_row_if!("pg_catalog.int8eq(");
+const RELEASED: &str = ", 0) THEN pg_catalog.pg_advisory_unlock(";
+const RELEASED_SHARED: &str = ", 0) THEN pg_catalog.pg_advisory_unlock_shared(";
 
-/// The binds by their numbers: the mark with the milliseconds in its last 12 bits, or 0 to release; the key.
+/// What stands behind the key. The mark has the milliseconds in its last 12 bits, and is negative where it does not
+/// wait.
 macro_rules! droppable {
-    ($lock:literal, $key:literal, $keys:literal, $arguments:literal) => {
-        no_row_if!(concat!(
-            "pg_catalog.int8eq($1, 0) THEN pg_catalog.pg_advisory_un",
-            $lock,
-            "(",
-            $key,
+    ($lock:literal, $key:literal) => {
+        concat!(
             ") WHEN ",
             unless_standby!(),
-            "pg_catalog.pg_try_advisory_",
+            "CASE WHEN pg_catalog.pg_try_advisory_",
             $lock,
             "(",
             $key,
-            ") THEN ",
-            marked!(),
-            " WHEN pg_catalog.int8eq(pg_catalog.int8and($1, 4095), 0) THEN false",
-            or_wait!(
-                $lock,
-                $key,
-                $keys,
-                "%s",
-                $arguments,
-                concat!(" AND ", marked!())
-            )
-        ))
+            ") THEN true WHEN pg_catalog.int8lt($1, 0) OR ",
+            or_wait!($lock, $key, "pg_catalog.int8and($1, 4095)::varchar"),
+            " THEN pg_catalog.set_config('dlock.granted', $1::varchar, false) IS NOT NULL ELSE false END"
+        )
     };
 }
 
@@ -245,42 +205,14 @@ pub(in crate::postgres) fn droppable(
     mark: Option<Mark>,
 ) -> Statement {
     const DROPPABLE: [&[&str]; 4] = [
+        &[MARKED, RELEASED, droppable!("lock", "$2")],
+        &[MARKED, RELEASED_SHARED, droppable!("lock_shared", "$2")],
+        &[MARKED, RELEASED, ", ", droppable!("lock", "$2, $3")],
         &[
-            droppable!("lock", "$2", "'%s'", "pg_catalog.int8and($1, 4095), $2"),
+            MARKED,
+            RELEASED_SHARED,
             ", ",
-            " */",
-        ],
-        &[
-            droppable!(
-                "lock_shared",
-                "$2",
-                "'%s'",
-                "pg_catalog.int8and($1, 4095), $2"
-            ),
-            ", ",
-            " */",
-        ],
-        &[
-            droppable!(
-                "lock",
-                "$2, $3",
-                "'%s', '%s'",
-                "pg_catalog.int8and($1, 4095), $2, $3"
-            ),
-            ", ",
-            ", ",
-            " */",
-        ],
-        &[
-            droppable!(
-                "lock_shared",
-                "$2, $3",
-                "'%s', '%s'",
-                "pg_catalog.int8and($1, 4095), $2, $3"
-            ),
-            ", ",
-            ", ",
-            " */",
+            droppable!("lock_shared", "$2, $3"),
         ],
     ];
     use Prepared::*;
