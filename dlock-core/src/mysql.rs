@@ -69,7 +69,8 @@ impl Dialect for Mysql {
 
     const ARE_YOU_THERE: Option<AreYouThere> = Some(AreYouThere {
         message: sql::ARE_YOU_THERE,
-        is_obeyed: true,
+        is_told: false,
+        unread_breaks: true,
     });
 
     /// Named locks are exclusive, and transactions do not touch them.

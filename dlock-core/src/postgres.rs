@@ -171,10 +171,11 @@ impl Dialect for Postgres {
         SELECT pg_catalog.pg_advisory_unlock_all(); \
         SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
 
-    // An aborted transaction obeys nothing that would leave it as it is.
+    // An aborted transaction does not obey.
     const ARE_YOU_THERE: Option<AreYouThere> = Some(AreYouThere {
         message: sql::ARE_YOU_THERE,
-        is_obeyed: false,
+        is_told: true,
+        unread_breaks: false,
     });
 
     fn acquire(

@@ -154,11 +154,9 @@ impl<K: Debug> Witness<Option<Hold<K>>> for Truth<'_> {
     fn answered(&mut self, step: &Step<Option<Hold<K>>>, answer: &Answer, _now: Duration) {
         let does = (self.known.does)(&without_output(step));
         if let Answer::Error(error) = answer {
-            // A session that is there obeys it.
-            let is_silent = matches!(step, Step::Batch(sql) if sql.contains("@dlock_there"));
             // SQLite has no session to lose, only a connection to ask.
             let lost = error.lost && (self.known.releases.is_some() || does == Does::Else);
-            if is_silent || lost {
+            if lost {
                 self.has = Has::Gone;
                 return;
             }

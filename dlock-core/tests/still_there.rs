@@ -28,14 +28,15 @@ impl Machine for Fails {
     }
 
     fn next(&mut self, answer: Answer, _now: Duration) -> Step<()> {
-        let cause = match answer {
-            Answer::Error(error) => error.cause,
-            _ => return Step::Done(Ok(())),
-        };
-        Step::Done(Err(Failure {
-            cause,
-            ..self.failure()
-        }))
+        Step::Done(match answer {
+            Answer::Error(error) => Err(Failure {
+                cause: error.cause,
+                ..self.failure()
+            }),
+            // Of another kind than asked for.
+            Answer::Rows(_) => Err(self.failure()),
+            Answer::Done => Ok(()),
+        })
     }
 
     fn abandon(&self) -> Abandoned {
@@ -47,6 +48,7 @@ impl Fails {
     fn failure(&self) -> Failure {
         Failure {
             aftermath: self.1,
+            key: Some(Box::new(LockKey::from("one of several"))),
             ..clean(self.0.clone())
         }
     }
@@ -59,82 +61,118 @@ const AFTERMATHS: [Aftermath; 4] = [
     Aftermath::EndSessionUnread,
 ];
 
-fn asked<D: Dialect>(aftermath: Aftermath) -> Script<StillThere<D, Fails>> {
-    let work = Fails(Reason::Database, aftermath);
+fn failing<D: Dialect>(reason: &Reason, aftermath: Aftermath) -> Script<StillThere<D, Fails>> {
+    let work = Fails(reason.clone(), aftermath);
     play(StillThere::new(work)).batch("work").answer(plain())
 }
 
-/// The session did, or did not, end.
-fn ends<D: Dialect>(message: &str, there: &[Answer], gone: &[Answer]) {
-    for aftermath in AFTERMATHS {
+/// After these reasons the session is asked by this message, and is there or has ended.
+fn asks<D: Dialect>(reasons: &[Reason], message: &str, there: &[Answer], gone: &[Answer]) {
+    for (reason, aftermath) in reasons
+        .iter()
+        .flat_map(|reason| AFTERMATHS.map(|aftermath| (reason, aftermath)))
+    {
+        let asked = || failing::<D>(reason, aftermath).batch(message);
         for answer in there {
-            asked::<D>(aftermath)
-                .batch(message)
+            asked()
                 .answer(answer.clone())
-                .failed(Fails(Reason::Database, aftermath).failure().because());
+                .failed(Fails(reason.clone(), aftermath).failure().because());
         }
         for answer in gone {
             // A question that was killed looks the same on MySQL: what is to be ended is ended.
-            let aftermath_of_lost = match aftermath {
-                Aftermath::Clean => Aftermath::MarkBroken,
-                more => more,
+            let is_sure = *answer == lost();
+            let aftermath = match aftermath {
+                Aftermath::EndSession | Aftermath::EndSessionUnread if !is_sure => aftermath,
+                _ => Aftermath::MarkBroken,
             };
-            asked::<D>(aftermath)
-                .batch(message)
+            asked()
                 .answer(answer.clone())
-                .failed(Fails(Reason::Lost, aftermath_of_lost).failure().because());
+                .failed(Fails(Reason::Lost, aftermath).failure().because());
         }
-        // What the failure asks for has not been done.
-        assert!(asked::<D>(aftermath).abandoned().broken);
     }
 }
 
 #[test]
-fn a_session_is_asked_after_an_error_that_nobody_can_name() {
+fn a_session_is_asked_after_an_error_that_may_be_its_end() {
+    let reasons = [
+        Reason::Database,
+        Reason::Interrupted,
+        Reason::Deadlock,
+        Reason::TooManyLocks,
+        Reason::Unsupported,
+    ];
     // An aborted transaction answers with an error.
-    ends::<Postgres>("SELECT 1", &[DONE, plain()], &[lost()]);
-    // Drivers do not tell.
-    ends::<Mysql>("SET @dlock_there = 1", &[DONE], &[plain(), lost()]);
+    asks::<Postgres>(&reasons, "SELECT 1", &[DONE, plain()], &[lost()]);
+    // Drivers do not tell, so it is asked only where nothing else is known.
+    let message = "SET @dlock_there = 1";
+    asks::<Mysql>(&reasons[..1], message, &[DONE], &[plain(), lost()]);
+    for reason in &reasons[1..] {
+        let failure = Fails(reason.clone(), Aftermath::Clean).failure();
+        failing::<Mysql>(reason, Aftermath::Clean).failed(failure.because());
+    }
 }
 
 #[test]
 fn nothing_is_asked_otherwise() {
     fn of<D: Dialect>() {
-        for reason in [Reason::Lost, Reason::NotHeld, Reason::Interrupted] {
-            let work = || Fails(reason.clone(), Aftermath::Clean);
-            let script = play(StillThere::<D, _>::new(work())).answer(plain());
-            script.failed(work().failure().because());
-        }
-        let work = Fails(Reason::Database, Aftermath::Clean);
-        let script = play(StillThere::<D, _>::new(work));
-        assert_eq!(script.abandoned(), Abandoned::default());
-        assert_eq!(script.answer(DONE).ended(), Ok(()));
+        let work = || Fails(Reason::Database, Aftermath::Clean);
+        let script = || play(StillThere::<D, _>::new(work()));
+        assert_eq!(script().abandoned(), Abandoned::default());
+        assert_eq!(script().answer(DONE).ended(), Ok(()));
+        // There was no error.
+        script().answer(NULL).failed(work().failure());
+        let failure = Fails(Reason::Lost, Aftermath::MarkBroken).failure();
+        failing::<D>(&Reason::Lost, Aftermath::MarkBroken).failed(failure.because());
     }
     of::<Postgres>();
     of::<Mysql>();
     of::<Sqlite>();
     // A session of SQLite is not lost.
     let failure = Fails(Reason::Database, Aftermath::Clean).failure();
-    asked::<Sqlite>(Aftermath::Clean).failed(failure.because());
+    failing::<Sqlite>(&Reason::Database, Aftermath::Clean).failed(failure.because());
+}
+
+/// What the failure asks for has not been done.
+#[test]
+fn a_conversation_that_is_abandoned_while_it_asks_ends_what_is_to_be_ended() {
+    fn abandoned<D: Dialect>(aftermath: Aftermath) -> Abandoned {
+        failing::<D>(&Reason::Database, aftermath).abandoned()
+    }
+    let broken = |messages: &[&'static str]| Abandoned {
+        messages: messages.iter().map(|message| (*message).into()).collect(),
+        broken: true,
+        ..Abandoned::default()
+    };
+    let clean = abandoned::<Postgres>(Aftermath::Clean);
+    assert_eq!(clean, Abandoned::default());
+    // The next question would be given the answer.
+    assert_eq!(abandoned::<Mysql>(Aftermath::Clean), broken(&[]));
+    for aftermath in [Aftermath::EndSession, Aftermath::EndSessionUnread] {
+        let ended = abandoned::<Postgres>(aftermath);
+        assert_eq!(ended, broken(&[Postgres::END_SESSION]));
+        let ended = abandoned::<Mysql>(aftermath);
+        assert_eq!(ended, broken(&[Mysql::END_SESSION]));
+    }
+    let marked = abandoned::<Postgres>(Aftermath::MarkBroken);
+    assert_eq!(marked, broken(&[]));
 }
 
 /// The server's last words are the answer to what was asked: "terminating connection due to administrator command".
 #[test]
 fn a_lock_inside_a_transaction_of_a_session_that_has_just_ended_is_lost() {
+    let ask = Ask {
+        inside_transaction: true,
+        droppable: true,
+        ..Ask::new(LockKey::from(42))
+    };
     let session = Session {
         depth: NonZeroU32::new(1),
         test_transaction: false,
     };
-    for droppable in [false, true] {
-        let ask = Ask {
-            inside_transaction: true,
-            droppable,
-            ..Ask::new(LockKey::from(42))
-        };
-        let machine = Postgres::acquire(&ask, session).expect("a key");
-        play(StillThere::<Postgres, _>::new(machine))
-            .answer(plain())
-            .answer(lost())
-            .failed(gone());
-    }
+    let machine = Postgres::acquire(&ask, session).expect("a key");
+    play(StillThere::<Postgres, _>::new(machine))
+        .answer(plain())
+        .batch("SELECT 1")
+        .answer(lost())
+        .failed(gone());
 }

@@ -154,6 +154,15 @@ impl Proxy {
         self.state.links().open.len()
     }
 
+    /// Whether a client has said something since the server's last words passed.
+    pub fn is_asked(&self) -> bool {
+        let links = self.state.links();
+        links
+            .open
+            .iter()
+            .any(|link| link.asked.load(Ordering::SeqCst))
+    }
+
     /// Lets pass what was said since [`pause`](Self::pause) or [`silence`](Self::silence).
     pub fn resume(&self) {
         let mut links = self.state.links();

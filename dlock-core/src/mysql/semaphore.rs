@@ -225,9 +225,9 @@ impl Machine for AcquireSlot {
             (State::KeepErrno(request, cause), Answer::Done) => {
                 self.give_back(request, None, cause)
             }
-            // The session did not even keep the number: if it answers nothing, it is gone. Drivers do not tell.
+            // The session did not even keep the number: it may be gone.
             (State::KeepErrno(request, cause), _) => {
-                self.give_back(request, Some(Reason::Lost), cause)
+                self.give_back(request, Some(Reason::Database), cause)
             }
 
             (
@@ -241,7 +241,6 @@ impl Machine for AcquireSlot {
             ) => {
                 let reason = match known {
                     None => reason(errno, Limit::Try).unwrap_or(Reason::Database),
-                    Some(Reason::Lost) => Reason::Database,
                     Some(reason) => reason,
                 };
                 match tag.remove(answer) {

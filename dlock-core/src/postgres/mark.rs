@@ -3,7 +3,8 @@ use std::fmt;
 use crate::proto::unique;
 
 /// A number that no other request of this process has: a session remembers the last request that was granted. It also
-/// carries the limit of the request's statement, so that both are one bind. It is negative if that does not wait.
+/// carries the limit of the request's statement, so that both are one bind. It is negative if the statement does not
+/// wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark(i64);
 

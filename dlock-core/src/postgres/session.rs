@@ -49,7 +49,7 @@ pub(super) struct AcquireSession {
     /// By this mark a message that is sent behind the statement can tell whether it was granted.
     mark: Option<Mark>,
     turns: Turns,
-    /// The text of the prepared statement, if that was sent last.
+    /// A piece of the prepared statement's text that no other text has, if that was sent last.
     asked: Option<&'static str>,
     /// The session has forgotten the prepared statement (`DEALLOCATE ALL`).
     unprepared: bool,
@@ -110,7 +110,6 @@ impl AcquireSession {
             None => (sql::acquire(self.key, self.mode, millis), millis),
         };
         self.state = State::Ask { millis, sent: now };
-        // The longest piece, which no other statement has.
         self.asked = statement.sql.last().copied();
         Step::Query(if self.unprepared {
             statement.never_kept()

@@ -16,7 +16,7 @@ pub trait Dialect: 'static {
     /// A session of SQLite cannot be ended. There it rolls back, and holds are given up by their [`Request`].
     const END_SESSION: &'static str;
 
-    /// How a session is asked whether it is there, after an error that nobody can name. `None` where none can be lost.
+    /// How a session is asked whether it is there, after an error that may be its end. `None` where none can be lost.
     const ARE_YOU_THERE: Option<AreYouThere>;
 
     /// Acquires a session's lock. `None` if the limit passed and [`Ask::name_holders`] is off.

@@ -187,6 +187,15 @@ impl Failure {
         self
     }
 
+    /// The same of a session that turns out to be gone.
+    pub(crate) fn lost_meanwhile(self) -> Self {
+        Failure {
+            reason: Reason::Lost,
+            aftermath: Aftermath::MarkBroken,
+            ..self
+        }
+    }
+
     /// The answer was to an earlier question.
     pub(crate) fn out_of_step() -> Self {
         Failure {

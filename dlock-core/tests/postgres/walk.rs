@@ -8,11 +8,11 @@ use std::time::Duration;
 use dlock_core::PostgresKey;
 use dlock_core::proto::{
     Abandoned, Aftermath, Answer, Ask, Dialect, Failure, Hold, Machine, Postgres, Reason, Session,
-    Step, TransactionDialect, Wait,
+    Step, StillThere, TransactionDialect, Wait,
 };
 
 use crate::common::*;
-use crate::postgres_server::Does::Version;
+use crate::postgres_server::Does::{Nothing, Version};
 use crate::postgres_server::{
     AT_ONCE, Message, Reply, Says, Session as Server, Surroundings, USUAL,
 };
@@ -190,6 +190,11 @@ impl<M: Machine> Talks<M::Output> for M {
     }
 }
 
+/// As the drivers hold it.
+fn still_there<T: 'static>(machine: impl Machine<Output = T> + 'static) -> Box<dyn Talks<T>> {
+    Box::new(StillThere::<Postgres, _>::new(machine))
+}
+
 /// One conversation, and what it may be about.
 struct Talk<T> {
     /// Never dropped, so that its savepoint's name is not used again: each conversation begins with a name of which
@@ -287,6 +292,13 @@ struct Walk<'w, T> {
     conversations: usize,
 }
 
+/// An answer, and whether it left it open what the session holds.
+struct Given {
+    says: Says,
+    took: Duration,
+    unanswered: bool,
+}
+
 /// How often something may go wrong, and how often the lock may be asked for.
 #[derive(Clone, Copy)]
 struct Budget {
@@ -298,7 +310,7 @@ impl<T: Outcome> Walk<'_, T> {
     fn go(
         &mut self,
         mut talk: Talk<T>,
-        given: &mut Vec<(Says, Duration)>,
+        given: &mut Vec<Given>,
         mut worlds: Vec<World>,
         mut budget: Budget,
     ) {
@@ -373,13 +385,13 @@ impl<T: Outcome> Walk<'_, T> {
             let after_sleep = |talk: &Talk<T>| matches!(talk.step, Step::Sleep(_));
             assert!(!after_sleep(&talk));
             talk.answer(self, says.answer(), took);
-            // What the server calls itself tells nothing about the lock. The question before it does.
-            let asked = match message.statements.as_slice() {
-                [Version] => given.last().map_or(says, |(says, _)| *says),
-                _ => says,
-            };
-            talk.unanswered =
-                strange || !message.asks() && (asked.is_error() || asked == Says::Number(3));
+            let is_silence = |says: Says| says.is_error() || says == Says::Number(3);
+            talk.unanswered = match (message.statements.as_slice(), given.last()) {
+                // That it is there tells nothing about the lock, and what it calls itself neither.
+                ([Nothing], Some(before)) => before.unanswered,
+                ([Version], Some(before)) => is_silence(before.says),
+                _ => !message.asks() && is_silence(says),
+            } || strange;
             if says == Says::Lost {
                 assert!(
                     matches!(talk.step, Step::Done(_)),
@@ -387,7 +399,12 @@ impl<T: Outcome> Walk<'_, T> {
                     talk.step
                 );
             }
-            given.push((says, took));
+            let unanswered = talk.unanswered;
+            given.push(Given {
+                says,
+                took,
+                unanswered,
+            });
             let faults = budget.faults - u32::from(fault);
             self.go(talk, given, worlds, Budget { faults, ..budget });
             given.pop();
@@ -395,9 +412,9 @@ impl<T: Outcome> Walk<'_, T> {
     }
 
     /// The same conversation up to here. Machines cannot be cloned.
-    fn again(&self, given: &[(Says, Duration)]) -> Talk<T> {
+    fn again(&self, given: &[Given]) -> Talk<T> {
         let mut talk = Talk::start(self);
-        for (says, took) in given {
+        for Given { says, took, .. } in given {
             Self::sleep_over(self, &mut talk);
             talk.answer(self, says.answer(), *took);
         }
@@ -769,7 +786,9 @@ mod acquiring {
         let mut conversations = 0;
         for wait in WAITS {
             let ask = walked(wait, droppable, name_holders);
-            conversations += start.walk(wait, &|| Box::new(Postgres::acquire(ask, depth).unwrap()));
+            conversations += start.walk(wait, &|| {
+                still_there(Postgres::acquire(ask, depth).unwrap())
+            });
         }
         count("session", conversations);
     }
@@ -822,7 +841,7 @@ mod acquiring {
         {
             let ask = walked(wait, true, name_holders);
             conversations += start.walk(wait, &|| {
-                Box::new(Postgres::acquire_in_transaction(ask, INSIDE).unwrap())
+                still_there(Postgres::acquire_in_transaction(ask, INSIDE).unwrap())
             });
         }
         count("transaction", conversations);
@@ -847,7 +866,7 @@ mod acquiring {
             .flat_map(|wait| [(wait, false), (wait, true)])
         {
             let ask = walked(wait, true, name_holders);
-            conversations += start.walk(wait, &|| Box::new(Postgres::begin(ask).unwrap()));
+            conversations += start.walk(wait, &|| still_there(Postgres::begin(ask).unwrap()));
         }
         count("begin", conversations);
     }
@@ -872,8 +891,9 @@ mod acquiring {
         let mut conversations = 0;
         for wait in WAITS {
             let ask = walked(wait, false, false);
-            conversations +=
-                start.walk(wait, &|| Box::new(Postgres::acquire(ask, OUTSIDE).unwrap()));
+            conversations += start.walk(wait, &|| {
+                still_there(Postgres::acquire(ask, OUTSIDE).unwrap())
+            });
         }
         count("raw", conversations);
     }
@@ -899,15 +919,17 @@ mod acquiring {
             };
             let mut isolated = outside();
             isolated.extend(outside().into_iter().map(Server::isolated));
-            conversations += start(Goal::Session { inside: false }, outside())
-                .walk(wait, &|| Box::new(Postgres::acquire(ask, OUTSIDE).unwrap()));
-            conversations += start(Goal::Session { inside: true }, inside())
-                .walk(wait, &|| Box::new(Postgres::acquire(ask, INSIDE).unwrap()));
+            conversations += start(Goal::Session { inside: false }, outside()).walk(wait, &|| {
+                still_there(Postgres::acquire(ask, OUTSIDE).unwrap())
+            });
+            conversations += start(Goal::Session { inside: true }, inside()).walk(wait, &|| {
+                still_there(Postgres::acquire(ask, INSIDE).unwrap())
+            });
             conversations += start(Goal::Transaction, inside()).walk(wait, &|| {
-                Box::new(Postgres::acquire_in_transaction(ask, INSIDE).unwrap())
+                still_there(Postgres::acquire_in_transaction(ask, INSIDE).unwrap())
             });
             conversations += start(Goal::Begin, isolated)
-                .walk(wait, &|| Box::new(Postgres::begin(ask).unwrap()));
+                .walk(wait, &|| still_there(Postgres::begin(ask).unwrap()));
         }
         count("strange", conversations);
     }
@@ -1006,7 +1028,7 @@ mod releasing {
                     budget,
                 };
                 conversations += start.walk(FOREVER, &|| {
-                    Box::new(Postgres::release(hold(droppable, acquired), released))
+                    still_there(Postgres::release(hold(droppable, acquired), released))
                 });
             }
         }

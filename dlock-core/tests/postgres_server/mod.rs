@@ -212,7 +212,7 @@ pub(crate) enum Does {
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) statements: Vec<Does>,
-    /// The beginning of the prepared statement that it relies on. The session may have forgotten it.
+    /// A piece of the prepared statement that it relies on. The session may have forgotten it.
     prepared: Option<String>,
     /// The one that it asks about.
     failed: Option<String>,
@@ -450,7 +450,7 @@ impl Does {
             "BEGIN" => return Does::Begin,
             "COMMIT AND CHAIN" => return Does::Commit,
             "ROLLBACK" => return Does::RollBack,
-            "RESET SESSION AUTHORIZATION" | "SET ROLE NONE" => return Does::Nothing,
+            "RESET SESSION AUTHORIZATION" | "SET ROLE NONE" | "SELECT 1" => return Does::Nothing,
             "SELECT pg_advisory_unlock_all()" => return Does::UnlockAll,
             "SELECT pg_terminate_backend(pg_backend_pid())" => return Does::EndSession,
             text::NO_STATEMENT_TIMEOUT => return Does::NoStatementTimeout,
@@ -635,7 +635,7 @@ pub(crate) struct Session {
     surroundings: Surroundings,
     now: Undoable,
     transaction: Option<Transaction>,
-    /// The prepared statements that it knows, by their beginnings.
+    /// The prepared statements that it knows, by a piece of each.
     prepared: Vec<String>,
     /// It knows all of them.
     knows_all: bool,

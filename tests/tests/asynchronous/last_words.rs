@@ -3,6 +3,7 @@
 //! Then the answer is why the session has ended, and to diesel-async it is an error like any other.
 
 use std::fmt::Debug;
+use std::pin::pin;
 use std::time::Duration;
 
 use diesel_async::{AsyncConnection, AsyncPgConnection, TransactionManager};
@@ -16,9 +17,9 @@ use crate::support::*;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Locks of several.
-fn keys(key: &str) -> [&str; 2] {
-    [key, "last_words"]
+/// Several locks.
+fn keys(key: &str) -> [LockKey; 2] {
+    [key.into(), LockKey::namespaced(key, 2)]
 }
 
 /// Ends the session, and holds its last words back.
@@ -31,17 +32,23 @@ async fn end<C: LockTest>(conn: &mut C, observer: &mut C::Observer, proxy: &Prox
 
 /// What is asked is sent before the last words come.
 async fn hear<T>(proxy: &Proxy, question: impl Future<Output = T>) -> T {
-    let resume = async {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        proxy.resume();
-    };
-    tokio::join!(question, resume).0
+    let mut question = pin!(question);
+    loop {
+        tokio::select! {
+            answer = &mut question => return answer,
+            () = tokio::time::sleep(Duration::from_millis(1)) => {
+                if proxy.is_asked() {
+                    proxy.resume();
+                }
+            }
+        }
+    }
 }
 
 #[track_caller]
 fn assert_lost<T: Debug>(result: Result<T, Error>, key: &str, way: usize) {
     match result {
-        Err(Error::Lost { key: lost, .. }) if keys(key).map(LockKey::from).contains(&lost) => {}
+        Err(Error::Lost { key: lost, .. }) if keys(key).contains(&lost) => {}
         other => panic!("{way}: {other:?}"),
     }
 }
@@ -144,6 +151,7 @@ on_every_network_server_async! {
                     None => return,
                 }
                 assert!(is_broken(&mut conn));
+                assert_free(&mut observer, &key);
             }
         }
     }
@@ -167,6 +175,7 @@ on_every_network_server_async! {
                     2 => assert_lost(hear(&proxy, lock.fencing_token()).await, &key, way),
                     _ => assert_lost(hear(&proxy, lock.release()).await.map(drop), &key, way),
                 }
+                assert_free(&mut observer, &key);
             }
 
             let mut conn = C::open_url(proxy.url()).await;

@@ -46,6 +46,7 @@ fn a_limit_is_exact_to_5_milliseconds_also_across_turns() {
         Way::InTransaction,
         Way::InsideTransaction,
     ];
+    let _running = Running::begin(35);
     for server in all_servers() {
         for_each_way(server, &WAYS, |server, way| {
             let key = unique_key("limits");

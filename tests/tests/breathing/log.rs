@@ -66,7 +66,7 @@ fn lines_of_a_call(way: Way) -> usize {
 #[test]
 fn a_wait_of_many_turns_writes_one_error_line() {
     const WAITING: usize = 3;
-    on_each_server(12, |server| {
+    on_each_server(45, |server| {
         for_each_way(server, &Way::ALL, |server, way| {
             let Some(mut log) = Log::of(server) else {
                 return;
@@ -107,7 +107,7 @@ fn a_wait_of_many_turns_writes_one_error_line() {
 
 #[test]
 fn a_wait_that_ends_in_its_first_turn_writes_nothing() {
-    on_each_server(10, |server| {
+    on_each_server(35, |server| {
         for_each_way(server, &Way::ALL, |server, way| {
             let Some(mut log) = Log::of(server) else {
                 return;
@@ -128,7 +128,7 @@ fn a_wait_that_ends_in_its_first_turn_writes_nothing() {
 /// Then a session that holds another lock finds a deadlock in the middle of its turn, and begins the next one.
 #[test]
 fn an_index_that_the_holder_builds_makes_a_quiet_turn_write_nothing() {
-    on_each_server(10, |server| {
+    on_each_server(20, |server| {
         let ways = [Way::Acquire, Way::Transaction, Way::IsolatedTransaction];
         for_each_way(server, &ways, |server, way| {
             let Some(mut log) = Log::of(server) else {

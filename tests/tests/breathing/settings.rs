@@ -101,7 +101,7 @@ fn a_wait_of_several_turns_that_is_granted_or_times_out_changes_no_setting() {
 
 #[test]
 fn a_cancelled_wait_leaves_nothing_in_the_first_turn_or_a_later_one() {
-    on_each_server(40, |server| {
+    on_each_server(45, |server| {
         for_each_way(server, &Way::ALL, |server, way| {
             let key = unique_key("cancel");
             let mut observer = PgConnection::open(server);

@@ -88,12 +88,13 @@ const MOST_SESSIONS: usize = 150;
 /// How many they may have, and what tells that a test has ended.
 static SESSIONS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
-struct Running {
+pub(crate) struct Running {
     sessions: usize,
 }
 
 impl Running {
-    fn begin(sessions: usize) -> Self {
+    pub(crate) fn begin(sessions: usize) -> Self {
+        assert!(sessions <= MOST_SESSIONS, "it would wait for ever");
         let (taken, ended) = &SESSIONS;
         let taken = taken.lock().expect("not poisoned");
         let full = |taken: &mut usize| *taken + sessions > MOST_SESSIONS;

@@ -245,6 +245,9 @@ impl Machine for BeginSeveral {
                 self.settle(Fault::new(error, Failed::after(millis, sent, now)))
             }
             (State::RollBack(then), Answer::Done) => self.rolled_back(then, now),
+            (State::RollBack(Then::Fail(failure)), Answer::Error(error)) if error.lost => {
+                Step::failed(failure.lost_meanwhile())
+            }
             (State::Probe(_), Answer::Rows(Rows::Number(Some(sql::CUT_SHORT)))) => {
                 self.begin_again()
             }

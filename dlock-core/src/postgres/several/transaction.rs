@@ -238,7 +238,10 @@ impl Machine for SeveralInTransaction {
                         self.gone();
                         Step::Done(then.map(|()| None))
                     }
-                    Err(Attempted::Stuck(error)) => self.stuck(error),
+                    Err(Attempted::Stuck(error)) => match then {
+                        Err(failure) if error.lost => Step::failed(failure.lost_meanwhile()),
+                        _ => self.stuck(error),
+                    },
                     Err(_) => Step::failed(Reason::Database.broken(Cause::default())),
                 }
             }

@@ -28,7 +28,8 @@ pub(in crate::postgres) fn probe(passed: Duration) -> Statement {
 
 /// Takes a session's lock without waiting, or fails with a token: for where an answer cannot be read.
 ///
-/// CockroachDB knows all of these functions, and grants each lock to everybody. It does not know those of the others.
+/// CockroachDB grants each lock of a session to everybody. It does not know `texteq`, but all the other functions here,
+/// so it is asked for by name as well.
 fn try_or_fail(key: PostgresKey, mode: Mode) -> String {
     format!(
         "SELECT CASE WHEN {HAS_OWN_LOCKS} OR pg_catalog.current_setting('crdb_version', true) IS NOT NULL \
@@ -123,7 +124,7 @@ pub(in crate::postgres) fn undo(savepoint: &Savepoint) -> String {
 ///
 /// The text is parsed and planned each time: each function costs a microsecond or so, also in a branch that is not
 /// taken. So all but the free lock at READ COMMITTED stands in a text, which `query_to_xml` executes only where it is
-/// needed. The text has no columns, and no row unless it fails, so it needs no XML library, and its result is empty.
+/// needed. The text has no columns and never a row, so it needs no XML library, and its result is empty.
 pub(in crate::postgres) fn begin(key: PostgresKey, mode: Mode, millis: u32) -> String {
     const READ_COMMITTED: &str =
         "pg_catalog.texteq(pg_catalog.current_setting('transaction_isolation'), 'read committed')";

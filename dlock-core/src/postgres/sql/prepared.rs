@@ -18,9 +18,9 @@ pub(in crate::postgres) const STANDBY: i64 = 3;
 /// The start of a statement that answers without a row if the condition behind it holds, and otherwise with [`TAKEN`]
 /// or [`STANDBY`].
 ///
-/// The condition takes the lock, and is the last that is done. If there were a row, the executor would look for
-/// interrupts once more after it has sent the row, and a cancel at that moment would make the statement fail and leave
-/// the lock: about 1 in 1,000 that were aimed there.
+/// The condition takes the lock, and after that nothing looks for interrupts (a setting that is written does not). If
+/// there were a row, the executor would look for them once more after it has sent the row, and a cancel at that moment
+/// would make the statement fail and leave the lock: about 1 in 1,000 that were aimed there.
 macro_rules! no_row_if {
     ($condition:expr) => {
         concat!(
@@ -106,8 +106,10 @@ macro_rules! or_wait_first {
     };
 }
 
-/// The same in front of the milliseconds, and behind them.
-const OR: &str = ") THEN true WHEN pg_catalog.int8eq(";
+/// What stands between the key and the milliseconds.
+const OR_UNLESS: &str = ") THEN true WHEN pg_catalog.int8eq(";
+
+/// What stands behind the milliseconds.
 macro_rules! or_wait_limited {
     ($lock:literal, $key:literal, $millis:literal) => {
         concat!(", 0) OR ", or_wait!($lock, $key, $millis))
@@ -131,22 +133,26 @@ pub(in crate::postgres) fn acquire(key: PostgresKey, mode: Mode, millis: u32) ->
         &[SHARED, ", ", or_wait_first!("lock_shared", "$1, $2")],
     ];
     const LIMITED: [&[&str]; 4] = [
-        &[LOCK, OR, or_wait_limited!("lock", "$1", "$2::varchar")],
+        &[
+            LOCK,
+            OR_UNLESS,
+            or_wait_limited!("lock", "$1", "$2::varchar"),
+        ],
         &[
             SHARED,
-            OR,
+            OR_UNLESS,
             or_wait_limited!("lock_shared", "$1", "$2::varchar"),
         ],
         &[
             LOCK,
             ", ",
-            OR,
+            OR_UNLESS,
             or_wait_limited!("lock", "$1, $2", "$3::varchar"),
         ],
         &[
             SHARED,
             ", ",
-            OR,
+            OR_UNLESS,
             or_wait_limited!("lock_shared", "$1, $2", "$3::varchar"),
         ],
     ];
@@ -177,8 +183,8 @@ const MARKED: &str = no_row_if!("pg_catalog.int8eq(");
 const RELEASED: &str = ", 0) THEN pg_catalog.pg_advisory_unlock(";
 const RELEASED_SHARED: &str = ", 0) THEN pg_catalog.pg_advisory_unlock_shared(";
 
-/// What stands behind the key. The mark has the milliseconds in its last 12 bits, and is negative where it does not
-/// wait.
+/// What stands behind the key; it leaves the mark in the session. The mark has the milliseconds in its last 12 bits, and
+/// is negative where the statement does not wait. (`varchar` is a keyword, so it is PostgreSQL's own.)
 macro_rules! droppable {
     ($lock:literal, $key:literal) => {
         concat!(
