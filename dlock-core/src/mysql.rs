@@ -69,8 +69,8 @@ impl Dialect for Mysql {
 
     const ARE_YOU_THERE: Option<AreYouThere> = Some(AreYouThere {
         message: sql::ARE_YOU_THERE,
-        is_told: false,
-        unread_breaks: true,
+        driver_tells: false,
+        unread_answers_shift: true,
     });
 
     /// Named locks are exclusive, and transactions do not touch them.

@@ -174,8 +174,8 @@ impl Dialect for Postgres {
     // An aborted transaction does not obey.
     const ARE_YOU_THERE: Option<AreYouThere> = Some(AreYouThere {
         message: sql::ARE_YOU_THERE,
-        is_told: true,
-        unread_breaks: false,
+        driver_tells: true,
+        unread_answers_shift: false,
     });
 
     fn acquire(

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use dlock_core::LockKey;
 use dlock_core::proto::{
-    Abandoned, Aftermath, Answer, Ask, Dialect, Failure, Machine, Mysql, Postgres, Reason, Session,
-    Sqlite, Step, StillThere,
+    Abandoned, Aftermath, Answer, Ask, Cause, Dialect, ErrorFields, Failure, Machine, Mysql,
+    Postgres, Reason, Session, Sqlite, Step, StillThere, TransactionDialect,
 };
 
 use self::script::*;
@@ -33,14 +33,17 @@ impl Machine for Fails {
                 cause: error.cause,
                 ..self.failure()
             }),
-            // Of another kind than asked for.
-            Answer::Rows(_) => Err(self.failure()),
+            // After an error that was before.
+            Answer::Rows(_) => Err(self.failure().because()),
             Answer::Done => Ok(()),
         })
     }
 
     fn abandon(&self) -> Abandoned {
-        Abandoned::default()
+        Abandoned {
+            cancel: true,
+            ..Abandoned::default()
+        }
     }
 }
 
@@ -54,11 +57,10 @@ impl Fails {
     }
 }
 
-const AFTERMATHS: [Aftermath; 4] = [
+const AFTERMATHS: [Aftermath; 3] = [
     Aftermath::Clean,
     Aftermath::MarkBroken,
     Aftermath::EndSession,
-    Aftermath::EndSessionUnread,
 ];
 
 fn failing<D: Dialect>(reason: &Reason, aftermath: Aftermath) -> Script<StillThere<D, Fails>> {
@@ -79,10 +81,10 @@ fn asks<D: Dialect>(reasons: &[Reason], message: &str, there: &[Answer], gone: &
                 .failed(Fails(reason.clone(), aftermath).failure().because());
         }
         for answer in gone {
-            // A question that was killed looks the same on MySQL: what is to be ended is ended.
+            // A question that was killed looks the same on MySQL, so no less is done.
             let is_sure = *answer == lost();
             let aftermath = match aftermath {
-                Aftermath::EndSession | Aftermath::EndSessionUnread if !is_sure => aftermath,
+                Aftermath::EndSession if !is_sure => aftermath,
                 _ => Aftermath::MarkBroken,
             };
             asked()
@@ -117,12 +119,15 @@ fn nothing_is_asked_otherwise() {
     fn of<D: Dialect>() {
         let work = || Fails(Reason::Database, Aftermath::Clean);
         let script = || play(StillThere::<D, _>::new(work()));
-        assert_eq!(script().abandoned(), Abandoned::default());
+        assert!(script().abandoned().cancel, "what the conversation says");
         assert_eq!(script().answer(DONE).ended(), Ok(()));
-        // There was no error.
-        script().answer(NULL).failed(work().failure());
+        // The session has answered.
+        script().answer(NULL).failed(work().failure().because());
         let failure = Fails(Reason::Lost, Aftermath::MarkBroken).failure();
         failing::<D>(&Reason::Lost, Aftermath::MarkBroken).failed(failure.because());
+        // The answer would belong to another question.
+        let failure = Fails(Reason::Database, Aftermath::EndSessionUnread).failure();
+        failing::<D>(&Reason::Database, Aftermath::EndSessionUnread).failed(failure.because());
     }
     of::<Postgres>();
     of::<Mysql>();
@@ -132,9 +137,8 @@ fn nothing_is_asked_otherwise() {
     failing::<Sqlite>(&Reason::Database, Aftermath::Clean).failed(failure.because());
 }
 
-/// What the failure asks for has not been done.
 #[test]
-fn a_conversation_that_is_abandoned_while_it_asks_ends_what_is_to_be_ended() {
+fn an_abandoned_question_carries_out_what_the_failure_asks_for() {
     fn abandoned<D: Dialect>(aftermath: Aftermath) -> Abandoned {
         failing::<D>(&Reason::Database, aftermath).abandoned()
     }
@@ -147,12 +151,12 @@ fn a_conversation_that_is_abandoned_while_it_asks_ends_what_is_to_be_ended() {
     assert_eq!(clean, Abandoned::default());
     // The next question would be given the answer.
     assert_eq!(abandoned::<Mysql>(Aftermath::Clean), broken(&[]));
-    for aftermath in [Aftermath::EndSession, Aftermath::EndSessionUnread] {
-        let ended = abandoned::<Postgres>(aftermath);
+    let deadlock = failing::<Postgres>(&Reason::Deadlock, Aftermath::EndSession).abandoned();
+    for ended in [abandoned::<Postgres>(Aftermath::EndSession), deadlock] {
         assert_eq!(ended, broken(&[Postgres::END_SESSION]));
-        let ended = abandoned::<Mysql>(aftermath);
-        assert_eq!(ended, broken(&[Mysql::END_SESSION]));
     }
+    let ended = abandoned::<Mysql>(Aftermath::EndSession);
+    assert_eq!(ended, broken(&[Mysql::END_SESSION]));
     let marked = abandoned::<Postgres>(Aftermath::MarkBroken);
     assert_eq!(marked, broken(&[]));
 }
@@ -175,4 +179,49 @@ fn a_lock_inside_a_transaction_of_a_session_that_has_just_ended_is_lost() {
         .batch("SELECT 1")
         .answer(lost())
         .failed(gone());
+}
+
+/// What a wait for the second of two locks of a transaction fails with, if the session is gone when it is undone.
+fn lost_at_the_second<T: std::fmt::Debug>(mut machine: impl Machine<Output = T>) -> Failure {
+    machine.start(Duration::ZERO);
+    let answers = [
+        token("dlock_taken"),
+        DONE,
+        DONE,
+        // The second is taken, also when it is tried alone. Then the wait fails, and is undone.
+        value(-2),
+        value(0),
+        detail("The first words."),
+        DONE,
+    ];
+    for answer in answers {
+        let step = machine.next(answer, Duration::ZERO);
+        assert!(!matches!(step, Step::Done(_)), "{step:?}");
+    }
+    let closed = Answer::Error(ErrorFields {
+        lost: true,
+        cause: Cause::new("closed"),
+        ..ErrorFields::default()
+    });
+    match machine.next(closed, Duration::ZERO) {
+        Step::Done(Err(failure)) => failure,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_loss_at_one_of_several_locks_names_it_and_tells_the_first_error() {
+    let session = Session {
+        depth: NonZeroU32::new(1),
+        test_transaction: false,
+    };
+    let ask = Ask::all([1, 2].map(LockKey::from));
+    let inside = Postgres::acquire_in_transaction(&ask, session).expect("valid keys");
+    let begun = Postgres::begin(&ask).expect("valid keys");
+    for failure in [lost_at_the_second(inside), lost_at_the_second(begun)] {
+        assert_eq!(failure.reason, Reason::Lost);
+        assert_eq!(failure.aftermath, Aftermath::MarkBroken);
+        assert_eq!(failure.key.as_deref(), Some(&LockKey::from(2)));
+        assert_eq!(failure.cause.get::<&str>(), Some(&DRIVERS_ERROR));
+    }
 }

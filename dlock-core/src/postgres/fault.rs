@@ -93,7 +93,7 @@ impl Failed {
                 reason: Reason::Unsupported,
                 ..failure
             },
-            Answer::Error(error) if error.lost => Failure::lost(error.cause),
+            Answer::Error(error) if error.lost => failure.lost_meanwhile(),
             _ => failure,
         }
     }

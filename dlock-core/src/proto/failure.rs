@@ -187,7 +187,7 @@ impl Failure {
         self
     }
 
-    /// The same of a session that turns out to be gone.
+    /// The same failure, of a session that turned out to be gone. It keeps the key and the first cause.
     pub(crate) fn lost_meanwhile(self) -> Self {
         Failure {
             reason: Reason::Lost,

@@ -7,21 +7,51 @@ use super::{Abandoned, Aftermath, Answer, Dialect, Failure, Machine, Reason, Ste
 #[derive(Clone, Copy, Debug)]
 pub struct AreYouThere {
     pub(crate) message: &'static str,
-    /// Whether the driver tells, at the latest now, that the session is gone. Where it does not, a session that is there
-    /// obeys, and any error means that it is gone. Only a failure that says nothing else is worth that guess.
-    pub(crate) is_told: bool,
-    /// Whether an answer that nobody reads puts the connection out of step.
-    pub(crate) unread_breaks: bool,
+    /// Whether the driver reports a session that is gone as gone, at the latest in the answer to this message. Where it
+    /// does not, a session that is there obeys the message, so any error counts as its end. A statement that somebody
+    /// has killed looks the same, so there dlock asks only where it knows no other reason for the failure.
+    pub(crate) driver_tells: bool,
+    /// Whether an answer that nobody reads is given to the next question.
+    pub(crate) unread_answers_shift: bool,
+}
+
+impl AreYouThere {
+    fn is_needed(self, failure: &Failure) -> bool {
+        let reason_is_open = match failure.reason {
+            Reason::Database => true,
+            Reason::Lost => false,
+            _ => self.driver_tells,
+        };
+        // Where the connection is out of step, nobody knows to which question the answer would belong.
+        reason_is_open
+            && failure.cause.is_some()
+            && failure.aftermath != Aftermath::EndSessionUnread
+    }
+
+    fn judge(self, failure: Failure, answer: &Answer) -> Failure {
+        match answer {
+            Answer::Error(error) if error.lost => failure.lost_meanwhile(),
+            // The session may be there, and somebody killed both statements: this does no less than the failure asked
+            // for.
+            Answer::Error(_) if !self.driver_tells => Failure {
+                aftermath: failure.aftermath.worse(Aftermath::MarkBroken),
+                ..failure.lost_meanwhile()
+            },
+            _ => failure,
+        }
+    }
 }
 
 /// A conversation that tells a session that is gone from one that has failed.
 ///
 /// A server that ends a session says so as the answer to what was asked last, and not every driver tells that from
-/// other errors. So after an error the session is asked whether it is there.
+/// other errors. So where a conversation ends with an error, the session is asked whether it is there.
 ///
 /// | state | sent | answer | then |
 /// |---|---|---|---|
-/// | talks | what the conversation sends | it fails because of an error | asks |
+/// | talks | what the conversation sends | an error, and with it the conversation fails | asks |
+/// | | | the same, and the session is lost | fails so |
+/// | | | the same, and the reason is known (MySQL) | fails so |
 /// | | | it ends otherwise | ends so |
 /// | asks | [`Dialect::ARE_YOU_THERE`] | the session is gone | fails: lost |
 /// | | | it is there | fails as the conversation did |
@@ -44,36 +74,12 @@ impl<D: Dialect, M: Machine> StillThere<D, M> {
     }
 
     /// Asks in place of a failure. A step is not moved here: that would cost a free lock a hundred instructions.
-    #[inline]
     fn ask(&mut self, step: &mut Step<M::Output>) {
         if let (Step::Done(Err(failure)), Some(ask)) = (&*step, D::ARE_YOU_THERE) {
             if ask.is_needed(failure) {
                 self.failure = Some(Box::new(failure.clone()));
                 *step = Step::Batch(ask.message.into());
             }
-        }
-    }
-}
-
-impl AreYouThere {
-    fn is_needed(self, failure: &Failure) -> bool {
-        failure.cause.is_some()
-            && match failure.reason {
-                Reason::Database => true,
-                Reason::Lost => false,
-                _ => self.is_told,
-            }
-    }
-
-    fn judge(self, failure: Failure, answer: &Answer) -> Failure {
-        match answer {
-            Answer::Error(error) if error.lost => failure.lost_meanwhile(),
-            // It may be there, and each question was killed: no less is done than the failure asked for.
-            Answer::Error(_) if !self.is_told => Failure {
-                aftermath: failure.aftermath.worse(Aftermath::MarkBroken),
-                ..failure.lost_meanwhile()
-            },
-            _ => failure,
         }
     }
 }
@@ -85,9 +91,7 @@ impl<D: Dialect, M: Machine> Machine for StillThere<D, M> {
 
     #[inline]
     fn start(&mut self, now: Duration) -> Step<M::Output> {
-        let mut step = self.machine.start(now);
-        self.ask(&mut step);
-        step
+        self.machine.start(now)
     }
 
     #[inline]
@@ -95,19 +99,23 @@ impl<D: Dialect, M: Machine> Machine for StillThere<D, M> {
         if let (Some(failure), Some(ask)) = (self.failure.take(), D::ARE_YOU_THERE) {
             return Step::failed(ask.judge(*failure, &answer));
         }
+        // Any other answer shows that the session is there.
+        let is_error = matches!(answer, Answer::Error(_));
         let mut step = self.machine.next(answer, now);
-        self.ask(&mut step);
+        if is_error {
+            self.ask(&mut step);
+        }
         step
     }
 
-    /// What the failure asks for has not been done.
+    /// Carries out what the failure asks for, which nobody has done yet.
     fn abandon(&self) -> Abandoned {
         let Some(failure) = &self.failure else {
             return self.machine.abandon();
         };
-        let unread_breaks = D::ARE_YOU_THERE.is_some_and(|ask| ask.unread_breaks);
+        let shift = D::ARE_YOU_THERE.is_some_and(|ask| ask.unread_answers_shift);
         match failure.aftermath {
-            Aftermath::Clean if !unread_breaks => Abandoned::default(),
+            Aftermath::Clean if !shift => Abandoned::default(),
             Aftermath::Clean | Aftermath::MarkBroken => Abandoned::broken(),
             Aftermath::EndSession | Aftermath::EndSessionUnread => Abandoned {
                 messages: vec![D::END_SESSION.into()],

@@ -436,6 +436,12 @@ impl<T: Outcome> Walk<'_, T> {
     }
 
     fn sent(&self, talk: &Talk<T>, message: &Message, worlds: &[World]) {
+        if message.statements == [Nothing] && !self.strange {
+            // A cancel that hits the question aborts no transaction that could go on.
+            let is_over =
+                |world: &World| world.now.ended || world.now.is_aborted() || !world.now.is_open();
+            self.all(worlds, is_over, "asks in a transaction that goes on");
+        }
         if !message.asks() {
             return;
         }

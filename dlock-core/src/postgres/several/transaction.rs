@@ -240,7 +240,12 @@ impl Machine for SeveralInTransaction {
                     }
                     Err(Attempted::Stuck(error)) => match then {
                         Err(failure) if error.lost => Step::failed(failure.lost_meanwhile()),
-                        _ => self.stuck(error),
+                        // The transaction is aborted, and what it holds goes with it.
+                        Err(failure) => {
+                            self.savepoint = None;
+                            Step::failed(failure)
+                        }
+                        Ok(()) => self.stuck(error),
                     },
                     Err(_) => Step::failed(Reason::Database.broken(Cause::default())),
                 }

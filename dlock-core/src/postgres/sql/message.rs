@@ -28,8 +28,8 @@ pub(in crate::postgres) fn probe(passed: Duration) -> Statement {
 
 /// Takes a session's lock without waiting, or fails with a token: for where an answer cannot be read.
 ///
-/// CockroachDB grants each lock of a session to everybody. It does not know `texteq`, but all the other functions here,
-/// so it is asked for by name as well.
+/// CockroachDB grants a session's lock to everybody. Of these functions it lacks only `texteq`. If a later version has
+/// it, `crdb_version` still refuses.
 fn try_or_fail(key: PostgresKey, mode: Mode) -> String {
     format!(
         "SELECT CASE WHEN {HAS_OWN_LOCKS} OR pg_catalog.current_setting('crdb_version', true) IS NOT NULL \

@@ -18,8 +18,8 @@ pub(in crate::postgres) const STANDBY: i64 = 3;
 /// The start of a statement that answers without a row if the condition behind it holds, and otherwise with [`TAKEN`]
 /// or [`STANDBY`].
 ///
-/// The condition takes the lock, and after that nothing looks for interrupts (a setting that is written does not). If
-/// there were a row, the executor would look for them once more after it has sent the row, and a cancel at that moment
+/// The condition takes the lock, and after that nothing looks for interrupts. Writing a setting does not. If there
+/// were a row, the executor would look for them once more after it has sent the row, and a cancel at that moment
 /// would make the statement fail and leave the lock: about 1 in 1,000 that were aimed there.
 macro_rules! no_row_if {
     ($condition:expr) => {
@@ -183,8 +183,8 @@ const MARKED: &str = no_row_if!("pg_catalog.int8eq(");
 const RELEASED: &str = ", 0) THEN pg_catalog.pg_advisory_unlock(";
 const RELEASED_SHARED: &str = ", 0) THEN pg_catalog.pg_advisory_unlock_shared(";
 
-/// What stands behind the key; it leaves the mark in the session. The mark has the milliseconds in its last 12 bits, and
-/// is negative where the statement does not wait. (`varchar` is a keyword, so it is PostgreSQL's own.)
+/// What stands behind the key; it leaves the mark in the session. The mark has the milliseconds in its last 12 bits,
+/// and is negative where the statement does not wait. (`varchar` is a keyword, so it is PostgreSQL's own.)
 macro_rules! droppable {
     ($lock:literal, $key:literal) => {
         concat!(
