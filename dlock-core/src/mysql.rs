@@ -70,8 +70,9 @@ impl Dialect for Mysql {
     const ARE_YOU_THERE: Option<AreYouThere> = Some(AreYouThere {
         message: sql::ARE_YOU_THERE,
         driver_tells: false,
-        unread_answers_shift: true,
     });
+
+    const UNREAD_ANSWERS_SHIFT: bool = true;
 
     /// Named locks are exclusive, and transactions do not touch them.
     fn acquire(

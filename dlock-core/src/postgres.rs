@@ -175,7 +175,6 @@ impl Dialect for Postgres {
     const ARE_YOU_THERE: Option<AreYouThere> = Some(AreYouThere {
         message: sql::ARE_YOU_THERE,
         driver_tells: true,
-        unread_answers_shift: false,
     });
 
     fn acquire(

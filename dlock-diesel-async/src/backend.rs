@@ -27,11 +27,6 @@ use dlock_diesel::LockBackend;
 /// is_lock_backend::<diesel::mysql::Mysql>();
 /// ```
 pub trait AsyncLockBackend: LockBackend {
-    /// Whether diesel-async gives an answer that nobody read to the next query. If so, a connection is broken as soon
-    /// as a future that waits for an answer is dropped.
-    #[doc(hidden)]
-    const UNREAD_ANSWERS_SHIFT: bool = false;
-
     /// Whether an answer can fail to come, because the network does not carry it.
     #[doc(hidden)]
     const HAS_NETWORK: bool = true;

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use dlock_core::LockKey;
-use dlock_core::proto::{Aftermath, Answer, Failure, Machine, Session, Step};
+use dlock_core::proto::{Aftermath, Answer, Dialect, Failure, Machine, Session, Step};
 use dlock_diesel::shared::{self, Pump, trace};
 use tokio::runtime::Handle;
 
@@ -185,7 +185,7 @@ pub(crate) fn ask<C: LockConnection, T: Send>(
     key: &LockKey,
 ) -> impl Future<Output = Result<T, Error>> + Send {
     async move {
-        if C::Backend::UNREAD_ANSWERS_SHIFT {
+        if DialectOf::<C>::UNREAD_ANSWERS_SHIFT {
             self::session(conn, key)?;
         }
         run(conn, machine, key, None).await

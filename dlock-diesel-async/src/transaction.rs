@@ -7,7 +7,7 @@ use diesel_async::TransactionManager;
 use dlock_core::LockKey;
 #[cfg(feature = "sqlite")]
 use dlock_core::Mode;
-use dlock_core::proto::{Ask, Depth, TransactionDialect};
+use dlock_core::proto::{Ask, Depth, Dialect, TransactionDialect};
 use dlock_diesel::shared::trace::{Releasing, Waiting};
 use dlock_diesel::{TransactionLocks, shared};
 
@@ -312,7 +312,7 @@ impl<C: LockConnection> Drop for OpenTransaction<'_, C> {
             return;
         }
         // The guard around it rolls back, releases the lock and marks the connection broken, in this order.
-        if C::Backend::UNREAD_ANSWERS_SHIFT {
+        if DialectOf::<C>::UNREAD_ANSWERS_SHIFT {
             return;
         }
         Releasing::of(self.key).drop(|| self.give_up());

@@ -28,6 +28,3 @@ pub(super) use several::*;
 pub(super) use token::*;
 pub(super) use tokens::*;
 pub(super) use turn::*;
-
-/// Whatever the answer is, a session that is there gives one.
-pub(super) const ARE_YOU_THERE: &str = "SELECT 1";

@@ -19,6 +19,10 @@ pub trait Dialect: 'static {
     /// How a session is asked whether it is there, after an error that may be its end. `None` where none can be lost.
     const ARE_YOU_THERE: Option<AreYouThere>;
 
+    /// Whether diesel-async gives an answer that nobody read to the next query. If so, a connection is broken as soon
+    /// as a future that waits for an answer is dropped.
+    const UNREAD_ANSWERS_SHIFT: bool = false;
+
     /// Acquires a session's lock. `None` if the limit passed and [`Ask::name_holders`] is off.
     ///
     /// # Errors

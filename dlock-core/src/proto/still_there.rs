@@ -11,8 +11,6 @@ pub struct AreYouThere {
     /// does not, a session that is there obeys the message, so any error counts as its end. A statement that somebody
     /// has killed looks the same, so there dlock asks only where it knows no other reason for the failure.
     pub(crate) driver_tells: bool,
-    /// Whether an answer that nobody reads is given to the next question.
-    pub(crate) unread_answers_shift: bool,
 }
 
 impl AreYouThere {
@@ -113,9 +111,8 @@ impl<D: Dialect, M: Machine> Machine for StillThere<D, M> {
         let Some(failure) = &self.failure else {
             return self.machine.abandon();
         };
-        let shift = D::ARE_YOU_THERE.is_some_and(|ask| ask.unread_answers_shift);
         match failure.aftermath {
-            Aftermath::Clean if !shift => Abandoned::default(),
+            Aftermath::Clean if !D::UNREAD_ANSWERS_SHIFT => Abandoned::default(),
             Aftermath::Clean | Aftermath::MarkBroken => Abandoned::broken(),
             Aftermath::EndSession | Aftermath::EndSessionUnread => Abandoned {
                 messages: vec![D::END_SESSION.into()],

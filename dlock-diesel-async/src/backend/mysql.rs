@@ -9,8 +9,6 @@ use crate::backend::{AsyncFunc, AsyncLockBackend, BoxFuture, Cancel, LockConnect
 use crate::transaction;
 
 impl AsyncLockBackend for Mysql {
-    const UNREAD_ANSWERS_SHIFT: bool = true;
-
     async fn load<C>(conn: &mut C, statement: Statement) -> Answer
     where
         C: AsyncConnection<Backend = Self>,

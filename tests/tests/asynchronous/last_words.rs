@@ -9,8 +9,8 @@ use std::time::Duration;
 use diesel_async::{AsyncConnection, AsyncPgConnection, TransactionManager};
 use dlock_diesel_async::{AdvisoryLockExt, Error, LockKey};
 use dlock_tests::{
-    AsyncTestConnection, Proxy, Server, TestConnection, on_every_network_server_async,
-    on_postgres_async, unique_key, wait_for,
+    AsyncTestConnection, Proxy, Server, on_every_network_server_async, on_postgres_async,
+    unique_key,
 };
 
 use crate::support::*;
@@ -26,8 +26,7 @@ fn keys(key: &str) -> [LockKey; 2] {
 async fn end<C: LockTest>(conn: &mut C, observer: &mut C::Observer, proxy: &Proxy) {
     let id = conn.backend_id().await;
     proxy.silence();
-    observer.kill(id);
-    wait_for("the end of the session", || !observer.is_connected(id));
+    kill(observer, id);
 }
 
 /// What is asked is sent before the last words come.

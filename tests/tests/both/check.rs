@@ -68,8 +68,7 @@ on_every_network_server! {
     async fn a_check_on_a_session_that_was_ended_is_lost<C: LockTest>(server: &Server) {
         let (mut conn, mut observer) = (C::open(server).await, C::observer(server));
         let id = conn.backend_id().await;
-        observer.kill(id);
-        dlock_tests::wait_for("the end of the session", || !observer.is_connected(id));
+        kill(&mut observer, id);
         let checked = conn.check_advisory_locks().await;
         assert!(matches!(checked, Err(Error::Lost { .. })), "{checked:?}");
     }

@@ -2,7 +2,7 @@
 
 use diesel::QueryResult;
 use dlock_core::LockKey;
-use dlock_tests::{Server, unique_key, wait_for};
+use dlock_tests::{Server, unique_key};
 
 use crate::flavor::*;
 use crate::support::*;
@@ -19,8 +19,7 @@ fn assert_lost<T: std::fmt::Debug>(result: Result<T, Error>, key: &str) {
 #[both]
 async fn end<C: LockTest>(conn: &mut C, observer: &mut impl TestConnection) {
     let id = conn.backend_id().await;
-    observer.kill(id);
-    wait_for("the end of the session", || !observer.is_connected(id));
+    kill(observer, id);
 }
 
 #[both]
@@ -97,8 +96,7 @@ on_every_network_server! {
         let mut conn = C::open(server).await;
         let id = conn.backend_id().await;
         let ran = conn.advisory_lock(&key).run(async |_conn| {
-            observer.kill(id);
-            wait_for("the end of the session", || !observer.is_connected(id));
+            kill(&mut observer, id);
             Ok::<(), Error>(())
         });
         assert_lost(ran.await, &key);
@@ -115,8 +113,7 @@ on_postgres! {
             let mut conn = PgConnection::open(server).await;
             let result = conn.transaction(async |conn| {
                 let id = conn.backend_id().await;
-                observer.kill(id);
-                wait_for("the end of the session", || !observer.is_connected(id));
+                kill(&mut observer, id);
                 match way {
                     0 => conn.advisory_xact_lock(&key).acquire().await,
                     1 => conn.advisory_lock(&key).inside_transaction().acquire().await.map(drop),

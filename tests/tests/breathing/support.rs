@@ -85,7 +85,7 @@ impl FlattenPanic for thread::Result<thread::Result<()>> {
 /// server takes 200, and the tests measure turns.
 const MOST_SESSIONS: usize = 150;
 
-/// How many they may have, and what tells that a test has ended.
+/// How many they have, and what tells that a test has ended.
 static SESSIONS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
 pub(crate) struct Running {

@@ -10,6 +10,9 @@ use crate::postgres::mark::Mark;
 use crate::proto::{Bind, OpenTransaction, Prepared, Savepoint, Statement, unique_nonzero};
 use crate::{Mode, PostgresKey};
 
+/// Whatever the answer is, a session that is there gives one.
+pub(in crate::postgres) const ARE_YOU_THERE: &str = "SELECT 1";
+
 /// After a failed wait that left nothing: [`CUT_SHORT`] if `statement_timeout` explains it, and otherwise 1 if the
 /// server has such locks. It takes one that nobody else has, without waiting, until the end of the transaction.
 pub(in crate::postgres) fn probe(passed: Duration) -> Statement {
