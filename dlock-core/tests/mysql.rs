@@ -50,8 +50,8 @@ const EXAMINE: &str = explained!(
 );
 
 /// Whether this may be one of several servers that take writes.
-const ONE_OF_SEVERAL: &str = "/*M! @@wsrep_on AND */ /*!80000 (@@global.auto_increment_increment <> 1 OR \
-    @@global.auto_increment_offset <> 1) AND */ @dlock_one_node IS NULL";
+const ONE_OF_SEVERAL: &str = "/*M! @@wsrep_on AND */ /*!80000 @@global.auto_increment_increment + \
+     @@global.auto_increment_offset <> 2 AND */ @dlock_one_node IS NULL";
 
 /// The text of a request that MySQL ends after so many milliseconds, if they are less than a second.
 fn text_of_request(droppable: bool, ends: Option<u32>) -> String {

@@ -110,6 +110,7 @@ where
             Bind::Integer(value) => out.push_bind_param::<Integer, _>(value)?,
             Bind::Binary(value) => out.push_bind_param::<Binary, _>(value)?,
             Bind::Text(value) => out.push_bind_param::<Text, _>(value)?,
+            Bind::NoText => out.push_bind_param::<Nullable<Text>, _>(&None::<String>)?,
         }
         out.push_sql(sql);
     }

@@ -15,7 +15,6 @@ use crate::{Mode, PostgresKey};
 /// | `Unlock` | the release, prepared | 1, 0 | released, not held |
 /// | | | an error | `UnlockAgain` |
 /// | `UnlockAgain` | the release, unprepared | 1, 0 | released, not held |
-/// | both | | 3: it is a standby | not held |
 /// | `UnlockBehind` | drops the savepoint, then releases | done | `Read` |
 /// | | | an error | `Aborted` |
 /// | `Read` | what has the release done? | 1, 0 | released, not held |
@@ -99,8 +98,9 @@ impl Machine for Release {
                 State::Unlock | State::UnlockAgain(_) | State::Read,
                 Answer::Rows(Rows::Number(Some(1))),
             ) => RELEASED,
-            (State::Unlock, Answer::Rows(Rows::Number(Some(0 | sql::STANDBY))))
-            | (State::Read, Answer::Rows(Rows::Number(Some(0)))) => not_held(Cause::default()),
+            (State::Unlock | State::Read, Answer::Rows(Rows::Number(Some(0)))) => {
+                not_held(Cause::default())
+            }
             (State::UnlockAgain(cause), Answer::Rows(Rows::Number(Some(0)))) => not_held(cause),
             (State::Unlock, Answer::Error(error)) if !error.lost => {
                 self.state = State::UnlockAgain(error.cause);

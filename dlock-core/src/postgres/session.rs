@@ -13,13 +13,15 @@ use crate::{Mode, PostgresKey};
 /// |---|---|---|---|
 /// | `Ask` | one statement that tries, and waits for a turn | 1 | granted |
 /// | | | 0, without a turn | taken: gives up, `Sleep` (polling) |
-/// | | | 0: `transaction_timeout` is set | `Wait` |
+/// | | | 0, with a turn | `WhyNot` |
+/// | | | 3: it is a standby | fails, nothing is held |
+/// | `WhyNot` | why has it not waited? | 0: `transaction_timeout` is set | `Wait` |
 /// | | | 3: it is a standby | fails, nothing is held |
 /// | `Wait` | lifts the user's limits, then waits | done | granted |
 /// | `Turn` | a [`QuietTurn`] | granted | granted |
 /// | | | over | the next turn, or gives up |
 /// | | | unavailable | `Ask` |
-/// | `Ask`, `Wait`, `Turn` | | an error: a deadlock, or the session is gone | fails, nothing is held |
+/// | `Ask`, `WhyNot`, `Wait`, `Turn` | | an error: a deadlock, or the session is gone | fails, nothing is held |
 /// | | | any other error | `Verify` |
 /// | `Verify` | does it hold the lock, and the prepared statement? | 0, and the limit passed | as `Turn` over |
 /// | | | 0, and it may be a cancel | `Probe` |
@@ -62,6 +64,7 @@ enum State {
         millis: u32,
         sent: Duration,
     },
+    WhyNot(u32),
     Wait {
         millis: u32,
         sent: Duration,
@@ -101,13 +104,10 @@ impl AcquireSession {
     }
 
     fn ask(&mut self, millis: u32, now: Duration) -> Acquired {
-        let (statement, millis) = match self.mark {
-            Some(mark) => {
-                let millis = millis.min(Mark::LONGEST);
-                let mark = Some(mark.with(millis));
-                (sql::droppable(self.key, self.mode, mark), millis)
-            }
-            None => (sql::acquire(self.key, self.mode, millis), millis),
+        let statement = match (self.mark, millis) {
+            (Some(mark), millis) => sql::droppable(self.key, self.mode, Some((mark, millis))),
+            (None, 0) => sql::try_acquire(self.key, self.mode),
+            (None, millis) => sql::acquire(self.key, self.mode, millis),
         };
         self.state = State::Ask { millis, sent: now };
         self.asked = statement.sql.last().copied();
@@ -156,12 +156,9 @@ impl AcquireSession {
     }
 
     fn granted(&mut self) -> Acquired {
-        Step::Done(Ok(Some(Hold::new(
-            self.key,
-            self.mode,
-            None,
-            self.mark.is_some(),
-        ))))
+        let droppable = self.mark.is_some();
+        let hold = Hold::new(self.key, self.mode, None, droppable);
+        Step::Done(Ok(Some(hold)))
     }
 
     /// A turn ended without a grant.
@@ -235,15 +232,26 @@ impl Machine for AcquireSession {
                 self.taken(now)
             }
             (State::Ask { millis, .. }, Answer::Rows(Rows::Number(Some(sql::TAKEN)))) => {
+                self.state = State::WhyNot(millis);
+                self.asked = None;
+                Step::Query(sql::why_not())
+            }
+            (State::WhyNot(millis), Answer::Rows(Rows::Number(Some(sql::TAKEN)))) => {
                 self.wait(millis, now)
             }
             (State::Ask { millis, sent } | State::Wait { millis, sent }, Answer::Error(error)) => {
                 self.settle(Fault::new(error, Failed::after(millis, sent, now)))
             }
-            (State::Ask { .. }, Answer::Rows(Rows::Number(Some(sql::STANDBY)))) => {
-                Step::failed(Reason::Standby.clean(Cause::default()))
+            (
+                State::Ask { .. } | State::WhyNot(_),
+                Answer::Rows(Rows::Number(Some(sql::STANDBY))),
+            ) => Step::failed(Reason::Standby.clean(Cause::default())),
+            (State::WhyNot(_), Answer::Error(error)) => {
+                self.settle(Fault::new(error, Failed::unlimited()))
             }
-            (State::Ask { .. } | State::Wait { .. }, _) => self.verify(Failed::strange()),
+            (State::Ask { .. } | State::WhyNot(_) | State::Wait { .. }, _) => {
+                self.verify(Failed::strange())
+            }
 
             (State::Turn(mut turn), answer) => {
                 let next = turn.next(answer);
@@ -307,18 +315,19 @@ impl Machine for AcquireSession {
         let Some(mark) = self.mark else {
             return Abandoned::broken();
         };
-        let release = |mark| Abandoned::twice(sql::release_if_granted(self.key, self.mode, mark));
+        let release =
+            |mark: &str| Abandoned::twice(sql::release_if_granted(self.key, self.mode, mark));
         match &self.state {
-            State::Sleep => Abandoned::default(),
+            State::Sleep | State::WhyNot(_) => Abandoned::default(),
             // Broken nevertheless: the mark of a statement that was cancelled after its grant is not there.
             State::Ask { millis, .. } => Abandoned {
-                messages: release(mark.with(*millis)),
+                messages: release(&mark.with(*millis)),
                 broken: true,
                 cancel: *millis > 0,
                 ..Abandoned::default()
             },
             State::Wait { .. } => Abandoned {
-                messages: release(mark),
+                messages: release(&mark.to_string()),
                 broken: true,
                 cancel: true,
                 ..Abandoned::default()

@@ -37,6 +37,8 @@ pub enum Bind {
     Binary(Vec<u8>),
     /// Text: several keys as one value.
     Text(String),
+    /// Text that is NULL.
+    NoText,
 }
 
 impl Binds {
@@ -68,6 +70,8 @@ pub enum Columns {
     Number,
     /// No row, which stands for the number 1, or one row of another number: [`Rows::Number`].
     NoRow,
+    /// No row, which stands for the number 1, or a row that is not read, which stands for 0: [`Rows::Number`].
+    AnyRow,
     /// No rows, but how many it has affected: [`Rows::Number`].
     Affected,
     /// One row of two of them: [`Rows::Pair`].
@@ -82,7 +86,7 @@ pub enum Columns {
 /// The rows of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rows {
-    /// Of [`Columns::Number`], [`Columns::NoRow`] and [`Columns::Affected`].
+    /// Of [`Columns::Number`], [`Columns::NoRow`], [`Columns::AnyRow`] and [`Columns::Affected`].
     Number(Option<i64>),
     /// Of [`Columns::Pair`].
     Pair(Option<i64>, Option<i64>),
@@ -93,8 +97,9 @@ pub enum Rows {
 }
 
 /// Calls the macro `$callback` with the names of the statements that are sent most, and what follows: those of
-/// PostgreSQL, which answer with a number or no row; then those of MySQL that answer with a number, those that answer
-/// with a pair, and those that answer with how many rows they affected.
+/// PostgreSQL whose rows are read, those whose rows are read or not, and those whose rows are not read; then those of
+/// MySQL that answer with a number, those that answer with a pair, and those that answer with how many rows they
+/// affected.
 ///
 /// Diesel finds a prepared statement by a type or by its text. The drivers make a type for each of these names.
 #[doc(hidden)]
@@ -102,12 +107,12 @@ pub enum Rows {
 macro_rules! for_each_prepared {
     ($callback:ident $($arguments:tt)*) => {
         $callback! {
+            [PostgresTry PostgresTryShared PostgresTryPair PostgresTryPairShared PostgresSlot]
+            [PostgresDroppable PostgresDroppableShared PostgresDroppablePair PostgresDroppablePairShared]
             [
                 PostgresFirst PostgresFirstShared PostgresFirstPair PostgresFirstPairShared
                 PostgresLimited PostgresLimitedShared PostgresLimitedPair PostgresLimitedPairShared
-                PostgresDroppable PostgresDroppableShared PostgresDroppablePair PostgresDroppablePairShared
                 PostgresUnlock PostgresUnlockShared PostgresUnlockPair PostgresUnlockPairShared
-                PostgresSlot
             ]
             [MysqlDroppable]
             [MysqlSlot]

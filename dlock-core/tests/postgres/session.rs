@@ -57,7 +57,10 @@ mod asking {
     #[test]
     fn the_statement_is_kept_under_a_name() {
         acquire(FOREVER).asks(900).kept_as(Prepared::PostgresFirst);
-        acquire(TRY).asks(0).kept_as(Prepared::PostgresLimited);
+        acquire(limit(millis(250)))
+            .asks(250)
+            .kept_as(Prepared::PostgresLimited);
+        acquire(TRY).asks(0).kept_as(Prepared::PostgresTry);
         acquire_droppable(TRY)
             .asks(0)
             .kept_as(Prepared::PostgresDroppable);
@@ -66,12 +69,12 @@ mod asking {
     #[test]
     fn each_request_leaves_a_mark_of_its_own() {
         let mark = |script: Script<_>| match &script.statement().binds.iter().next() {
-            Some(dlock_core::proto::Bind::BigInt(mark)) => *mark,
+            Some(dlock_core::proto::Bind::Text(mark)) => mark.clone(),
             other => panic!("{other:?}"),
         };
         let marks = [acquire_droppable(TRY), acquire_droppable(TRY)].map(mark);
         assert_ne!(marks[0], marks[1]);
-        assert!(marks.iter().all(|mark| *mark != 0 && mark & 4095 == 0));
+        assert!(marks.iter().all(|mark| mark.starts_with("0.0")));
     }
 
     #[test]
@@ -139,14 +142,48 @@ mod asking {
         acquire(limit(millis(250)))
             .asks(250)
             .answer(value(0))
+            .sends([WhyNot])
+            .answer(value(0))
             .sends(waits(250))
             .answer(DONE)
             .holds();
     }
 
     #[test]
+    fn on_a_standby_it_does_not_wait() {
+        for wait in [FOREVER, limit(millis(250))] {
+            for ask in [asked(wait), droppable(wait)] {
+                acquire_as(ask, OUTSIDE)
+                    .answer(value(0))
+                    .sends([WhyNot])
+                    .answer(value(3))
+                    .failed(clean(Reason::Standby));
+            }
+        }
+        acquire(TRY).answer(value(3)).failed(clean(Reason::Standby));
+        acquire_droppable(TRY)
+            .answer(value(3))
+            .failed(clean(Reason::Standby));
+    }
+
+    #[test]
+    fn the_question_why_it_has_not_waited_may_fail() {
+        let asking = || acquire_droppable(FOREVER).answer(value(0)).sends([WhyNot]);
+        assert_eq!(asking().abandoned(), Abandoned::default());
+        asking().answer(lost()).failed(gone());
+        asking()
+            .answer(plain())
+            .sends([IsHeld])
+            .answer(value(0))
+            .sends([Probe { passed: 0 }])
+            .answer(value(1))
+            .failed(clean(Reason::Interrupted).because());
+    }
+
+    #[test]
     fn a_wait_that_was_no_prepared_statement_is_only_asked_about() {
         acquire(limit(millis(250)))
+            .answer(value(0))
             .answer(value(0))
             .times_out(250)
             .sends([IsHeld])
@@ -157,7 +194,7 @@ mod asking {
 
     #[test]
     fn that_message_leaves_the_mark_too() {
-        let waiting = acquire_droppable(FOREVER).answer(value(0));
+        let waiting = acquire_droppable(FOREVER).answer(value(0)).answer(value(0));
         let text = waiting.text();
         assert!(text.contains("'dlock.granted'"), "{text}");
         waiting.answer(DONE).holds();
@@ -398,7 +435,7 @@ mod abandoned {
         assert_eq!(waiting.abandons(), [release.clone(), release]);
         assert!(waiting.abandoned().cancel && waiting.abandoned().broken);
 
-        let waiting = waiting.answer(value(0));
+        let waiting = waiting.answer(value(0)).answer(value(0));
         let left = match Message::of(waiting.step(), None).unwrap().statements[..] {
             [.., LeaveMark(mark)] => mark,
             ref other => panic!("{other:?}"),

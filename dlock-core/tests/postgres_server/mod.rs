@@ -6,6 +6,7 @@
 //! PostgreSQL's: settings, savepoints and a transaction's locks are undone, a session's locks are not.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use dlock_core::proto::{Answer, Bind, Columns, Prepared, Rows, Statement, Step};
@@ -17,30 +18,33 @@ pub(crate) const KEY: i64 = 42;
 
 /// What dlock sends, without `pg_catalog.`; `{}` stands for a number or a name.
 mod text {
-    pub(super) const ACQUIRE_FIRST: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
-        THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+    pub(super) const ACQUIRE_FIRST: &str = "SELECT WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
         THEN false WHEN pg_try_advisory_lock(?) THEN true \
         WHEN textne(current_setting('transaction_timeout', true), '0') THEN false \
         ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
         set_config('lock_timeout', '900', true), pg_advisory_xact_lock($1), pg_sleep(0)), true) IS NOT NULL \
         AND pg_advisory_lock($1) IS NOT NULL END";
-    pub(super) const ACQUIRE_LIMITED: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
-        THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+    pub(super) const ACQUIRE_LIMITED: &str = "SELECT WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
         THEN false WHEN pg_try_advisory_lock(?) THEN true \
-        WHEN int8eq(?, 0) OR textne(current_setting('transaction_timeout', true), '0') THEN false \
+        WHEN ? IS NULL OR textne(current_setting('transaction_timeout', true), '0') THEN false \
         ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
-        set_config('lock_timeout', $2::varchar, true), pg_advisory_xact_lock($1), pg_sleep(0)), true) IS NOT NULL \
+        set_config('lock_timeout', $2, true), pg_advisory_xact_lock($1), pg_sleep(0)), true) IS NOT NULL \
         AND pg_advisory_lock($1) IS NOT NULL END";
+    pub(super) const TRY_ACQUIRE: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+        THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+        THEN false ELSE pg_try_advisory_lock(?) END";
+    pub(super) const WHY_NOT: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+        THEN 3::bigint ELSE 0 END";
     pub(super) const DROPPABLE: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
-        THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN int8eq(?, 0) THEN pg_advisory_unlock(?) \
+        THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN ? IS NULL THEN pg_advisory_unlock(?) \
         WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
         THEN false WHEN CASE WHEN pg_try_advisory_lock($2) THEN true \
-        WHEN int8lt($1, 0) OR textne(current_setting('transaction_timeout', true), '0') THEN false \
+        WHEN starts_with($1, '0') OR textne(current_setting('transaction_timeout', true), '0') THEN false \
         ELSE set_config('lock_timeout', format('%s', current_setting('lock_timeout'), \
-        set_config('lock_timeout', int8and($1, 4095)::varchar, true), pg_advisory_xact_lock($2), pg_sleep(0)), true) IS NOT NULL \
+        set_config('lock_timeout', $1, true), pg_advisory_xact_lock($2), pg_sleep(0)), true) IS NOT NULL \
         AND pg_advisory_lock($2) IS NOT NULL END \
-        THEN set_config('dlock.granted', $1::varchar, false) IS NOT NULL ELSE false END";
-    pub(super) const UNLOCK: &str = "SELECT 0::bigint WHERE NOT pg_advisory_unlock(?)";
+        THEN set_config('dlock.granted', $1, false) IS NOT NULL ELSE false END";
+    pub(super) const UNLOCK: &str = "SELECT WHERE NOT pg_advisory_unlock(?)";
     pub(super) const TRY_IN_TRANSACTION: &str = "SELECT (CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) THEN 3 \
         ELSE pg_try_advisory_xact_lock(?)::int END)::bigint";
     pub(super) const IS_HELD: &str = "SELECT (EXISTS(SELECT FROM pg_locks l WHERE texteq(l.locktype, 'advisory') \
@@ -173,6 +177,8 @@ pub(crate) enum Does {
         mark: i64,
         millis: u32,
     },
+    /// Why has it not waited?
+    WhyNot,
     TryOrFail,
     BeginOrWait {
         millis: u32,
@@ -229,18 +235,22 @@ impl Message {
     /// `None` for what is not sent. The savepoint of the conversation is called `own` here, whatever its number.
     pub(crate) fn of<T>(step: &Step<T>, own: Option<&str>) -> Option<Message> {
         match step {
-            Step::Query(statement) => Some(Message {
-                statements: vec![Does::of_statement(statement)],
-                prepared: match statement.prepared {
-                    Prepared::ByText | Prepared::Never => None,
-                    _ => statement.sql.last().map(|text| (*text).to_owned()),
-                },
-                failed: statement.binds.iter().find_map(|bind| match bind {
-                    Bind::Text(text) => Some(text.clone()),
+            Step::Query(statement) => {
+                let does = Does::of_statement(statement);
+                let failed = match (&does, statement.binds.iter().last()) {
+                    (Does::Verify, Some(Bind::Text(text))) => Some(text.clone()),
                     _ => None,
-                }),
-                rows: true,
-            }),
+                };
+                Some(Message {
+                    statements: vec![does],
+                    prepared: match statement.prepared {
+                        Prepared::ByText | Prepared::Never => None,
+                        _ => statement.sql.last().map(|text| (*text).to_owned()),
+                    },
+                    failed,
+                    rows: true,
+                })
+            }
             Step::Batch(text) => Some(Message::of_text(text, own)),
             Step::Sleep(_) | Step::Tell(_) => None,
             Step::Done(_) => panic!("over"),
@@ -336,13 +346,20 @@ fn matches<'t>(text: &'t str, pattern: &str) -> Option<Vec<&'t str>> {
     let mut rest = text.strip_prefix(parts.next()?)?;
     let mut found = Vec::new();
     for part in parts {
-        let is_word = |letter: char| letter.is_ascii_alphanumeric() || "_-".contains(letter);
+        let is_word = |letter: char| letter.is_ascii_alphanumeric() || "_-.".contains(letter);
         let end = rest.find(|letter| !is_word(letter)).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         found.push(word);
         rest = after.strip_prefix(part)?;
     }
     rest.is_empty().then_some(found)
+}
+
+/// A number for a mark.
+fn mark_of(text: &str) -> i64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish() as i64
 }
 
 fn number<N: std::str::FromStr<Err: std::fmt::Debug>>(found: &[&str]) -> N {
@@ -369,11 +386,17 @@ impl Does {
             assert_eq!(statement.columns, Columns::Text);
             return Does::Version;
         }
+        // NULL where it releases.
+        let mark = match binds.first() {
+            Some(Bind::Text(mark)) => Some(mark.as_str()),
+            _ => None,
+        };
+        let limit = |text: &str| text.split('.').next().unwrap().parse::<u32>().unwrap();
+        // No row is the number 1. Who waits does not read one.
         let columns = match sql.as_str() {
-            // No row is the number 1.
-            text::ACQUIRE_FIRST | text::ACQUIRE_LIMITED | text::DROPPABLE | text::UNLOCK => {
-                Columns::NoRow
-            }
+            text::ACQUIRE_FIRST | text::ACQUIRE_LIMITED | text::UNLOCK => Columns::AnyRow,
+            text::DROPPABLE if mark.map(limit) != Some(0) => Columns::AnyRow,
+            text::DROPPABLE | text::TRY_ACQUIRE => Columns::NoRow,
             _ => Columns::Number,
         };
         assert_eq!(statement.columns, columns);
@@ -387,23 +410,31 @@ impl Does {
             }
             text::ACQUIRE_LIMITED => {
                 assert_eq!(big(0), KEY);
+                let Bind::Text(millis) = binds[1] else {
+                    panic!("no limit: {:?}", binds[1])
+                };
                 Does::Acquire {
                     mark: 0,
-                    millis: millis(1),
+                    millis: millis.parse().unwrap(),
                 }
             }
-            text::DROPPABLE if big(0) == 0 => {
-                assert_eq!(big(1), KEY);
-                Does::UnlockDroppable
+            text::TRY_ACQUIRE => {
+                assert_eq!(big(0), KEY);
+                Does::Acquire { mark: 0, millis: 0 }
+            }
+            text::WHY_NOT => {
+                assert_eq!(statement.prepared, Prepared::Never);
+                Does::WhyNot
             }
             text::DROPPABLE => {
                 assert_eq!(big(1), KEY);
-                Does::Acquire {
-                    mark: big(0),
-                    millis: match big(0) {
-                        ..0 => 0,
-                        mark => (mark & 4095).try_into().unwrap(),
+                match (mark, binds[0]) {
+                    (Some(text), _) => Does::Acquire {
+                        mark: mark_of(text),
+                        millis: limit(text),
                     },
+                    (None, Bind::NoText) => Does::UnlockDroppable,
+                    (None, other) => panic!("not a mark: {other:?}"),
                 }
             }
             text::UNLOCK => {
@@ -499,9 +530,9 @@ impl Does {
             assert_ne!(number::<i64>(&found), KEY);
             Does::ProbeInside
         } else if let Some(found) = is(text::LEAVE_MARK) {
-            Does::LeaveMark(number(&found))
+            Does::LeaveMark(mark_of(found[0]))
         } else if let Some(found) = is(text::RELEASE_IF_GRANTED) {
-            Does::ReleaseIfGranted(number(&found))
+            Does::ReleaseIfGranted(mark_of(found[0]))
         } else if let Some(found) = is(text::BEGIN_OR_WAIT) {
             Does::BeginOrWait {
                 millis: number(&found),
@@ -1219,6 +1250,7 @@ impl Session {
                 ran(Err(Says::OutOfMemory), session.clone(), 0, true);
                 ran(Ok(None), session, 0, false);
             }
+            Does::WhyNot => ran(Ok(Some(0)), session, 0, false),
             Does::Holders | Does::Version => ran(Ok(None), session, 0, false),
             Does::UnlockAll => {
                 session.holds = 0;

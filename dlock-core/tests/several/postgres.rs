@@ -132,7 +132,7 @@ impl Server {
             return (vec![fine(number(held), world.clone())], false);
         }
         if text.contains("pg_try_advisory_lock") {
-            // Sync: the key, the milliseconds. Async: the mark, the key.
+            // Sync: the key, and the limit if it waits. Async: the mark, the key.
             let droppable = text.contains("dlock.granted");
             let key = big(&binds[usize::from(droppable)]) as usize - 1;
             if world.forgot && statement.prepared != Prepared::Never {
@@ -147,7 +147,10 @@ impl Server {
             let mut next = world.clone();
             next.holds[key] += 1;
             if droppable {
-                next.mark = big(&binds[0]);
+                let Bind::Text(mark) = &binds[0] else {
+                    panic!("{:?}", binds[0])
+                };
+                next.mark = mark_of(mark);
             }
             return (vec![fine(number(1), next), fault(world.clone())], true);
         }
@@ -180,9 +183,7 @@ impl super::walk::Server for Server {
             }
             return;
         }
-        let mark: i64 = between(message, "'dlock.granted', true), '", "'")
-            .parse()
-            .expect("a mark");
+        let mark = mark_of(between(message, "'dlock.granted', true), '", "'"));
         if world.mark == mark {
             world.mark = 0;
             let keys = match message.contains("unnest") {
@@ -192,6 +193,14 @@ impl super::walk::Server for Server {
             unlock(world, keys);
         }
     }
+}
+
+/// Of one lock it also says the limit.
+fn mark_of(text: &str) -> i64 {
+    text.strip_prefix("0.0")
+        .unwrap_or(text)
+        .parse()
+        .expect("a mark")
 }
 
 pub(crate) fn keys() -> [LockKey; KEYS] {

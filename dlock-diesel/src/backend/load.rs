@@ -18,10 +18,13 @@ macro_rules! __load {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __load_named {
-    ($number:tt $_number:tt $_pair:tt $_affected:tt Pg $($arguments:tt)*) => {
-        $crate::__load_by_name!($number [] [] $($arguments)*)
+    (
+        [$($read:ident)*] [$($both:ident)*] [$($unread:ident)*] $_number:tt $_pair:tt $_affected:tt
+        Pg $($arguments:tt)*
+    ) => {
+        $crate::__load_by_name!([$($read)* $($both)*] [] [$($both)* $($unread)*] $($arguments)*)
     };
-    ($_number:tt $number:tt $pair:tt $affected:tt Mysql $($arguments:tt)*) => {
+    ($_read:tt $_both:tt $_unread:tt $number:tt $pair:tt $affected:tt Mysql $($arguments:tt)*) => {
         $crate::__load_by_name!($number $pair $affected $($arguments)*)
     };
 }
@@ -47,13 +50,17 @@ macro_rules! __load_by_name {
                     _ => row?,
                 }))
             }
-            Columns::Affected => {
+            Columns::Affected | Columns::AnyRow => {
                 let affected = match $statement.prepared {
                     $(Prepared::$affected => $crate::__await!($await
                         CoreQuery::<Number, { Prepared::$affected as u8 }>::new($statement).execute($conn)),)*
                     _ => $crate::__await!($await ByText::<Number>::new($statement).execute($conn)),
                 };
-                Ok(Rows::Number(affected?.try_into().ok()))
+                let affected = affected?.try_into().ok();
+                Ok(Rows::Number(match columns {
+                    Columns::AnyRow => affected.map(|rows: i64| i64::from(rows == 0)),
+                    _ => affected,
+                }))
             }
             Columns::Pair => {
                 let row = match $statement.prepared {

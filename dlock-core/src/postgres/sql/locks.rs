@@ -106,7 +106,9 @@ pub(in crate::postgres) fn reclaim(key: PostgresKey, mode: Mode) -> String {
     let [high, low, subid] = lock_row(key).map(|bind| match bind {
         Bind::BigInt(number) => number,
         Bind::Integer(number) => number.into(),
-        Bind::Binary(_) | Bind::Text(_) => unreachable!("BUG: rows are found by numbers"),
+        Bind::Binary(_) | Bind::Text(_) | Bind::NoText => {
+            unreachable!("BUG: rows are found by numbers")
+        }
     });
     let [head, ..] = lock_rows!("SELECT FROM pg_catalog.pg_locks l WHERE ", "");
     let mode_name = match mode {

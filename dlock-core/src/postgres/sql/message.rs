@@ -87,7 +87,7 @@ pub(in crate::postgres) fn leave_mark(mark: Mark) -> String {
 /// Releases the lock if the request with this mark was granted, and only once: it is sent twice. It answers without a
 /// row, so that no cancel can make it fail, and take back that the mark has gone, after it has released. See
 /// `no_row_if!`.
-pub(in crate::postgres) fn release_if_granted(key: PostgresKey, mode: Mode, mark: Mark) -> String {
+pub(in crate::postgres) fn release_if_granted(key: PostgresKey, mode: Mode, mark: &str) -> String {
     unread(&format!(
         "SELECT WHERE NOT CASE WHEN pg_catalog.texteq(pg_catalog.current_setting('dlock.granted', true), '{mark}') \
          AND pg_catalog.set_config('dlock.granted', '', false) IS NOT NULL THEN {} IS NOT NULL ELSE true END",

@@ -8,7 +8,7 @@ use crate::{Mode, PostgresKey};
 /// - a standby has locks of its own;
 /// - each node of a YugabyteDB up to 2024 has locks of its own, and says so by an error. With this setting it does not.
 ///
-/// The setting is NULL elsewhere. PostgreSQL 17 needs 0.3 microseconds for it.
+/// The setting is NULL elsewhere. PostgreSQL 18 needs 0.9 microseconds for both, of 22 for a lock and its release.
 macro_rules! has_own_locks {
     () => {
         "(pg_catalog.pg_is_in_recovery() OR pg_catalog.texteq(pg_catalog.current_setting(\

@@ -5,37 +5,50 @@ use crate::postgres::mark::Mark;
 use crate::proto::{Bind, Binds, Columns, Prepared, Statement};
 use crate::{Mode, PostgresKey};
 
-/// The answers of [`acquire`], which has none if the lock was granted.
+/// The answers of the statements below. One that takes a lock, or releases it, has none.
 pub(in crate::postgres) const GRANTED: i64 = 1;
-/// The lock is taken, and the statement did not wait: nobody asked for it, or the user's `transaction_timeout` might
-/// end the session in the middle of the wait.
+/// The lock is taken, and the statement did not wait: it was only to try, or [`acquire`] cannot wait in this session.
 pub(in crate::postgres) const TAKEN: i64 = 0;
 /// To [`probe`](super::probe): `statement_timeout` has cut the wait short.
 pub(in crate::postgres) const CUT_SHORT: i64 = 2;
 /// The server has locks of its own, as a standby has: see `has_own_locks!`. Nothing was asked for, or released.
 pub(in crate::postgres) const STANDBY: i64 = 3;
 
-/// The start of a statement that answers without a row if the condition behind it holds, and otherwise with [`TAKEN`]
-/// or [`STANDBY`].
+/// What a statement starts with that answers without a row if the condition behind it holds.
 ///
 /// The condition takes the lock, and after that nothing looks for interrupts. Writing a setting does not. If there
 /// were a row, the executor would look for them once more after it has sent the row, and a cancel at that moment
 /// would make the statement fail and leave the lock: about 1 in 1,000 that were aimed there.
+///
+/// Nobody reads the row, and it has no columns: libpq would read what they are called for each answer, which takes the
+/// client longer than all that dlock does for a lock.
 macro_rules! no_row_if {
     ($condition:expr) => {
+        concat!("SELECT WHERE NOT ", $condition)
+    };
+}
+
+macro_rules! why {
+    () => {
         concat!(
             "SELECT CASE WHEN ",
             has_own_locks!(),
-            " THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN ",
-            $condition
+            " THEN 3::bigint ELSE 0 END"
         )
+    };
+}
+
+/// [`no_row_if!`], with a row that says [`TAKEN`] or [`STANDBY`].
+macro_rules! no_row_or_why_if {
+    ($condition:expr) => {
+        concat!(why!(), " WHERE NOT ", $condition)
     };
 }
 
 /// The first branch of what takes a lock.
 macro_rules! unless_standby {
     () => {
-        concat!(has_own_locks!(), " THEN false WHEN ")
+        concat!("CASE WHEN ", has_own_locks!(), " THEN false ")
     };
 }
 
@@ -87,12 +100,12 @@ macro_rules! wait_and_put_limit_back {
     };
 }
 
-/// What stands in front of the key of a try.
+/// What stands in front of the key.
 macro_rules! acquire {
     ($lock:literal) => {
         no_row_if!(concat!(
             unless_standby!(),
-            "pg_catalog.pg_try_advisory_",
+            "WHEN pg_catalog.pg_try_advisory_",
             $lock,
             "("
         ))
@@ -106,13 +119,13 @@ macro_rules! or_wait_first {
     };
 }
 
-/// What stands between the key and the milliseconds.
-const OR_UNLESS: &str = ") THEN true WHEN pg_catalog.int8eq(";
+/// What stands between the key and the milliseconds, which are text.
+const OR_UNLESS: &str = ") THEN true WHEN ";
 
-/// What stands behind the milliseconds.
+/// What stands behind the milliseconds, which are never NULL.
 macro_rules! or_wait_limited {
     ($lock:literal, $key:literal, $millis:literal) => {
-        concat!(", 0) OR ", or_wait!($lock, $key, $millis))
+        concat!(" IS NULL OR ", or_wait!($lock, $key, $millis))
     };
 }
 
@@ -122,7 +135,7 @@ pub(in crate::postgres) const FIRST_TURN: u32 = 900;
 
 const _: () = assert!(FIRST_TURN == 900, "as the texts say");
 
-/// Tries to take a session's lock and waits where it must, at most so many milliseconds; 0 does not wait.
+/// Takes a session's lock and waits where it must, at most so many milliseconds, at least 1: [`GRANTED`] or [`TAKEN`].
 pub(in crate::postgres) fn acquire(key: PostgresKey, mode: Mode, millis: u32) -> Statement {
     const LOCK: &str = acquire!("lock");
     const SHARED: &str = acquire!("lock_shared");
@@ -133,82 +146,108 @@ pub(in crate::postgres) fn acquire(key: PostgresKey, mode: Mode, millis: u32) ->
         &[SHARED, ", ", or_wait_first!("lock_shared", "$1, $2")],
     ];
     const LIMITED: [&[&str]; 4] = [
-        &[
-            LOCK,
-            OR_UNLESS,
-            or_wait_limited!("lock", "$1", "$2::varchar"),
-        ],
+        &[LOCK, OR_UNLESS, or_wait_limited!("lock", "$1", "$2")],
         &[
             SHARED,
             OR_UNLESS,
-            or_wait_limited!("lock_shared", "$1", "$2::varchar"),
+            or_wait_limited!("lock_shared", "$1", "$2"),
         ],
         &[
             LOCK,
             ", ",
             OR_UNLESS,
-            or_wait_limited!("lock", "$1, $2", "$3::varchar"),
+            or_wait_limited!("lock", "$1, $2", "$3"),
         ],
         &[
             SHARED,
             ", ",
             OR_UNLESS,
-            or_wait_limited!("lock_shared", "$1, $2", "$3::varchar"),
+            or_wait_limited!("lock_shared", "$1, $2", "$3"),
         ],
     ];
     use Prepared::*;
     let form = form(key, mode);
     let mut binds = key_binds(key);
-    if millis == FIRST_TURN {
+    let (name, sql) = if millis == FIRST_TURN {
         let names = [
             PostgresFirst,
             PostgresFirstShared,
             PostgresFirstPair,
             PostgresFirstPairShared,
         ];
-        return Statement::number(names[form], FIRST[form], binds).columns(Columns::NoRow);
-    }
-    binds.push(Bind::BigInt(millis.into()));
-    let names = [
-        PostgresLimited,
-        PostgresLimitedShared,
-        PostgresLimitedPair,
-        PostgresLimitedPairShared,
+        (names[form], FIRST[form])
+    } else {
+        binds.push(Bind::Text(millis.to_string()));
+        let names = [
+            PostgresLimited,
+            PostgresLimitedShared,
+            PostgresLimitedPair,
+            PostgresLimitedPairShared,
+        ];
+        (names[form], LIMITED[form])
+    };
+    Statement::number(name, sql, binds).columns(Columns::AnyRow)
+}
+
+/// Tries to take a session's lock: [`GRANTED`], [`TAKEN`] or [`STANDBY`].
+pub(in crate::postgres) fn try_acquire(key: PostgresKey, mode: Mode) -> Statement {
+    const LOCK: &str = no_row_or_why_if!(concat!(
+        unless_standby!(),
+        "ELSE pg_catalog.pg_try_advisory_lock("
+    ));
+    const SHARED: &str = no_row_or_why_if!(concat!(
+        unless_standby!(),
+        "ELSE pg_catalog.pg_try_advisory_lock_shared("
+    ));
+    const TRY: [&[&str]; 4] = [
+        &[LOCK, ") END"],
+        &[SHARED, ") END"],
+        &[LOCK, ", ", ") END"],
+        &[SHARED, ", ", ") END"],
     ];
-    Statement::number(names[form], LIMITED[form], binds).columns(Columns::NoRow)
+    use Prepared::*;
+    let names = [
+        PostgresTry,
+        PostgresTryShared,
+        PostgresTryPair,
+        PostgresTryPairShared,
+    ];
+    let form = form(key, mode);
+    Statement::number(names[form], TRY[form], key_binds(key)).columns(Columns::NoRow)
 }
 
 /// In front of the mark and of the key: without a mark, the lock is released.
-const MARKED: &str = no_row_if!("pg_catalog.int8eq(");
-const RELEASED: &str = ", 0) THEN pg_catalog.pg_advisory_unlock(";
-const RELEASED_SHARED: &str = ", 0) THEN pg_catalog.pg_advisory_unlock_shared(";
+const MARKED: &str = no_row_or_why_if!("CASE WHEN ");
+const RELEASED: &str = " IS NULL THEN pg_catalog.pg_advisory_unlock(";
+const RELEASED_SHARED: &str = " IS NULL THEN pg_catalog.pg_advisory_unlock_shared(";
 
-/// What stands behind the key; it leaves the mark in the session. The mark has the milliseconds in its last 12 bits,
-/// and is negative where the statement does not wait. (`varchar` is a keyword, so it is PostgreSQL's own.)
+/// What stands behind the key; it leaves the mark in the session. The mark is also the limit of the wait, and begins
+/// with a zero where the statement does not wait.
 macro_rules! droppable {
     ($lock:literal, $key:literal) => {
         concat!(
             ") WHEN ",
-            unless_standby!(),
-            "CASE WHEN pg_catalog.pg_try_advisory_",
+            has_own_locks!(),
+            " THEN false WHEN CASE WHEN pg_catalog.pg_try_advisory_",
             $lock,
             "(",
             $key,
-            ") THEN true WHEN pg_catalog.int8lt($1, 0) OR ",
-            or_wait!($lock, $key, "pg_catalog.int8and($1, 4095)::varchar"),
-            " THEN pg_catalog.set_config('dlock.granted', $1::varchar, false) IS NOT NULL ELSE false END"
+            ") THEN true WHEN pg_catalog.starts_with($1, '0') OR ",
+            or_wait!($lock, $key, "$1"),
+            " THEN pg_catalog.set_config('dlock.granted', $1, false) IS NOT NULL ELSE false END"
         )
     };
 }
 
-/// [`acquire`] that leaves the mark in the session if it was granted. Without a mark it is [`unlock`].
+/// [`acquire`] or [`try_acquire`] that leaves the mark in the session if it was granted. Without a mark it is
+/// [`unlock`].
 ///
-/// One text does both, so that the driver has prepared it when a release is to be sent. Then the release is one
-/// message, and the server obeys it even if the future that sent it is dropped.
+/// One text does all, so that the driver has prepared it when a release is to be sent. Then the release is one message,
+/// and the server obeys it even if the future that sent it is dropped.
 pub(in crate::postgres) fn droppable(
     key: PostgresKey,
     mode: Mode,
-    mark: Option<Mark>,
+    mark: Option<(Mark, u32)>,
 ) -> Statement {
     const DROPPABLE: [&[&str]; 4] = [
         &[MARKED, RELEASED, droppable!("lock", "$2")],
@@ -230,16 +269,22 @@ pub(in crate::postgres) fn droppable(
     ];
     let form = form(key, mode);
     let mut binds = Binds::default();
-    binds.push(Bind::BigInt(mark.map_or(0, Mark::number)));
+    binds.push(mark.map_or(Bind::NoText, |(mark, millis)| Bind::Text(mark.with(millis))));
     push_key(&mut binds, key);
-    Statement::number(names[form], DROPPABLE[form], binds).columns(Columns::NoRow)
+    let tries = matches!(mark, Some((_, 0)));
+    let columns = if tries {
+        Columns::NoRow
+    } else {
+        Columns::AnyRow
+    };
+    Statement::number(names[form], DROPPABLE[form], binds).columns(columns)
 }
 
 /// Releases a session's lock: 1, or 0 if it was not held. It answers without a row if it has released, for the reason
 /// given at `no_row_if!`.
 pub(in crate::postgres) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
-    const EXCLUSIVE: &str = "SELECT 0::bigint WHERE NOT pg_catalog.pg_advisory_unlock(";
-    const SHARED: &str = "SELECT 0::bigint WHERE NOT pg_catalog.pg_advisory_unlock_shared(";
+    const EXCLUSIVE: &str = "SELECT WHERE NOT pg_catalog.pg_advisory_unlock(";
+    const SHARED: &str = "SELECT WHERE NOT pg_catalog.pg_advisory_unlock_shared(";
     const UNLOCK: [&[&str]; 4] = [
         &[EXCLUSIVE, ")"],
         &[SHARED, ")"],
@@ -254,7 +299,12 @@ pub(in crate::postgres) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
         PostgresUnlockPairShared,
     ];
     let form = form(key, mode);
-    Statement::number(names[form], UNLOCK[form], key_binds(key)).columns(Columns::NoRow)
+    Statement::number(names[form], UNLOCK[form], key_binds(key)).columns(Columns::AnyRow)
+}
+
+/// After a statement that has found the lock taken, or a standby: which of the two, [`TAKEN`] or [`STANDBY`].
+pub(in crate::postgres) fn why_not() -> Statement {
+    Statement::number(Prepared::Never, &[why!()], [])
 }
 
 /// Tries to take a lock of the open transaction: 1, 0 or [`STANDBY`].
