@@ -53,11 +53,17 @@ const EXAMINE: &str = explained!(
 const ONE_OF_SEVERAL: &str = "/*M! @@wsrep_on AND */ /*!80000 @@global.auto_increment_increment + \
      @@global.auto_increment_offset <> 2 AND */ @dlock_one_node IS NULL";
 
-/// The text of a request that MySQL ends after so many milliseconds, if they are less than a second.
+/// A request that `max_execution_time` does not end.
+const UNCAPPED: Option<u32> = Some(u32::MAX);
+
+/// The text of a request that MySQL ends after so many milliseconds. `None`: it says nothing of that.
 fn text_of_request(droppable: bool, ends: Option<u32>) -> String {
-    let (limit, mysql) = match ends {
-        None => (u32::MAX, "DIV 1000"),
-        Some(ends) => (ends, "DIV 1000 + 1"),
+    let limit = ends.map_or(String::new(), |ends| {
+        format!("/*+ MAX_EXECUTION_TIME({ends}) */ ")
+    });
+    let mysql = match ends {
+        None | UNCAPPED => "DIV 1000",
+        Some(_) => "DIV 1000 + 1",
     };
     let get_lock = format!(
         "IFNULL(GET_LOCK(IF({ONE_OF_SEVERAL}, REPEAT('-', 999), CONVERT(? USING utf8mb4)), \
@@ -75,7 +81,7 @@ fn text_of_request(droppable: bool, ends: Option<u32>) -> String {
     };
     format!(
         "{}/*M! SET STATEMENT max_statement_time = 0 FOR */ \
-         SELECT /*+ MAX_EXECUTION_TIME({limit}) */ {asked}",
+         SELECT {limit}{asked}",
         explained!("")
     )
 }
@@ -516,17 +522,27 @@ mod trying {
     fn whatever_number_an_error_has_the_session_is_asked_for_the_lock() {
         for errno in (-1..=5_000).chain([i64::MIN, i64::MAX]) {
             let failed = wait(TRY).answer(plain()).answer(DONE).examines();
-            failed.answer(examined(errno, 1)).gives_back();
+            let examined = failed.answer(examined(errno, 1));
+            match TIMEOUTS.contains(&errno) {
+                true => examined.granted(),
+                false => drop(examined.gives_back()),
+            }
         }
     }
 
-    /// A try does not wait, so no limit of a statement is its own.
+    /// By `max_execution_time`. A try does not wait, so then no limit of a statement is its own.
     #[test]
-    fn a_try_that_the_server_cut_short_is_a_failure() {
+    fn a_try_that_the_server_cut_short_tries_again_once() {
         for errno in TIMEOUTS {
             for trying in [TRY, poll(None), poll(Some(millis(250)))] {
-                wait(trying)
-                    .tries()
+                let again = || {
+                    wait(trying)
+                        .tries()
+                        .fails_with(errno, 0)
+                        .requests(0, UNCAPPED)
+                };
+                again().says(GRANTED).granted();
+                again()
                     .fails_with(errno, 0)
                     .failed(clean(Reason::Database).because());
             }
@@ -586,6 +602,8 @@ mod polling {
                 .says(TAKEN)
                 .answer(DONE)
                 .tries()
+                .fails_with(errno, 0)
+                .requests(0, UNCAPPED)
                 .fails_with(errno, 0)
                 .failed(clean(Reason::Database).because());
         }
@@ -725,10 +743,33 @@ mod waiting {
         for errno in OVER {
             let early = over(wait(limit(millis(250))).at(millis(127)), errno);
             early.sleep(PAUSE).answer(DONE).waits_at_most(123);
-            let early = over(wait(limit(millis(2_500))).at(millis(1_999)), errno);
-            early.sleep(PAUSE).answer(DONE).waits_at_most(501);
-            let early = over(wait(UNLIMITED).at(millis(999_999_999)), errno);
-            early.sleep(PAUSE).answer(DONE).waits();
+        }
+        let early = wait(limit(millis(2_500))).at(millis(1_999)).says(TAKEN);
+        early.sleep(PAUSE).answer(DONE).waits_at_most(501);
+        let early = wait(UNLIMITED).at(millis(999_999_999)).says(TAKEN);
+        early.sleep(PAUSE).answer(DONE).waits();
+    }
+
+    #[test]
+    fn where_max_execution_time_ends_a_wait_it_goes_on_without_it() {
+        for errno in TIMEOUTS {
+            let cut = wait(UNLIMITED).waits().at(millis(300)).fails_with(errno, 0);
+            let early = cut
+                .requests(FOREVER, UNCAPPED)
+                .at(millis(999_999))
+                .fails_with(errno, 0);
+            early.sleep(PAUSE).answer(DONE).requests(FOREVER, UNCAPPED);
+
+            let cut = |now| {
+                wait(limit(millis(5_000)))
+                    .at(millis(now))
+                    .fails_with(errno, 0)
+            };
+            cut(300).requests(4_700, UNCAPPED).says(GRANTED).granted();
+            cut(4_300).requests(700, Some(512));
+            cut(5_000).gives_up();
+            let granted = wait(UNLIMITED).at(millis(300)).fails_with(errno, 1);
+            granted.granted();
         }
     }
 
@@ -739,11 +780,12 @@ mod waiting {
             let first = wait(limit(longest + millis(1_500)))
                 .waits_at_most(i64::from(i32::MAX))
                 .at(longest);
-            over(first, errno).waits_at_most(1_500);
+            let ends = errno.and(UNCAPPED);
+            over(first, errno).requests(1_500, ends);
             let forever = wait(UNLIMITED)
                 .waits()
                 .at(Duration::from_secs(1_000_000_000));
-            over(forever, errno).waits();
+            over(forever, errno).requests(FOREVER, ends);
         }
     }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::errno::reason;
 use super::slot_sql;
-use super::sql::{self, Cluster, Limit};
+use super::sql::{self, Cluster};
 use super::tag::Tag;
 use super::writers::Writers;
 use crate::Mode;
@@ -240,7 +240,7 @@ impl Machine for AcquireSlot {
                 Answer::Rows(Rows::Pair(errno, answer)),
             ) => {
                 let reason = match known {
-                    None => reason(errno, Limit::Try).unwrap_or(Reason::Database),
+                    None => reason(errno, false).unwrap_or(Reason::Database),
                     Some(reason) => reason,
                 };
                 match tag.remove(answer) {

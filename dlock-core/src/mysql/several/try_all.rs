@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use crate::mysql::errno::reason;
-use crate::mysql::sql::{self, Cluster, Limit, List};
+use crate::mysql::sql::{self, Cluster, List};
 use crate::mysql::tag::Tag;
 use crate::mysql::writers::Writers;
 use crate::proto::{
@@ -131,7 +131,7 @@ impl TryAll {
         held: Result<i64, Failure>,
     ) -> Step<Tried> {
         let reason = match kept {
-            true => reason(errno, Limit::Try).unwrap_or(Reason::Database),
+            true => reason(errno, false).unwrap_or(Reason::Database),
             false => Reason::Database,
         };
         match held.map(usize::try_from) {
