@@ -18,8 +18,8 @@ impl Mark {
         self.0
     }
 
-    /// The mark of a statement that also carries its limit, so that both are one bind: the server reads the whole as a
-    /// number of milliseconds and rounds it down.
+    /// The mark of a statement that also carries its limit, so that both are one bind. The server reads the whole as a
+    /// number of milliseconds and rounds it to the nearest: by the 0 behind the point that is the limit.
     pub(super) fn with(self, millis: u32) -> String {
         format!("{millis}.0{self}")
     }

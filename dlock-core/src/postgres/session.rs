@@ -13,15 +13,13 @@ use crate::{Mode, PostgresKey};
 /// |---|---|---|---|
 /// | `Ask` | one statement that tries, and waits for a turn | 1 | granted |
 /// | | | 0, without a turn | taken: gives up, `Sleep` (polling) |
-/// | | | 0, with a turn | `WhyNot` |
-/// | | | 3: it is a standby | fails, nothing is held |
-/// | `WhyNot` | why has it not waited? | 0: `transaction_timeout` is set | `Wait` |
-/// | | | 3: it is a standby | fails, nothing is held |
-/// | `Wait` | lifts the user's limits, then waits | done | granted |
+/// | | | 3, without a turn: it is a standby | fails, nothing is held |
+/// | | | 0, with a turn: `transaction_timeout` is set, or it is a standby | `Wait` |
+/// | `Wait` | fails on a standby, lifts the user's limits, then waits | done | granted |
 /// | `Turn` | a [`QuietTurn`] | granted | granted |
 /// | | | over | the next turn, or gives up |
 /// | | | unavailable | `Ask` |
-/// | `Ask`, `WhyNot`, `Wait`, `Turn` | | an error: a deadlock, or the session is gone | fails, nothing is held |
+/// | `Ask`, `Wait`, `Turn` | | an error: a deadlock, or the session is gone | fails, nothing is held |
 /// | | | any other error | `Verify` |
 /// | `Verify` | does it hold the lock, and the prepared statement? | 0, and the limit passed | as `Turn` over |
 /// | | | 0, and it may be a cancel | `Probe` |
@@ -64,7 +62,6 @@ enum State {
         millis: u32,
         sent: Duration,
     },
-    WhyNot(u32),
     Wait {
         millis: u32,
         sent: Duration,
@@ -232,26 +229,15 @@ impl Machine for AcquireSession {
                 self.taken(now)
             }
             (State::Ask { millis, .. }, Answer::Rows(Rows::Number(Some(sql::TAKEN)))) => {
-                self.state = State::WhyNot(millis);
-                self.asked = None;
-                Step::Query(sql::why_not())
-            }
-            (State::WhyNot(millis), Answer::Rows(Rows::Number(Some(sql::TAKEN)))) => {
                 self.wait(millis, now)
             }
             (State::Ask { millis, sent } | State::Wait { millis, sent }, Answer::Error(error)) => {
                 self.settle(Fault::new(error, Failed::after(millis, sent, now)))
             }
-            (
-                State::Ask { .. } | State::WhyNot(_),
-                Answer::Rows(Rows::Number(Some(sql::STANDBY))),
-            ) => Step::failed(Reason::Standby.clean(Cause::default())),
-            (State::WhyNot(_), Answer::Error(error)) => {
-                self.settle(Fault::new(error, Failed::unlimited()))
+            (State::Ask { .. }, Answer::Rows(Rows::Number(Some(sql::STANDBY)))) => {
+                Step::failed(Reason::Standby.clean(Cause::default()))
             }
-            (State::Ask { .. } | State::WhyNot(_) | State::Wait { .. }, _) => {
-                self.verify(Failed::strange())
-            }
+            (State::Ask { .. } | State::Wait { .. }, _) => self.verify(Failed::strange()),
 
             (State::Turn(mut turn), answer) => {
                 let next = turn.next(answer);
@@ -318,7 +304,7 @@ impl Machine for AcquireSession {
         let release =
             |mark: &str| Abandoned::twice(sql::release_if_granted(self.key, self.mode, mark));
         match &self.state {
-            State::Sleep | State::WhyNot(_) => Abandoned::default(),
+            State::Sleep => Abandoned::default(),
             // Broken nevertheless: the mark of a statement that was cancelled after its grant is not there.
             State::Ask { millis, .. } => Abandoned {
                 messages: release(&mark.with(*millis)),

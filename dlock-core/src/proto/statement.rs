@@ -70,7 +70,8 @@ pub enum Columns {
     Number,
     /// No row, which stands for the number 1, or one row of another number: [`Rows::Number`].
     NoRow,
-    /// No row, which stands for the number 1, or a row that is not read, which stands for 0: [`Rows::Number`].
+    /// No row, which stands for the number 1, or a row that is not read, which stands for 0: [`Rows::Number`]. The
+    /// driver knows it by the server's `SELECT 0` or `SELECT 1` behind the rows.
     AnyRow,
     /// No rows, but how many it has affected: [`Rows::Number`].
     Affected,

@@ -142,48 +142,29 @@ mod asking {
         acquire(limit(millis(250)))
             .asks(250)
             .answer(value(0))
-            .sends([WhyNot])
-            .answer(value(0))
             .sends(waits(250))
             .answer(DONE)
             .holds();
     }
 
+    /// The message fails there.
     #[test]
     fn on_a_standby_it_does_not_wait() {
         for wait in [FOREVER, limit(millis(250))] {
             for ask in [asked(wait), droppable(wait)] {
                 acquire_as(ask, OUTSIDE)
                     .answer(value(0))
-                    .sends([WhyNot])
-                    .answer(value(3))
-                    .failed(clean(Reason::Standby));
+                    .answer(token("dlock_standby"))
+                    .sends([IsHeld])
+                    .answer(value(0))
+                    .failed(clean(Reason::Standby).because());
             }
         }
-        acquire(TRY).answer(value(3)).failed(clean(Reason::Standby));
-        acquire_droppable(TRY)
-            .answer(value(3))
-            .failed(clean(Reason::Standby));
-    }
-
-    #[test]
-    fn the_question_why_it_has_not_waited_may_fail() {
-        let asking = || acquire_droppable(FOREVER).answer(value(0)).sends([WhyNot]);
-        assert_eq!(asking().abandoned(), Abandoned::default());
-        asking().answer(lost()).failed(gone());
-        asking()
-            .answer(plain())
-            .sends([IsHeld])
-            .answer(value(0))
-            .sends([Probe { passed: 0 }])
-            .answer(value(1))
-            .failed(clean(Reason::Interrupted).because());
     }
 
     #[test]
     fn a_wait_that_was_no_prepared_statement_is_only_asked_about() {
         acquire(limit(millis(250)))
-            .answer(value(0))
             .answer(value(0))
             .times_out(250)
             .sends([IsHeld])
@@ -194,7 +175,7 @@ mod asking {
 
     #[test]
     fn that_message_leaves_the_mark_too() {
-        let waiting = acquire_droppable(FOREVER).answer(value(0)).answer(value(0));
+        let waiting = acquire_droppable(FOREVER).answer(value(0));
         let text = waiting.text();
         assert!(text.contains("'dlock.granted'"), "{text}");
         waiting.answer(DONE).holds();
@@ -357,11 +338,13 @@ mod failing {
     }
 
     #[test]
-    fn a_standby_is_refused_and_nothing_is_asked_of_it() {
-        for wait in [FOREVER, TRY, limit(millis(250)), poll(None)] {
-            acquire(wait)
-                .answer(value(3))
-                .failed(clean(Reason::Standby));
+    fn a_try_on_a_standby_is_refused_and_nothing_is_asked_of_it() {
+        for wait in [TRY, poll(None)] {
+            for ask in [asked(wait), droppable(wait)] {
+                acquire_as(ask, OUTSIDE)
+                    .answer(value(3))
+                    .failed(clean(Reason::Standby));
+            }
         }
     }
 
@@ -435,7 +418,7 @@ mod abandoned {
         assert_eq!(waiting.abandons(), [release.clone(), release]);
         assert!(waiting.abandoned().cancel && waiting.abandoned().broken);
 
-        let waiting = waiting.answer(value(0)).answer(value(0));
+        let waiting = waiting.answer(value(0));
         let left = match Message::of(waiting.step(), None).unwrap().statements[..] {
             [.., LeaveMark(mark)] => mark,
             ref other => panic!("{other:?}"),

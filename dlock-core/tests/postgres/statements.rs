@@ -142,7 +142,8 @@ fn a_session_acquires() {
 
         let script = play(Postgres::acquire(form.ask(asked(TRY)), OUTSIDE).unwrap());
         let text = no_row_or_why_if(&format!(
-            "{OWN_LOCKS} THEN false ELSE pg_catalog.pg_try_advisory_{lock}({places}) END"
+            "{} IS NULL OR {OWN_LOCKS} THEN false ELSE pg_catalog.pg_try_advisory_{lock}({key}) END",
+            places.replace(", ", " IS NULL OR ")
         ));
         assert_eq!(script.statement().text(), text);
         assert_eq!(script.statement().columns, Columns::NoRow);
@@ -332,7 +333,7 @@ fn texts() -> Vec<String> {
     for form in forms() {
         let session = form.ask(droppable(FOREVER));
         for answers in [
-            vec![value(0), value(0), plain(), value(0), value(900), DONE],
+            vec![value(0), plain(), value(0), value(900), DONE],
             vec![plain(), value(0), value(900), plain(), value(1)],
             vec![unknown_function(), value(0)],
         ] {
@@ -374,6 +375,27 @@ fn texts() -> Vec<String> {
         );
     }
     texts
+}
+
+/// By its last piece, the server is asked whether the session knows the prepared statement that has failed.
+#[test]
+fn the_last_piece_of_what_acquires_is_in_no_other_text() {
+    let mut statements: Vec<Statement> = Vec::new();
+    for form in forms() {
+        for wait in [FOREVER, TRY, limit(millis(250))] {
+            for ask in [asked(wait), droppable(wait)] {
+                let script = play(Postgres::acquire(form.ask(ask), OUTSIDE).unwrap());
+                statements.push(script.statement().clone());
+            }
+        }
+    }
+    for statement in &statements {
+        let last = statement.sql.last().expect("a piece");
+        for other in &statements {
+            let is_in = other.sql.concat().contains(last);
+            assert_eq!(is_in, other.prepared == statement.prepared, "{last}");
+        }
+    }
 }
 
 /// So that PostgreSQL's own functions are called, whatever `search_path` says.

@@ -31,10 +31,8 @@ mod text {
         set_config('lock_timeout', $2, true), pg_advisory_xact_lock($1), pg_sleep(0)), true) IS NOT NULL \
         AND pg_advisory_lock($1) IS NOT NULL END";
     pub(super) const TRY_ACQUIRE: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
-        THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
-        THEN false ELSE pg_try_advisory_lock(?) END";
-    pub(super) const WHY_NOT: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
-        THEN 3::bigint ELSE 0 END";
+        THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN ? IS NULL OR (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
+        THEN false ELSE pg_try_advisory_lock($1) END";
     pub(super) const DROPPABLE: &str = "SELECT CASE WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
         THEN 3::bigint ELSE 0 END WHERE NOT CASE WHEN ? IS NULL THEN pg_advisory_unlock(?) \
         WHEN (pg_is_in_recovery() OR texteq(current_setting('yb_silence_advisory_locks_not_supported_error', true), 'on')) \
@@ -177,8 +175,6 @@ pub(crate) enum Does {
         mark: i64,
         millis: u32,
     },
-    /// Why has it not waited?
-    WhyNot,
     TryOrFail,
     BeginOrWait {
         millis: u32,
@@ -392,7 +388,7 @@ impl Does {
             _ => None,
         };
         let limit = |text: &str| text.split('.').next().unwrap().parse::<u32>().unwrap();
-        // No row is the number 1. Who waits does not read one.
+        // No row is the number 1. A machine that waits does not read one.
         let columns = match sql.as_str() {
             text::ACQUIRE_FIRST | text::ACQUIRE_LIMITED | text::UNLOCK => Columns::AnyRow,
             text::DROPPABLE if mark.map(limit) != Some(0) => Columns::AnyRow,
@@ -421,10 +417,6 @@ impl Does {
             text::TRY_ACQUIRE => {
                 assert_eq!(big(0), KEY);
                 Does::Acquire { mark: 0, millis: 0 }
-            }
-            text::WHY_NOT => {
-                assert_eq!(statement.prepared, Prepared::Never);
-                Does::WhyNot
             }
             text::DROPPABLE => {
                 assert_eq!(big(1), KEY);
@@ -1250,7 +1242,6 @@ impl Session {
                 ran(Err(Says::OutOfMemory), session.clone(), 0, true);
                 ran(Ok(None), session, 0, false);
             }
-            Does::WhyNot => ran(Ok(Some(0)), session, 0, false),
             Does::Holders | Does::Version => ran(Ok(None), session, 0, false),
             Does::UnlockAll => {
                 session.holds = 0;

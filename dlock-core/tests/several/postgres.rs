@@ -195,7 +195,7 @@ impl super::walk::Server for Server {
     }
 }
 
-/// Of one lock it also says the limit.
+/// The mark of a statement for one lock begins with its limit.
 fn mark_of(text: &str) -> i64 {
     text.strip_prefix("0.0")
         .unwrap_or(text)

@@ -196,6 +196,9 @@ on_every_network_server_async! {
         let key = unique_key("async_limits");
         let mut observer = C::observer(server);
         let limits = match C::KIND {
+            Kind::Postgres if server.version() >= (17, 0) => {
+                "SET lock_timeout = '400ms'; SET statement_timeout = '401ms'; SET transaction_timeout = '402ms'"
+            }
             Kind::Postgres => "SET lock_timeout = '400ms'; SET statement_timeout = '401ms'",
             Kind::Sqlite => unreachable!("tested in asynchronous_sqlite.rs"),
             Kind::Mysql => {

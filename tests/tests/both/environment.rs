@@ -414,10 +414,16 @@ on_postgres! {
         let key = unique_key("deallocated");
         let (mut conn, mut observer) = (PgConnection::open(server).await, PgConnection::observer(server));
         let id = conn.backend_id().await;
-        conn.advisory_lock(&key).acquire().await.expect("a free lock").release().await.expect("a release");
+        for limit in [None, Some(Duration::ZERO), Some(LONG)] {
+            let lock = within!(conn.advisory_lock(&key), limit).acquire().await.expect("a free lock");
+            lock.release().await.expect("a release");
+        }
         conn.execute_sql("DEALLOCATE ALL").await;
-        // A statement that the session knows, and is not the one that it is asked for next.
-        conn.advisory_lock(&key).shared().acquire().await.expect("a free lock").release().await.expect("a release");
+        // Statements that the session knows, and are not those that it is asked for next.
+        for limit in [None, Some(Duration::ZERO), Some(LONG)] {
+            let lock = within!(conn.advisory_lock(&key).shared(), limit).acquire().await.expect("a free lock");
+            lock.release().await.expect("a release");
+        }
         for limit in [None, Some(Duration::ZERO), Some(LONG)] {
             let lock = within!(conn.advisory_lock(&key), limit).acquire().await.expect("a free lock");
             assert_held_by(&mut observer, &key, id);

@@ -30,9 +30,11 @@ impl<C: LockTest> Counted<C> {
 
     /// The round trips of `act` once all its statements are prepared: the first number that comes twice.
     pub(crate) async fn count(&mut self, mut act: impl AsyncFnMut(&mut C)) -> u64 {
+        // It prepares.
+        act(&mut self.conn).await;
         let mut counts = Vec::new();
-        // The first prepares. On a busy machine, a limit may pass before it was waited for, and what forgets an async
-        // statement may come late.
+        // On a busy machine, a limit may pass before it was waited for, and the message by which diesel-async has the
+        // server forget a statement may be counted with the next one or by itself.
         for _ in 0..8 {
             self.proxy.reset();
             act(&mut self.conn).await;

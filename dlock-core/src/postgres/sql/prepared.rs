@@ -5,7 +5,7 @@ use crate::postgres::mark::Mark;
 use crate::proto::{Bind, Binds, Columns, Prepared, Statement};
 use crate::{Mode, PostgresKey};
 
-/// The answers of the statements below. One that takes a lock, or releases it, has none.
+/// The answers of the statements below. One that takes a lock, or releases it, answers without a row.
 pub(in crate::postgres) const GRANTED: i64 = 1;
 /// The lock is taken, and the statement did not wait: it was only to try, or [`acquire`] cannot wait in this session.
 pub(in crate::postgres) const TAKEN: i64 = 0;
@@ -28,27 +28,15 @@ macro_rules! no_row_if {
     };
 }
 
-macro_rules! why {
-    () => {
-        concat!(
-            "SELECT CASE WHEN ",
-            has_own_locks!(),
-            " THEN 3::bigint ELSE 0 END"
-        )
-    };
-}
-
 /// [`no_row_if!`], with a row that says [`TAKEN`] or [`STANDBY`].
 macro_rules! no_row_or_why_if {
     ($condition:expr) => {
-        concat!(why!(), " WHERE NOT ", $condition)
-    };
-}
-
-/// The first branch of what takes a lock.
-macro_rules! unless_standby {
-    () => {
-        concat!("CASE WHEN ", has_own_locks!(), " THEN false ")
+        concat!(
+            "SELECT CASE WHEN ",
+            has_own_locks!(),
+            " THEN 3::bigint ELSE 0 END WHERE NOT ",
+            $condition
+        )
     };
 }
 
@@ -104,8 +92,9 @@ macro_rules! wait_and_put_limit_back {
 macro_rules! acquire {
     ($lock:literal) => {
         no_row_if!(concat!(
-            unless_standby!(),
-            "WHEN pg_catalog.pg_try_advisory_",
+            "CASE WHEN ",
+            has_own_locks!(),
+            " THEN false WHEN pg_catalog.pg_try_advisory_",
             $lock,
             "("
         ))
@@ -135,7 +124,8 @@ pub(in crate::postgres) const FIRST_TURN: u32 = 900;
 
 const _: () = assert!(FIRST_TURN == 900, "as the texts say");
 
-/// Takes a session's lock and waits where it must, at most so many milliseconds, at least 1: [`GRANTED`] or [`TAKEN`].
+/// Takes a session's lock and waits where it must, at most so many milliseconds, at least 1: [`GRANTED`], or [`TAKEN`],
+/// which also stands for a standby.
 pub(in crate::postgres) fn acquire(key: PostgresKey, mode: Mode, millis: u32) -> Statement {
     const LOCK: &str = acquire!("lock");
     const SHARED: &str = acquire!("lock_shared");
@@ -166,6 +156,7 @@ pub(in crate::postgres) fn acquire(key: PostgresKey, mode: Mode, millis: u32) ->
         ],
     ];
     use Prepared::*;
+    debug_assert!(millis > 0, "BUG: 0 would be no limit");
     let form = form(key, mode);
     let mut binds = key_binds(key);
     let (name, sql) = if millis == FIRST_TURN {
@@ -191,19 +182,27 @@ pub(in crate::postgres) fn acquire(key: PostgresKey, mode: Mode, millis: u32) ->
 
 /// Tries to take a session's lock: [`GRANTED`], [`TAKEN`] or [`STANDBY`].
 pub(in crate::postgres) fn try_acquire(key: PostgresKey, mode: Mode) -> Statement {
-    const LOCK: &str = no_row_or_why_if!(concat!(
-        unless_standby!(),
-        "ELSE pg_catalog.pg_try_advisory_lock("
-    ));
-    const SHARED: &str = no_row_or_why_if!(concat!(
-        unless_standby!(),
-        "ELSE pg_catalog.pg_try_advisory_lock_shared("
-    ));
+    // The placeholders come first, so that the last piece is in no other text: see `verify`.
+    const HEAD: &str = no_row_or_why_if!("CASE WHEN ");
+    macro_rules! tail {
+        ($lock:literal, $key:literal) => {
+            concat!(
+                " IS NULL OR ",
+                has_own_locks!(),
+                " THEN false ELSE pg_catalog.pg_try_advisory_",
+                $lock,
+                "(",
+                $key,
+                ") END"
+            )
+        };
+    }
+    const OR: &str = " IS NULL OR ";
     const TRY: [&[&str]; 4] = [
-        &[LOCK, ") END"],
-        &[SHARED, ") END"],
-        &[LOCK, ", ", ") END"],
-        &[SHARED, ", ", ") END"],
+        &[HEAD, tail!("lock", "$1")],
+        &[HEAD, tail!("lock_shared", "$1")],
+        &[HEAD, OR, tail!("lock", "$1, $2")],
+        &[HEAD, OR, tail!("lock_shared", "$1, $2")],
     ];
     use Prepared::*;
     let names = [
@@ -300,11 +299,6 @@ pub(in crate::postgres) fn unlock(key: PostgresKey, mode: Mode) -> Statement {
     ];
     let form = form(key, mode);
     Statement::number(names[form], UNLOCK[form], key_binds(key)).columns(Columns::AnyRow)
-}
-
-/// After a statement that has found the lock taken, or a standby: which of the two, [`TAKEN`] or [`STANDBY`].
-pub(in crate::postgres) fn why_not() -> Statement {
-    Statement::number(Prepared::Never, &[why!()], [])
 }
 
 /// Tries to take a lock of the open transaction: 1, 0 or [`STANDBY`].
