@@ -53,17 +53,11 @@ const EXAMINE: &str = explained!(
 const ONE_OF_SEVERAL: &str = "/*M! @@wsrep_on AND */ /*!80000 @@global.auto_increment_increment + \
      @@global.auto_increment_offset <> 2 AND */ @dlock_one_node IS NULL";
 
-/// A request that `max_execution_time` does not end.
-const UNCAPPED: Option<u32> = Some(u32::MAX);
-
-/// The text of a request that MySQL ends after so many milliseconds. `None`: it says nothing of that.
+/// The text of a request that MySQL ends after so many milliseconds, if they are less than a second.
 fn text_of_request(droppable: bool, ends: Option<u32>) -> String {
-    let limit = ends.map_or(String::new(), |ends| {
-        format!("/*+ MAX_EXECUTION_TIME({ends}) */ ")
-    });
-    let mysql = match ends {
-        None | UNCAPPED => "DIV 1000",
-        Some(_) => "DIV 1000 + 1",
+    let (limit, mysql) = match ends {
+        None => (u32::MAX, "DIV 1000"),
+        Some(ends) => (ends, "DIV 1000 + 1"),
     };
     let get_lock = format!(
         "IFNULL(GET_LOCK(IF({ONE_OF_SEVERAL}, REPEAT('-', 999), CONVERT(? USING utf8mb4)), \
@@ -81,7 +75,7 @@ fn text_of_request(droppable: bool, ends: Option<u32>) -> String {
     };
     format!(
         "{}/*M! SET STATEMENT max_statement_time = 0 FOR */ \
-         SELECT {limit}{asked}",
+         SELECT /*+ MAX_EXECUTION_TIME({limit}) */ {asked}",
         explained!("")
     )
 }
@@ -522,27 +516,17 @@ mod trying {
     fn whatever_number_an_error_has_the_session_is_asked_for_the_lock() {
         for errno in (-1..=5_000).chain([i64::MIN, i64::MAX]) {
             let failed = wait(TRY).answer(plain()).answer(DONE).examines();
-            let examined = failed.answer(examined(errno, 1));
-            match TIMEOUTS.contains(&errno) {
-                true => examined.granted(),
-                false => drop(examined.gives_back()),
-            }
+            failed.answer(examined(errno, 1)).gives_back();
         }
     }
 
-    /// By `max_execution_time`. A try does not wait, so then no limit of a statement is its own.
+    /// A try does not wait, so no limit of a statement is its own.
     #[test]
-    fn a_try_that_the_server_cut_short_tries_again_once() {
+    fn a_try_that_the_server_cut_short_is_a_failure() {
         for errno in TIMEOUTS {
             for trying in [TRY, poll(None), poll(Some(millis(250)))] {
-                let again = || {
-                    wait(trying)
-                        .tries()
-                        .fails_with(errno, 0)
-                        .requests(0, UNCAPPED)
-                };
-                again().says(GRANTED).granted();
-                again()
+                wait(trying)
+                    .tries()
                     .fails_with(errno, 0)
                     .failed(clean(Reason::Database).because());
             }
@@ -602,8 +586,6 @@ mod polling {
                 .says(TAKEN)
                 .answer(DONE)
                 .tries()
-                .fails_with(errno, 0)
-                .requests(0, UNCAPPED)
                 .fails_with(errno, 0)
                 .failed(clean(Reason::Database).because());
         }
@@ -743,33 +725,10 @@ mod waiting {
         for errno in OVER {
             let early = over(wait(limit(millis(250))).at(millis(127)), errno);
             early.sleep(PAUSE).answer(DONE).waits_at_most(123);
-        }
-        let early = wait(limit(millis(2_500))).at(millis(1_999)).says(TAKEN);
-        early.sleep(PAUSE).answer(DONE).waits_at_most(501);
-        let early = wait(UNLIMITED).at(millis(999_999_999)).says(TAKEN);
-        early.sleep(PAUSE).answer(DONE).waits();
-    }
-
-    #[test]
-    fn where_max_execution_time_ends_a_wait_it_goes_on_without_it() {
-        for errno in TIMEOUTS {
-            let cut = wait(UNLIMITED).waits().at(millis(300)).fails_with(errno, 0);
-            let early = cut
-                .requests(FOREVER, UNCAPPED)
-                .at(millis(999_999))
-                .fails_with(errno, 0);
-            early.sleep(PAUSE).answer(DONE).requests(FOREVER, UNCAPPED);
-
-            let cut = |now| {
-                wait(limit(millis(5_000)))
-                    .at(millis(now))
-                    .fails_with(errno, 0)
-            };
-            cut(300).requests(4_700, UNCAPPED).says(GRANTED).granted();
-            cut(4_300).requests(700, Some(512));
-            cut(5_000).gives_up();
-            let granted = wait(UNLIMITED).at(millis(300)).fails_with(errno, 1);
-            granted.granted();
+            let early = over(wait(limit(millis(2_500))).at(millis(1_999)), errno);
+            early.sleep(PAUSE).answer(DONE).waits_at_most(501);
+            let early = over(wait(UNLIMITED).at(millis(999_999_999)), errno);
+            early.sleep(PAUSE).answer(DONE).waits();
         }
     }
 
@@ -780,12 +739,11 @@ mod waiting {
             let first = wait(limit(longest + millis(1_500)))
                 .waits_at_most(i64::from(i32::MAX))
                 .at(longest);
-            let ends = errno.and(UNCAPPED);
-            over(first, errno).requests(1_500, ends);
+            over(first, errno).waits_at_most(1_500);
             let forever = wait(UNLIMITED)
                 .waits()
                 .at(Duration::from_secs(1_000_000_000));
-            over(forever, errno).requests(FOREVER, ends);
+            over(forever, errno).waits();
         }
     }
 
@@ -1119,9 +1077,25 @@ mod clusters {
     #[test]
     fn an_engine_that_does_not_know_its_variables_is_asked_without_that_question() {
         for answer in [plain, || NULL_PAIR, || DONE] {
-            let again = may_be_one_of_several(droppable(TRY), 4163).answer(answer());
+            let again = may_be_one_of_several(droppable(TRY), 4163)
+                .answer(answer())
+                .answer(answer());
             assert!(!again.statement().text().contains("@dlock_one_node"));
             again.says(GRANTED).granted();
+        }
+    }
+
+    /// Otherwise one of several writers would take a lock.
+    #[test]
+    fn a_question_that_was_killed_is_asked_once_more() {
+        for ask in [asks, droppable] {
+            let killed = may_be_one_of_several(ask(TRY), 4163).answer(plain());
+            let text = killed.statement().text();
+            assert!(
+                text.contains("performance_schema.global_variables"),
+                "{text}"
+            );
+            killed.says(1).failed(clean(Reason::Cluster).because());
         }
     }
 

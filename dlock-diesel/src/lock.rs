@@ -184,8 +184,7 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///   MySQL and MariaDB 2 or 4 to name them (3 or 5 in all).
     /// - PostgreSQL: 1 after the first turn of a wait and 3 for each further turn. Up to 3 if the lock is taken and
     ///   `transaction_timeout` or a short `statement_timeout` is set.
-    /// - MySQL: up to ten steps of 5 for the part of a limit below a second, and up to 6 if `max_execution_time` passes
-    ///   during the wait.
+    /// - MySQL: up to ten steps of 5 for the part of a limit below a second.
     ///
     /// # Backend differences
     ///

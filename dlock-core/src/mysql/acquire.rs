@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use super::errno::reason;
-use super::sql::{self, Cluster, How, Limit};
+use super::sql::{self, Cluster, Limit};
 use super::tag::Tag;
-use super::writers::Writers;
+use super::writers::{Known, Writers};
 use crate::Mode;
 use crate::proto::{
     Abandoned, AfterBusy, Answer, Ask, Cause, Depth, ErrorFields, Failure, Hold, Machine, Reason,
@@ -24,7 +24,6 @@ use crate::proto::{
 /// | | | anything else | fails, nothing is held |
 /// | `KeepErrno` | keeps the error's number | any | `Examine` |
 /// | `Examine` | which error was it, and is there a lock? | no lock, the limit passed | as taken |
-/// | | | no lock, `max_execution_time` passed | `Ask`, so that it does not count |
 /// | | | no lock, and the server knows nothing of clusters | `Ask`, without that question |
 /// | | | no lock, and the name is refused | `Writers` |
 /// | | | no lock | fails, nothing is held |
@@ -36,7 +35,7 @@ use crate::proto::{
 /// | | | an error | fails: the session is gone |
 /// | `Writers` | is it one of several servers that take writes? | yes | fails, nothing is held |
 /// | | | no | `Ask` |
-/// | | | an error | `Ask`, without that question |
+/// | | | an error | `Writers`, once; then `Ask`, without that question |
 /// | `GiveBack` | releases it | 1 | fails, nothing is held |
 /// | | | anything else | fails, the session is ended |
 /// | `Sleep` | | | `Ask` |
@@ -47,8 +46,9 @@ pub(super) struct Acquire {
     key: String,
     pub(super) wait: Wait,
     depth: Depth,
-    how: How,
+    droppable: bool,
     cancellable: bool,
+    cluster: Cluster,
     waiting: Waiting,
     state: State,
 }
@@ -101,12 +101,9 @@ impl Acquire {
             key,
             wait: ask.wait,
             depth,
-            how: How {
-                droppable: ask.droppable,
-                cluster: Cluster::Checked,
-                capped: true,
-            },
+            droppable: ask.droppable,
             cancellable: ask.cancellable,
+            cluster: Cluster::Checked,
             waiting: ask.wait.since(Duration::ZERO),
             state: State::Sleep,
         }
@@ -129,7 +126,13 @@ impl Acquire {
             limit,
             sent: now,
         });
-        Step::Query(sql::acquire(tag, &self.key, limit, self.how))
+        Step::Query(sql::acquire(
+            tag,
+            &self.key,
+            limit,
+            self.droppable,
+            self.cluster,
+        ))
     }
 
     fn granted(&self) -> Acquired {
@@ -138,7 +141,7 @@ impl Acquire {
             Mode::Exclusive,
             self.depth,
             // The statement that releases what may be dropped asks whether it is a cluster.
-            self.how.droppable && self.how.cluster.is_in_the_text(),
+            self.droppable && self.cluster.is_in_the_text(),
         ))))
     }
 
@@ -149,15 +152,6 @@ impl Acquire {
             // A server that does not wait is not asked again without a pause.
             AfterBusy::Queue(_) if request.is_early(now) => self.sleep(Wait::PAUSE),
             AfterBusy::Queue(_) => self.ask(now),
-        }
-    }
-
-    /// The user's `max_execution_time` has ended the statement.
-    fn cut_short(&mut self, request: Request, now: Duration) -> Acquired {
-        self.how.capped = false;
-        match self.waiting.after_busy(now) {
-            AfterBusy::GiveUp if request.limit != Limit::Try => Step::Done(Ok(None)),
-            _ => self.ask(now),
         }
     }
 
@@ -182,19 +176,12 @@ impl Acquire {
     ) -> Acquired {
         match fault {
             None if granted => self.granted(),
-            None if self.how.capped && request.limit.under_a_second().is_none() => {
-                self.cut_short(request, now)
-            }
             None => self.taken(request, now),
-            Some((Reason::UnknownVariable, _))
-                if !granted && self.how.cluster == Cluster::Checked =>
-            {
-                self.how.cluster = Cluster::Unchecked;
+            Some((Reason::UnknownVariable, _)) if !granted && self.cluster == Cluster::Checked => {
+                self.cluster = Cluster::Unchecked;
                 self.ask(now)
             }
-            Some((Reason::WrongName, cause))
-                if !granted && self.how.cluster == Cluster::Checked =>
-            {
+            Some((Reason::WrongName, cause)) if !granted && self.cluster == Cluster::Checked => {
                 let (writers, question) = Writers::ask(cause);
                 self.state = State::Writers(request, writers);
                 Step::Query(question)
@@ -202,7 +189,7 @@ impl Acquire {
             Some((reason, cause)) if granted => {
                 let tag = Tag::new();
                 self.state = State::GiveBack(request, reason, cause, tag);
-                Step::Query(sql::release(tag, &self.key, self.how.droppable))
+                Step::Query(sql::release(tag, &self.key, self.droppable))
             }
             Some((reason, cause)) => Step::failed(reason.clean(cause)),
         }
@@ -237,9 +224,9 @@ impl Machine for Acquire {
             ) => Step::failed(Failure::lost(cause)),
 
             (State::Ask(request), Row(Rows::Number(number))) => {
-                match sql::read(number, request.tag, self.how.droppable) {
+                match sql::read(number, request.tag, self.droppable) {
                     Ok(sql::GRANTED) => self.granted(),
-                    Ok(sql::TAKEN) if !self.how.droppable && request.is_early(now) => {
+                    Ok(sql::TAKEN) if !self.droppable && request.is_early(now) => {
                         let tag = Tag::new();
                         self.state = State::Early(request, tag);
                         Step::Query(sql::unanswered(tag))
@@ -271,9 +258,7 @@ impl Machine for Acquire {
             (State::Examine(request, fault, tag), Row(Rows::Pair(errno, number))) => {
                 let fault = match fault {
                     Fault::Kept(cause) => {
-                        // A try has no limit of its own.
-                        let has_limit = self.how.capped || request.limit != Limit::Try;
-                        reason(errno, has_limit).map(|reason| (reason, cause))
+                        reason(errno, request.limit).map(|reason| (reason, cause))
                     }
                     Fault::Known(reason, cause) => Some((reason, cause)),
                     Fault::Silent(cause) => Some((Reason::Database, cause)),
@@ -300,7 +285,7 @@ impl Machine for Acquire {
             }
 
             (State::GiveBack(_, reason, cause, tag), Row(Rows::Number(number))) => {
-                match sql::read(number, tag, self.how.droppable) {
+                match sql::read(number, tag, self.droppable) {
                     Ok(1) => Step::failed(reason.clean(cause)),
                     Ok(_) => unknown(reason, cause),
                     Err(out_of_step) => Step::failed(out_of_step),
@@ -308,12 +293,16 @@ impl Machine for Acquire {
             }
             (State::GiveBack(_, reason, cause, _), _) => unknown(reason, cause),
 
-            (State::Writers(_, writers), answer) => match writers.next(answer) {
-                Ok(cluster) => {
-                    self.how.cluster = cluster;
+            (State::Writers(request, writers), answer) => match writers.next(answer) {
+                Known::Cluster(cluster) => {
+                    self.cluster = cluster;
                     self.ask(now)
                 }
-                Err(failure) => Step::failed(failure),
+                Known::Ask(writers, question) => {
+                    self.state = State::Writers(request, writers);
+                    Step::Query(question)
+                }
+                Known::Failed(failure) => Step::failed(failure),
             },
 
             (State::Sleep, _) => self.ask(now),
@@ -322,7 +311,7 @@ impl Machine for Acquire {
 
     fn abandon(&self) -> Abandoned {
         let request = match &self.state {
-            _ if !self.how.droppable => return Abandoned::broken(),
+            _ if !self.droppable => return Abandoned::broken(),
             State::Sleep => return Abandoned::default(),
             State::Ask(request)
             | State::Early(request, _)

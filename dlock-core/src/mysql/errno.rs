@@ -1,15 +1,16 @@
 //! What the number of an error means.
 
+use super::sql::Limit;
 use crate::proto::Reason;
 
-/// `None` if a limit of the statement passed, where it may have one.
+/// `None` if the limit of the statement passed.
 ///
 /// <https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html>,
 /// <https://mariadb.com/kb/en/mariadb-error-code-reference/>
-pub(super) fn reason(errno: Option<i64>, has_limit: bool) -> Option<Reason> {
+pub(super) fn reason(errno: Option<i64>, limit: Limit) -> Option<Reason> {
     Some(match errno {
-        // ER_QUERY_TIMEOUT; ER_STATEMENT_TIMEOUT is MariaDB's.
-        Some(3024 | 1969) if has_limit => return None,
+        // ER_QUERY_TIMEOUT; ER_STATEMENT_TIMEOUT is MariaDB's. A try has no limit of its own.
+        Some(3024 | 1969) if limit != Limit::Try => return None,
         // ER_USER_LOCK_DEADLOCK; ER_LOCK_DEADLOCK is MariaDB's.
         Some(3058 | 1213) => Reason::Deadlock,
         // ER_SP_DOES_NOT_EXIST: no function GET_LOCK. ER_NOT_SUPPORTED_YET, and MatrixOne's number for it.

@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use super::errno::reason;
 use super::slot_sql;
-use super::sql::{self, Cluster};
+use super::sql::{self, Cluster, Limit};
 use super::tag::Tag;
-use super::writers::Writers;
+use super::writers::{Known, Writers};
 use crate::Mode;
 use crate::proto::{
     Abandoned, AfterBusy, Answer, Ask, Cause, Depth, ErrorFields, Failure, Hold, Machine, Reason,
@@ -30,7 +30,7 @@ use crate::proto::{
 /// | | | anything else | fails, the session is ended |
 /// | `Writers` | is it one of several servers that take writes? | yes | fails, nothing is held |
 /// | | | no | `Try` |
-/// | | | an error | `Try`, without that question |
+/// | | | an error | `Writers`, once; then `Try`, without that question |
 /// | `Sleep` | | | `Try`, or `Wait` |
 /// | each | | the answer to an earlier question | fails, the session is ended |
 /// | each | | an error: the session is gone | fails, nothing is held |
@@ -240,7 +240,7 @@ impl Machine for AcquireSlot {
                 Answer::Rows(Rows::Pair(errno, answer)),
             ) => {
                 let reason = match known {
-                    None => reason(errno, false).unwrap_or(Reason::Database),
+                    None => reason(errno, Limit::Try).unwrap_or(Reason::Database),
                     Some(reason) => reason,
                 };
                 match tag.remove(answer) {
@@ -260,12 +260,16 @@ impl Machine for AcquireSlot {
                 Step::failed(reason.unwrap_or(Reason::Database).broken(cause))
             }
 
-            (State::Writers(_, writers), answer) => match writers.next(answer) {
-                Ok(cluster) => {
+            (State::Writers(request, writers), answer) => match writers.next(answer) {
+                Known::Cluster(cluster) => {
                     self.cluster = cluster;
                     self.try_all(now)
                 }
-                Err(failure) => Step::failed(failure),
+                Known::Ask(writers, question) => {
+                    self.state = State::Writers(request, writers);
+                    Step::Query(question)
+                }
+                Known::Failed(failure) => Step::failed(failure),
             },
 
             (State::Sleep(None), _) => self.try_all(now),

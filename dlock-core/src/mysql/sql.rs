@@ -52,7 +52,7 @@ impl Limit {
     }
 
     /// The binary logarithm of the milliseconds after which MySQL ends the wait, if they are less than 1000.
-    pub(super) fn under_a_second(self) -> Option<usize> {
+    fn under_a_second(self) -> Option<usize> {
         match self {
             Limit::Millis(millis @ 1..1000) => Some(millis.ilog2() as usize),
             _ => None,
@@ -68,66 +68,53 @@ impl Limit {
     }
 }
 
-/// How [`acquire`] asks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct How {
-    pub(super) droppable: bool,
-    pub(super) cluster: Cluster,
-    /// Whether MySQL's `max_execution_time` may end the statement.
-    pub(super) capped: bool,
-}
-
 /// Tries to take a lock and waits where it must: [`GRANTED`], [`TAKEN`] or [`KILLED`].
 ///
 /// Before it asks for the lock, it leaves the tag in the session, so that [`examine`] can tell what it did. MySQL
 /// warns, when the statement is prepared, that a later version will not let a SELECT set a variable (MySQL 9.7 does).
-pub(super) fn acquire(tag: Tag, key: &str, limit: Limit, how: How) -> Statement {
-    const DROPPABLE_UNCAPPED: [Text; 2] = [
-        droppable!(limit!("4294967295"), "DIV 1000", checked),
-        droppable!(limit!("4294967295"), "DIV 1000", unchecked),
-    ];
+pub(super) fn acquire(
+    tag: Tag,
+    key: &str,
+    limit: Limit,
+    droppable: bool,
+    cluster: Cluster,
+) -> Statement {
     const DROPPABLE_UNDER_A_SECOND: [[Text; 10]; 2] = [
         under_a_second!(droppable, checked),
         under_a_second!(droppable, unchecked),
     ];
     const ACQUIRE: [Text; 2] = [
-        acquire!("", "DIV 1000", checked),
-        acquire!("", "DIV 1000", unchecked),
-    ];
-    const UNCAPPED: [Text; 2] = [
-        acquire!(limit!("4294967295"), "DIV 1000", checked),
-        acquire!(limit!("4294967295"), "DIV 1000", unchecked),
+        acquire!("4294967295", "DIV 1000", checked),
+        acquire!("4294967295", "DIV 1000", unchecked),
     ];
     const UNDER_A_SECOND: [[Text; 10]; 2] = [
         under_a_second!(acquire, checked),
         under_a_second!(acquire, unchecked),
     ];
-    let check = how.cluster.index();
+    let check = cluster.index();
     let millis = Bind::BigInt(limit.millis());
-    let named = |name| match how.cluster {
+    let named = |name| match cluster {
         Cluster::Checked | Cluster::Alone => name,
         Cluster::Unchecked => Prepared::ByText,
     };
-    if how.droppable {
+    if droppable {
         let (prepared, sql) = match limit.under_a_second() {
             Some(logarithm) => (Prepared::ByText, DROPPABLE_UNDER_A_SECOND[check][logarithm]),
-            None if how.capped => (named(Prepared::MysqlDroppable), DROPPABLE[check]),
-            None => (Prepared::ByText, DROPPABLE_UNCAPPED[check]),
+            None => (named(Prepared::MysqlDroppable), DROPPABLE[check]),
         };
         let binds = [tag.bind(), Bind::Integer(0), name(key), name(key), millis];
         return Statement::number(prepared, sql, binds);
     }
     let (prepared, sql) = match limit.under_a_second() {
         Some(logarithm) => (Prepared::ByText, UNDER_A_SECOND[check][logarithm]),
-        None if how.capped => (named(Prepared::MysqlAcquire), ACQUIRE[check]),
-        None => (Prepared::ByText, UNCAPPED[check]),
+        None => (named(Prepared::MysqlAcquire), ACQUIRE[check]),
     };
     Statement::number(prepared, sql, [tag.bind(), name(key), millis]).columns(Columns::Affected)
 }
 
 const DROPPABLE: [Text; 2] = [
-    droppable!("", "DIV 1000", checked),
-    droppable!("", "DIV 1000", unchecked),
+    droppable!("4294967295", "DIV 1000", checked),
+    droppable!("4294967295", "DIV 1000", unchecked),
 ];
 
 /// Whether the statement asks if this may be one of several servers that take writes.

@@ -3,31 +3,54 @@ use super::tag::Tag;
 use crate::proto::{Answer, Cause, ErrorFields, Failure, Reason, Rows, Statement};
 
 /// The question whether this is one of several servers that take writes, after a statement that found that it may be.
+///
+/// | answer | then |
+/// |---|---|
+/// | yes | fails |
+/// | no | the lock is asked for again |
+/// | an error | the question is asked once more: it may have been killed |
+/// | a second one | the lock is asked for without that question: an engine without that table, as TiDB |
 #[derive(Debug)]
 pub(super) struct Writers {
     tag: Tag,
     /// Of that statement.
     cause: Cause,
+    /// It has failed once.
+    failed: bool,
+}
+
+/// What [`Writers`] leads to.
+pub(super) enum Known {
+    /// How the lock is to be asked for next.
+    Cluster(Cluster),
+    /// The question has to be asked again.
+    Ask(Writers, Statement),
+    Failed(Failure),
 }
 
 impl Writers {
     pub(super) fn ask(cause: Cause) -> (Self, Statement) {
         let tag = Tag::new();
-        (Self { tag, cause }, sql::several_writers(tag))
+        let failed = false;
+        (Self { tag, cause, failed }, sql::several_writers(tag))
     }
 
-    /// How the lock is to be asked for next. It fails if this is one of several.
-    pub(super) fn next(self, answer: Answer) -> Result<Cluster, Failure> {
+    pub(super) fn next(self, answer: Answer) -> Known {
         match answer {
-            Answer::Rows(Rows::Number(number)) => match self.tag.remove(number)? {
-                0 => Ok(Cluster::Alone),
-                _ => Err(Reason::Cluster.clean(self.cause)),
+            Answer::Rows(Rows::Number(number)) => match self.tag.remove(number) {
+                Ok(0) => Known::Cluster(Cluster::Alone),
+                Ok(_) => Known::Failed(Reason::Cluster.clean(self.cause)),
+                Err(out_of_step) => Known::Failed(out_of_step),
             },
             Answer::Error(ErrorFields {
                 lost: true, cause, ..
-            }) => Err(Failure::lost(cause)),
-            // An engine without that table, as TiDB.
-            _ => Ok(Cluster::Unchecked),
+            }) => Known::Failed(Failure::lost(cause)),
+            _ if self.failed => Known::Cluster(Cluster::Unchecked),
+            _ => {
+                let (again, statement) = Self::ask(self.cause);
+                let failed = true;
+                Known::Ask(Self { failed, ..again }, statement)
+            }
         }
     }
 }

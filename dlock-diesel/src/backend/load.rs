@@ -4,6 +4,9 @@
 /// The rows of a statement of PostgreSQL (`Pg`) or MySQL (`Mysql`). Each named statement has a type of its own, by
 /// which Diesel finds it prepared. Each type has to be compiled for each connection type, so only the names of that
 /// server are looked for, and only where such a statement answers in that way.
+///
+/// All rows are read, although there is one at most: a statement that is killed late answers with its row and then with
+/// an error. diesel-async's `get_result` leaves that error to the next statement on MySQL, which may be the user's.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __load {
@@ -39,15 +42,16 @@ macro_rules! __load_by_name {
         let columns = $statement.columns;
         match columns {
             Columns::Number | Columns::NoRow => {
-                let row = match $statement.prepared {
+                let rows = match $statement.prepared {
                     $(Prepared::$number => $crate::__await!($await
-                        CoreQuery::<Number, { Prepared::$number as u8 }>::new($statement).get_result($conn)),)*
-                    _ => $crate::__await!($await ByText::<Number>::new($statement).get_result($conn)),
+                        CoreQuery::<Number, { Prepared::$number as u8 }>::new($statement).load($conn)),)*
+                    _ => $crate::__await!($await ByText::<Number>::new($statement).load($conn)),
                 };
-                let row: Result<Option<i64>, _> = row;
-                Ok(Rows::Number(match columns {
-                    Columns::NoRow => diesel::result::OptionalExtension::optional(row)?.unwrap_or(Some(1)),
-                    _ => row?,
+                let rows: Vec<Option<i64>> = rows?;
+                Ok(Rows::Number(match (rows.into_iter().next(), columns) {
+                    (Some(number), _) => number,
+                    (None, Columns::NoRow) => Some(1),
+                    (None, _) => return Err(diesel::NotFound),
                 }))
             }
             Columns::Affected | Columns::AnyRow => {
@@ -63,12 +67,13 @@ macro_rules! __load_by_name {
                 }))
             }
             Columns::Pair => {
-                let row = match $statement.prepared {
+                let rows = match $statement.prepared {
                     $(Prepared::$pair => $crate::__await!($await
-                        CoreQuery::<Pair, { Prepared::$pair as u8 }>::new($statement).get_result($conn)),)*
-                    _ => $crate::__await!($await ByText::<Pair>::new($statement).get_result($conn)),
+                        CoreQuery::<Pair, { Prepared::$pair as u8 }>::new($statement).load($conn)),)*
+                    _ => $crate::__await!($await ByText::<Pair>::new($statement).load($conn)),
                 };
-                let (first, second) = row?;
+                let rows: Vec<(Option<i64>, Option<i64>)> = rows?;
+                let (first, second) = rows.into_iter().next().ok_or(diesel::NotFound)?;
                 Ok(Rows::Pair(first, second))
             }
             Columns::Holders => {

@@ -52,8 +52,6 @@ enum Against {
     Limit,
     /// A cancel, sent by a third session.
     Cancel,
-    /// A limit of the session that does not end the wait: it is granted each time.
-    Cap,
 }
 
 /// Runs rounds in which the holder releases the lock just as the wait ends.
@@ -149,8 +147,7 @@ fn race<C: LockTest>(
         None => started.elapsed() >= RUN,
     };
     // On a busy machine it takes more rounds to find the aim.
-    let both = if against == Against::Cap { 1 } else { 2 };
-    while !is_enough(rounds) || outcomes.len() < both && started.elapsed() < PATIENCE {
+    while !is_enough(rounds) || outcomes.len() < 2 && started.elapsed() < PATIENCE {
         waiter.says("ready");
         let lock = holder.advisory_lock(&key).acquire().expect("a free lock");
         let id = waiter_id.load(Ordering::SeqCst);
@@ -183,11 +180,6 @@ fn race<C: LockTest>(
         if against == Against::Cancel {
             canceller.says("cancelled");
         }
-        if against == Against::Cap {
-            // Nobody sees which came first: 2 milliseconds to both sides.
-            aim.delay = LIMIT - Duration::from_millis(2)
-                + Duration::from_micros(u64::from(rounds) * 7 % 4_000);
-        }
         if outcome == "acquired" {
             assert_eq!(
                 holders(&mut observer, &key),
@@ -199,14 +191,8 @@ fn race<C: LockTest>(
             if after != "released" {
                 outcome = format!("acquired, then {after}");
             }
-            if against != Against::Cap {
-                aim.later();
-            }
+            aim.later();
         } else {
-            assert!(
-                against != Against::Cap || outcome.starts_with("broken"),
-                "{outcome}"
-            );
             aim.earlier();
         }
         assert!(!outcome.starts_with("refused"), "{outcome}");
@@ -240,7 +226,7 @@ fn race<C: LockTest>(
         server.name
     );
     assert!(
-        rounds >= 10 && outcomes.len() >= both,
+        rounds >= 10 && outcomes.len() >= 2,
         "both outcomes in {rounds} rounds: {outcomes:?}"
     );
 }
@@ -315,17 +301,6 @@ on_mysql! {
         let cap = "SET @unused = 1 /*M! , SESSION max_statement_time = 50 */ /*!80000 , SESSION max_execution_time = 50000 */";
         race::<MysqlConnection>(server, "limit_capped", Against::Limit, cap, |conn, key, held| {
             let lock = conn.advisory_lock(key).timeout(LIMIT).acquire()?;
-            held();
-            lock.release()?;
-            Ok(())
-        });
-    }
-
-    /// On MySQL it ends the first statement of the wait, which then goes on.
-    fn a_cap_that_passes_as_the_lock_is_granted(server: &'static Server) {
-        let cap = "SET @unused = 1 /*M! , SESSION max_statement_time = 0.004 */ /*!80000 , SESSION max_execution_time = 4 */";
-        race::<MysqlConnection>(server, "cap", Against::Cap, cap, |conn, key, held| {
-            let lock = conn.advisory_lock(key).acquire()?;
             held();
             lock.release()?;
             Ok(())

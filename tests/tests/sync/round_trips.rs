@@ -1,6 +1,5 @@
 //! Round trips that async connections do not take, or not as many of.
 
-use std::thread;
 use std::time::Duration;
 
 use diesel::{Connection, MysqlConnection, PgConnection};
@@ -185,35 +184,9 @@ on_mysql! {
         }
     }
 
-    fn a_limit_of_the_session_takes_none_more_until_it_passes(server: &Server) {
+    fn a_limit_of_the_session_takes_none_more(server: &Server) {
         let mut counted = Counted::<MysqlConnection>::open(server);
         counted.conn.execute_sql(CAP);
         assert_eq!(counted.count_wait(server, acquire_and_release), 1 + 1);
-    }
-
-    /// On MySQL the error's number has to be asked for, and the wait goes on by another statement.
-    fn a_limit_of_the_session_that_passes_takes_five_more_on_mysql(server: &Server) {
-        let key = unique_key("trips_cut_short");
-        let cap = "SET @unused = 1 /*M! , SESSION max_statement_time = 0.2 */ /*!80000 , SESSION max_execution_time = 200 */";
-        let mut counted = Counted::<MysqlConnection>::open(server);
-        counted.conn.execute_sql(cap);
-        let mut trips = 0;
-        for _ in 0..2 {
-            let mut observer = MysqlConnection::open(server);
-            assert!(try_lock(&mut observer, &key));
-            counted.proxy.reset();
-            let holder = thread::spawn({
-                let key = key.clone();
-                move || {
-                    thread::sleep(Duration::from_millis(600));
-                    unlock(&mut observer, &key);
-                }
-            });
-            let lock = counted.conn.advisory_lock(&key).acquire().expect("the lock");
-            trips = counted.proxy.round_trips();
-            lock.release().expect("a release");
-            holder.join().expect("no panic");
-        }
-        assert_eq!(trips, if server.is_mariadb() { 1 } else { 1 + 5 });
     }
 }

@@ -302,9 +302,8 @@ on_every_network_server! {
         }
     }
 
-    /// A wait that is cut short and begun again stands at the end of the queue. On MySQL that happens once.
-    fn limits_of_the_session_cost_the_place_in_the_queue_once_on_mysql_and_nowhere_else<C: SettingsConnection>(server: &Server) {
-        let is_mysql = C::KIND == Kind::Mysql && !server.is_mariadb();
+    /// A wait that is cut short and begun again stands at the end of the queue.
+    fn limits_of_the_session_do_not_cost_the_place_in_the_queue<C: SettingsConnection>(server: &Server) {
         let key = unique_key("place");
         let (mut holder, mut observer) = (C::open(server), C::open(server));
         for _ in 0..8 {
@@ -320,22 +319,9 @@ on_every_network_server! {
             wait_for("the bounds to pass", || {
                 observer.is_waiting(second.id) && started.elapsed() > C::SHORT_BOUNDS_PASSED
             });
-            let third = is_mysql.then(|| {
-                first.waits(&mut observer);
-                let third = tells(C::open(server), &key, 3, &told);
-                third.waits(&mut observer);
-                let again = Instant::now();
-                wait_for("the bounds to pass again", || again.elapsed() > C::SHORT_BOUNDS_PASSED);
-                third
-            });
             held.release().expect("a release");
             first.join();
             second.join();
-            if let Some(third) = third {
-                third.join();
-                assert_eq!(order.try_iter().collect::<Vec<_>>(), [2, 1, 3]);
-                return;
-            }
             if C::KIND == Kind::Mysql || started.elapsed() < WITHIN_A_TURN {
                 assert_eq!(order.try_iter().collect::<Vec<_>>(), [1, 2]);
                 return;

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use crate::mysql::errno::reason;
-use crate::mysql::sql::{self, Cluster, List};
+use crate::mysql::sql::{self, Cluster, Limit, List};
 use crate::mysql::tag::Tag;
-use crate::mysql::writers::Writers;
+use crate::mysql::writers::{Known, Writers};
 use crate::proto::{
     Abandoned, Answer, Cause, ErrorFields, Failure, Machine, Reason, Rows, Step, Tried, TriedEnd,
 };
@@ -24,7 +24,7 @@ use crate::proto::{
 /// | | | an error, as to `KeepErrno` | `Silent` |
 /// | `Writers` | is it one of several servers that take writes? | yes | fails, nothing is held |
 /// | | | no | `Ask` |
-/// | | | an error | `Ask`, without that question |
+/// | | | an error | `Writers`, once; then `Ask`, without that question |
 /// | `Silent` | is the session there? | done | fails: the engine has no such locks; the session is ended |
 /// | | | an error | fails: the session is gone |
 /// | each | | the answer to an earlier question | fails, the session is ended |
@@ -131,7 +131,7 @@ impl TryAll {
         held: Result<i64, Failure>,
     ) -> Step<Tried> {
         let reason = match kept {
-            true => reason(errno, false).unwrap_or(Reason::Database),
+            true => reason(errno, Limit::Try).unwrap_or(Reason::Database),
             false => Reason::Database,
         };
         match held.map(usize::try_from) {
@@ -204,11 +204,15 @@ impl Machine for TryAll {
                 Step::Batch(sql::ARE_YOU_THERE.into())
             }
             (State::Writers(writers), answer) => match writers.next(answer) {
-                Ok(cluster) => {
+                Known::Cluster(cluster) => {
                     self.cluster = cluster;
                     self.ask()
                 }
-                Err(failure) => Step::failed(failure),
+                Known::Ask(writers, question) => {
+                    self.state = State::Writers(writers);
+                    Step::Query(question)
+                }
+                Known::Failed(failure) => Step::failed(failure),
             },
             (State::Silent(cause), Answer::Done) => Step::failed(Reason::Unsupported.broken(cause)),
             // Ended for the case that it is there and was killed each time.

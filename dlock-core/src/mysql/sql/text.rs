@@ -12,13 +12,14 @@ macro_rules! explained {
     };
 }
 
-/// The beginning of a statement that may wait. On MariaDB no setting of the user cuts the wait short. On MySQL
-/// `max_execution_time` may, if `$limit` is empty; a limit in the text overrides it (no limit would not do: MySQL 9.7).
+/// The beginning of a statement that may wait. No setting of the user cuts the wait short: on MariaDB none does, and
+/// MySQL's `max_execution_time` is overridden by a limit in the text (no limit would not do: MySQL 9.7).
 macro_rules! select {
-    ($limit:expr, $columns:literal) => {
+    ($limit:literal, $columns:literal) => {
         explained!(
-            "/*M! SET STATEMENT max_statement_time = 0 FOR */ SELECT ",
+            "/*M! SET STATEMENT max_statement_time = 0 FOR */ SELECT /*+ MAX_EXECUTION_TIME(",
             $limit,
+            ") */ ",
             $columns,
             "(@dlock_request := CAST("
         )
@@ -83,7 +84,7 @@ macro_rules! name_ends {
 /// It has no rows. MySQL begins to answer with rows and then reports that the wait was killed, and libmariadb (3.3)
 /// hangs when it executes a kept statement again that has failed like that.
 macro_rules! acquire {
-    ($limit:expr, $mysql:literal, $check:ident) => {
+    ($limit:literal, $mysql:literal, $check:ident) => {
         &[
             select!($limit, "1 FROM DUAL WHERE IF("),
             unless_cluster!(
@@ -103,7 +104,7 @@ macro_rules! acquire {
 /// release is to be sent. Then the release is one message, and the server obeys it even if the future that sent it is
 /// dropped.
 macro_rules! droppable {
-    ($limit:expr, $mysql:literal, $check:ident) => {
+    ($limit:literal, $mysql:literal, $check:ident) => {
         &[
             select!($limit, "4611686018427387904 + "),
             " AS SIGNED)) + IF(",
@@ -115,28 +116,21 @@ macro_rules! droppable {
     };
 }
 
-/// A limit of so many milliseconds on MySQL. It costs a free lock 1.3 microseconds of 31.
-macro_rules! limit {
-    ($millis:literal) => {
-        concat!("/*+ MAX_EXECUTION_TIME(", $millis, ") */ ")
-    };
-}
-
 /// Texts for waits under a second, by the binary logarithm of the milliseconds after which MySQL ends them. Its
 /// GET_LOCK takes whole seconds only. The statement's own limit is exact, but stands in the text.
 macro_rules! under_a_second {
     ($text:ident, $check:ident) => {
         [
-            $text!(limit!("1"), "DIV 1000 + 1", $check),
-            $text!(limit!("2"), "DIV 1000 + 1", $check),
-            $text!(limit!("4"), "DIV 1000 + 1", $check),
-            $text!(limit!("8"), "DIV 1000 + 1", $check),
-            $text!(limit!("16"), "DIV 1000 + 1", $check),
-            $text!(limit!("32"), "DIV 1000 + 1", $check),
-            $text!(limit!("64"), "DIV 1000 + 1", $check),
-            $text!(limit!("128"), "DIV 1000 + 1", $check),
-            $text!(limit!("256"), "DIV 1000 + 1", $check),
-            $text!(limit!("512"), "DIV 1000 + 1", $check),
+            $text!("1", "DIV 1000 + 1", $check),
+            $text!("2", "DIV 1000 + 1", $check),
+            $text!("4", "DIV 1000 + 1", $check),
+            $text!("8", "DIV 1000 + 1", $check),
+            $text!("16", "DIV 1000 + 1", $check),
+            $text!("32", "DIV 1000 + 1", $check),
+            $text!("64", "DIV 1000 + 1", $check),
+            $text!("128", "DIV 1000 + 1", $check),
+            $text!("256", "DIV 1000 + 1", $check),
+            $text!("512", "DIV 1000 + 1", $check),
         ]
     };
 }
