@@ -16,6 +16,7 @@ mod open_transactions;
 mod outer_guards;
 mod panics;
 mod pools;
+mod races;
 mod round_trips;
 mod runtimes;
 mod semaphores;
