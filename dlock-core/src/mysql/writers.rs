@@ -31,8 +31,12 @@ pub(super) enum Known {
 impl Writers {
     pub(super) fn ask(cause: Cause) -> (Self, Statement) {
         let tag = Tag::new();
-        let failed = false;
-        (Self { tag, cause, failed }, sql::several_writers(tag))
+        let writers = Self {
+            tag,
+            cause,
+            failed: false,
+        };
+        (writers, sql::several_writers(tag))
     }
 
     pub(super) fn next(self, answer: Answer) -> Known {
@@ -47,9 +51,9 @@ impl Writers {
             }) => Known::Failed(Failure::lost(cause)),
             _ if self.failed => Known::Cluster(Cluster::Unchecked),
             _ => {
-                let (again, statement) = Self::ask(self.cause);
-                let failed = true;
-                Known::Ask(Self { failed, ..again }, statement)
+                let (mut again, question) = Self::ask(self.cause);
+                again.failed = true;
+                Known::Ask(again, question)
             }
         }
     }

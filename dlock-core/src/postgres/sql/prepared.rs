@@ -271,11 +271,9 @@ pub(in crate::postgres) fn droppable(
     let mut binds = Binds::default();
     binds.push(mark.map_or(Bind::NoText, |(mark, millis)| Bind::Text(mark.with(millis))));
     push_key(&mut binds, key);
-    let tries = matches!(mark, Some((_, 0)));
-    let columns = if tries {
-        Columns::NoRow
-    } else {
-        Columns::AnyRow
+    let columns = match mark {
+        Some((_, 0)) => Columns::NoRow,
+        _ => Columns::AnyRow,
     };
     Statement::number(names[form], DROPPABLE[form], binds).columns(columns)
 }
