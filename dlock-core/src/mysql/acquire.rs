@@ -28,6 +28,7 @@ use crate::proto::{
 /// | | | no lock, and the name is refused | `Writers` |
 /// | | | no lock | fails, nothing is held |
 /// | | | a lock, the limit passed | granted: the grant came first, by a hair |
+/// | | | a lock, and the name is refused, or the number was not kept | fails, the session is ended |
 /// | | | a lock | `GiveBack` |
 /// | | | an error, as to `KeepErrno` | `Silent` |
 /// | | | anything else | fails, the session is ended |
@@ -186,6 +187,10 @@ impl Acquire {
                 self.state = State::Writers(request, writers);
                 Step::Query(question)
             }
+            // It failed before it asked for the lock, which an outer guard holds. Or so said an older error.
+            Some((reason @ (Reason::WrongName | Reason::Cluster), cause)) if granted => {
+                unknown(reason, cause)
+            }
             Some((reason, cause)) if granted => {
                 let tag = Tag::new();
                 self.state = State::GiveBack(request, reason, cause, tag);
@@ -256,6 +261,8 @@ impl Machine for Acquire {
             (State::KeepErrno(request, cause), _) => self.examine(request, Fault::Silent(cause)),
 
             (State::Examine(request, fault, tag), Row(Rows::Pair(errno, number))) => {
+                // Otherwise the name may have been refused, and the lock be an outer guard's.
+                let told = !matches!(fault, Fault::Silent(_));
                 let fault = match fault {
                     Fault::Kept(cause) => {
                         reason(errno, request.limit).map(|reason| (reason, cause))
@@ -264,7 +271,9 @@ impl Machine for Acquire {
                     Fault::Silent(cause) => Some((Reason::Database, cause)),
                 };
                 match tag.remove(number) {
-                    Ok(granted @ (0 | 1)) => self.examined(request, fault, granted == 1, now),
+                    Ok(granted @ (0 | 1)) if granted == 0 || told => {
+                        self.examined(request, fault, granted == 1, now)
+                    }
                     Ok(_) => {
                         let (reason, cause) = fault.unwrap_or((Reason::Database, Cause::default()));
                         unknown(reason, cause)

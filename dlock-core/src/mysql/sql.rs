@@ -194,7 +194,8 @@ pub(super) const KEEP_ERRNO: &str = "GET DIAGNOSTICS CONDITION /*M! 1 */ /*!8000
 /// The number that [`KEEP_ERRNO`] kept, or NULL; and whether the request was granted: 1 or 0.
 ///
 /// The session may hold the lock by an outer guard. But it never waits for a lock that it holds, so if it has the lock
-/// and was last asked for it by this request, this request was granted.
+/// and was last asked for it by this request, this request was granted; or its name was refused (see
+/// `unless_cluster!`), which the number says.
 pub(super) fn examine(tag: Tag, request: Tag, key: &str) -> Statement {
     Statement::number(
         Prepared::ByText,
