@@ -264,6 +264,24 @@ on_postgres! {
         assert_eq!(counted.count_wait(server, transaction).await, 3);
     }
 
+    /// A wait takes one more: one finds that this limit is set, and one lifts it and waits. A transaction also rolls back
+    /// in between. PostgreSQL 16 and older do not have the limit.
+    async fn under_transaction_timeout_a_wait_takes_one_more_and_that_of_a_transaction_two(server: &Server) {
+        const RELEASE: u64 = 1;
+        const SET: &str = "SELECT set_config(name, '1h', false) FROM pg_settings WHERE name = 'transaction_timeout'";
+        const IS_SET: &str = "SELECT current_setting('transaction_timeout', true) = '1h'";
+        let mut counted = Counted::<PgConnection>::open(server).await;
+        counted.conn.execute_sql(SET).await;
+        let more = u64::from(counted.conn.number(IS_SET).await == Some(1));
+        let key = unique_key("trips_under_transaction_timeout");
+        let free = counted.count(async |conn| acquire_and_release(conn, &key).await.expect("a free lock"));
+        assert_eq!(free.await, 1 + RELEASE);
+        let waited = counted.count_wait(server, acquire_and_release).await;
+        assert_eq!(waited, 1 + more + RELEASE);
+        let begun = counted.count_wait(server, transaction).await;
+        assert_eq!(begun, plain_transaction(Kind::Postgres) + 2 * more);
+    }
+
     async fn a_transactions_lock_takes_one_and_two_if_it_is_taken(server: &Server) {
         let key = unique_key("trips_xact");
         let plain = plain_transaction(Kind::Postgres);
