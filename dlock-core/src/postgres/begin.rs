@@ -147,7 +147,7 @@ impl Begin {
         };
         let then = match fault {
             Fault::Lost(cause) => return Step::failed(Failure::lost(cause)),
-            Fault::Deadlock(cause) => Then::Fail(Reason::Deadlock.clean(cause)),
+            Fault::Refused(reason, cause) => Then::Fail(reason.clean(cause)),
             Fault::Detail(detail, _) if detail.contains(sql::TOKEN_TAKEN) => Then::TryAgain,
             Fault::Detail(detail, failed) if detail.contains(sql::TOKEN_CUT_SHORT) => Then::Wait {
                 millis: failed.millis,
@@ -169,7 +169,7 @@ impl Begin {
     fn settle_isolated(&mut self, fault: Fault) -> Begun {
         let then = match fault {
             Fault::Lost(cause) => return Step::failed(Failure::lost(cause)),
-            Fault::Deadlock(cause) => Then::Fail(Reason::Deadlock.clean(cause)),
+            Fault::Refused(reason, cause) => Then::Fail(reason.clean(cause)),
             Fault::Detail(_, failed) | Fault::Other(failed) => Then::Verify(failed),
         };
         self.roll_back(then)

@@ -22,8 +22,8 @@ use crate::proto::{Answer, Cause, ErrorFields, Failure, Reason, Rows};
 pub(super) enum Fault {
     /// The session has ended, and with it all that it held.
     Lost(Cause),
-    /// A deadlock. Nothing was granted.
-    Deadlock(Cause),
+    /// A deadlock, or it is a standby. Nothing was granted.
+    Refused(Reason, Cause),
     /// With this DETAIL, and without a HINT.
     Detail(String, Failed),
     /// Anything else. A session's lock may have been granted.
@@ -126,8 +126,10 @@ impl Fault {
         let limit = Duration::from_millis(failed.millis.into());
         failed.reason = match (&error.detail, error.hint) {
             (Some(detail), true) if names_virtual_transaction(detail) => TIMEOUT,
-            (Some(_), true) => return Fault::Deadlock(failed.cause),
-            (Some(detail), false) if detail.contains(sql::TOKEN_STANDBY) => Reason::Standby,
+            (Some(_), true) => return Fault::Refused(Reason::Deadlock, failed.cause),
+            (Some(detail), false) if detail.contains(sql::TOKEN_STANDBY) => {
+                return Fault::Refused(Reason::Standby, failed.cause);
+            }
             (Some(detail), false) => return Fault::Detail(detail.clone(), failed),
             (None, _) if error.position => Reason::Unsupported,
             (None, true) => Reason::TooManyLocks,
@@ -143,9 +145,9 @@ impl Fault {
 pub(super) fn aborted(error: ErrorFields) -> Failure {
     match Fault::new(error, Failed::unlimited()) {
         Fault::Lost(cause) => Failure::lost(cause),
-        Fault::Deadlock(cause) => Reason::Deadlock.clean(cause),
+        Fault::Refused(reason, cause) => reason.clean(cause),
         Fault::Other(Failed {
-            reason: reason @ (Reason::TooManyLocks | Reason::Unsupported | Reason::Standby),
+            reason: reason @ (Reason::TooManyLocks | Reason::Unsupported),
             cause,
             ..
         }) => reason.clean(cause),

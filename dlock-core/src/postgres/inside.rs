@@ -22,7 +22,7 @@ use crate::{Mode, PostgresKey};
 /// | | | an error | fails: the transaction had been aborted |
 /// | `Wait` | an [`Attempt`]: tries, or waits for a turn | done | granted |
 /// | | | undone: taken, and no wait was asked for | `Sleep`, or gives up |
-/// | | | undone: a deadlock | fails, nothing is held |
+/// | | | undone: a deadlock, or a standby | fails, nothing is held |
 /// | | | undone: any other error | `Verify` |
 /// | | | stuck | fails, nothing is held |
 /// | `Turn` | a [`QuietTurn`], without a savepoint in the end | granted | `Mark` |
@@ -173,7 +173,7 @@ impl AcquireInside {
     fn settle(&mut self, fault: Fault, now: Duration) -> Acquired {
         match fault {
             Fault::Lost(cause) => Step::failed(Failure::lost(cause)),
-            Fault::Deadlock(cause) => self.fail(Reason::Deadlock, cause),
+            Fault::Refused(reason, cause) => self.fail(reason, cause),
             Fault::Detail(detail, _) if detail.contains(sql::TOKEN_TAKEN) => self.taken(now),
             Fault::Detail(_, failed) | Fault::Other(failed) => self.verify(failed),
         }

@@ -24,7 +24,7 @@ use crate::{Mode, PostgresKey};
 /// | `Turn` | a [`QuietTurn`] at the gate and in front of the slots | granted | granted |
 /// | | | over | the next turn, or gives up |
 /// | | | unavailable | `Sleep`, and from then on it polls |
-/// | | | an error: a deadlock, or the session is gone | fails, nothing is held |
+/// | | | an error: a deadlock, a standby, or the session is gone | fails, nothing is held |
 /// | | | any other error | `Verify` |
 /// | `Verify` | does it have a slot, and the prepared statement? | 0 | fails, nothing is held |
 /// | | | 2: there is no prepared statement | `Try`, unprepared, once |
@@ -239,7 +239,7 @@ impl AcquireSlot {
             return self.undo(error, Some(reason));
         }
         match Fault::new(error, Failed::unlimited()) {
-            Fault::Deadlock(cause) => Step::failed(Reason::Deadlock.clean(cause)),
+            Fault::Refused(reason, cause) => Step::failed(reason.clean(cause)),
             Fault::Lost(cause) => Step::failed(Failure::lost(cause)),
             Fault::Detail(_, failed) | Fault::Other(failed) => self.verify(failed, tried),
         }

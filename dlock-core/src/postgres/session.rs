@@ -19,7 +19,7 @@ use crate::{Mode, PostgresKey};
 /// | `Turn` | a [`QuietTurn`] | granted | granted |
 /// | | | over | the next turn, or gives up |
 /// | | | unavailable | `Ask` |
-/// | `Ask`, `Wait`, `Turn` | | an error: a deadlock, or the session is gone | fails, nothing is held |
+/// | `Ask`, `Wait`, `Turn` | | an error: a deadlock, a standby, or the session is gone | fails, nothing is held |
 /// | | | any other error | `Verify` |
 /// | `Verify` | does it hold the lock, and the prepared statement? | 0, and the limit passed | as `Turn` over |
 /// | | | 0, and it may be a cancel | `Probe` |
@@ -178,7 +178,7 @@ impl AcquireSession {
 
     fn settle(&mut self, fault: Fault) -> Acquired {
         match fault {
-            Fault::Deadlock(cause) => Step::failed(Reason::Deadlock.clean(cause)),
+            Fault::Refused(reason, cause) => Step::failed(reason.clean(cause)),
             Fault::Lost(cause) => Step::failed(Failure::lost(cause)),
             Fault::Detail(_, failed) | Fault::Other(failed) => self.verify(failed),
         }

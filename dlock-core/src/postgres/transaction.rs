@@ -135,7 +135,7 @@ impl AcquireInTransaction {
             Err(Attempted::Undone { error, passed }) => {
                 match Fault::new(error, Failed::after(millis, Duration::ZERO, passed)) {
                     Fault::Lost(cause) => Step::failed(Failure::lost(cause)),
-                    Fault::Deadlock(cause) => self.fail(Reason::Deadlock, cause),
+                    Fault::Refused(reason, cause) => self.fail(reason, cause),
                     // Whatever it was, the transaction's lock was undone with it.
                     Fault::Other(failed) if failed.is_timeout() => self.ended(now),
                     Fault::Detail(_, failed) | Fault::Other(failed) => {

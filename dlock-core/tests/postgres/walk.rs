@@ -552,7 +552,12 @@ impl<T: Outcome> Walk<'_, T> {
 
     fn ended(&self, talk: &Talk<T>, result: Result<T, Failure>, worlds: &[World]) {
         let waited = talk.now - millis(5_000);
-        match (result.map(Outcome::end), self.goal) {
+        let result = result.map(Outcome::end);
+        if let Ok(End::Holds(_)) = result {
+            let excludes = |world: &World| !world.now.is_on_a_standby();
+            self.all(worlds, excludes, "granted on a standby");
+        }
+        match (result, self.goal) {
             (Ok(End::Holds(hold)), Goal::Session { inside }) => {
                 self.all(worlds, |world| world.is_granted(inside), "not granted");
                 let hold = ManuallyDrop::new(hold.expect("no hold"));
@@ -736,6 +741,10 @@ fn surroundings() -> Vec<Surroundings> {
             unnamed: true,
             ..USUAL
         },
+        Surroundings {
+            standby: true,
+            ..USUAL
+        },
     ]
 }
 
@@ -755,8 +764,12 @@ fn outside() -> Vec<Server> {
 /// Open transactions, also aborted ones. An outer guard has a savepoint.
 fn inside() -> Vec<Server> {
     let mut sessions = Vec::new();
-    for plpgsql in [true, false] {
-        let surroundings = Surroundings { plpgsql, ..USUAL };
+    for (plpgsql, standby) in [(true, false), (false, false), (true, true)] {
+        let surroundings = Surroundings {
+            plpgsql,
+            standby,
+            ..USUAL
+        };
         for open in [
             Server::new(surroundings, 0).open(&[]),
             Server::new(surroundings, 1).open(&["outer"]),

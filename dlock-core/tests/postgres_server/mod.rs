@@ -591,6 +591,8 @@ pub(crate) struct Surroundings {
     pub(crate) plpgsql: bool,
     pub(crate) isolated: bool,
     pub(crate) transaction_timeout: bool,
+    /// Its locks are its own.
+    pub(crate) standby: bool,
     /// In milliseconds; 0 if it is not set.
     pub(crate) statement_timeout: u32,
     /// The session has forgotten its prepared statements and the driver does not know (`DEALLOCATE ALL`).
@@ -603,6 +605,7 @@ pub(crate) const USUAL: Surroundings = Surroundings {
     plpgsql: true,
     isolated: false,
     transaction_timeout: false,
+    standby: false,
     statement_timeout: 0,
     forgotten: false,
     unnamed: false,
@@ -766,6 +769,11 @@ impl Session {
     pub(crate) fn prepared(mut self) -> Self {
         self.knows_all = !self.surroundings.forgotten && !self.surroundings.unnamed;
         self
+    }
+
+    /// What it grants excludes nobody.
+    pub(crate) fn is_on_a_standby(&self) -> bool {
+        self.surroundings.standby
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -1012,6 +1020,19 @@ impl Session {
                 session.now.settings.statement_timeout = true;
                 session.now.settings.transaction_timeout = true;
                 ran(Ok(None), session, 0, false);
+            }
+            Does::Limits { .. } | Does::TryOrFail | Does::BeginOrWait { .. }
+                if self.surroundings.standby =>
+            {
+                ran(Err(Says::Token("dlock_standby")), session, 0, false);
+            }
+            Does::Acquire { millis: 0, .. } | Does::TryInTransaction
+                if self.surroundings.standby =>
+            {
+                ran(Ok(Some(3)), session, 0, false);
+            }
+            Does::Acquire { .. } if self.surroundings.standby => {
+                ran(Ok(Some(0)), session, 0, false);
             }
             Does::Limits {
                 millis,

@@ -144,6 +144,10 @@ on_postgres! {
             diesel::QueryResult::Ok(())
         });
         inside.await.expect("the transaction goes on");
+        // A wait in a transaction that Diesel does not know of aborts it, and costs no more.
+        conn.execute_sql("BEGIN").await;
+        assert_standby(conn.advisory_lock(&key).acquire().await.map(drop));
+        conn.execute_sql("ROLLBACK").await;
         assert!(!is_broken(&mut conn));
         assert_eq!(conn.number("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").await, Some(0));
     }

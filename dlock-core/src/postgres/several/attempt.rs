@@ -91,7 +91,7 @@ impl TryAll {
             }
             Answer::Error(error) => match Fault::new(error, Failed::unlimited()) {
                 Fault::Lost(cause) => Step::failed(Failure::lost(cause)),
-                Fault::Deadlock(cause) => Step::failed(Reason::Deadlock.clean(cause)),
+                Fault::Refused(reason, cause) => Step::failed(reason.clean(cause)),
                 Fault::Detail(_, failed) | Fault::Other(failed) => self.verify(failed),
             },
             _ => self.verify(Failed::strange()),

@@ -124,7 +124,7 @@ impl BeginSeveral {
         };
         let then = match fault {
             Fault::Lost(cause) => return Step::failed(Failure::lost(cause)),
-            Fault::Deadlock(cause) => Then::Fail(Reason::Deadlock.clean(cause)),
+            Fault::Refused(reason, cause) => Then::Fail(reason.clean(cause)),
             Fault::Detail(detail, _) if detail.contains(sql::TOKEN_TAKEN) => Then::BeginAgain,
             Fault::Detail(detail, _) if detail.contains(sql::TOKEN_CUT_SHORT) => {
                 self.lifts = true;

@@ -108,7 +108,7 @@ impl SeveralInTransaction {
                 let failed = Failed::after(millis, Duration::ZERO, passed);
                 match Fault::new(error, failed) {
                     Fault::Lost(cause) => Step::failed(Failure::lost(cause)),
-                    Fault::Deadlock(cause) => self.fail(Reason::Deadlock, cause),
+                    Fault::Refused(reason, cause) => self.fail(reason, cause),
                     Fault::Detail(detail, _) if detail.contains(sql::TOKEN_TAKEN) => {
                         self.not_at_once()
                     }
