@@ -10,8 +10,9 @@ use try_all::TryAll;
 
 use super::acquire::Acquire;
 use super::sql::{self, List};
-use super::tag::Tag;
-use crate::proto::{Abandoned, Ask, Depth, Failure, Hold, Several, Steps, Wait, in_order};
+use crate::proto::{
+    Abandoned, Ask, Depth, Failure, Hold, OpenTransaction, Several, Steps, Wait, in_order,
+};
 use crate::{LockKey, Mode};
 
 /// Names of locks that are taken together, in the order in which everybody takes them: that of their bytes.
@@ -56,8 +57,6 @@ pub(super) struct NamedLocks {
     names: Names,
     ask: Ask,
     depth: Depth,
-    /// The release of what an abandoned conversation has taken.
-    release: Tag,
 }
 
 impl NamedLocks {
@@ -69,7 +68,6 @@ impl NamedLocks {
                 ..ask.clone()
             },
             depth,
-            release: Tag::new(),
         };
         Several::new(steps, ask.wait)
     }
@@ -120,8 +118,9 @@ impl Steps for NamedLocks {
         // a message to read.
         let ends_when_closed = at_work.cancel && at_work.messages.is_empty();
         if !ends_when_closed {
-            let release = sql::release_all_once(self.release, &List::of(held.iter()));
-            at_work.messages.extend(Abandoned::twice(release));
+            let list = List::of(held.iter());
+            let release = sql::release_all_unread(&list, OpenTransaction::None);
+            at_work.messages.push(release.into());
         }
         Abandoned {
             broken: true,

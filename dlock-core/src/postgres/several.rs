@@ -16,10 +16,9 @@ pub(super) use keys::Keys;
 use release::ReleaseAll;
 pub(super) use transaction::SeveralInTransaction;
 
-use super::mark::Mark;
 use super::session::AcquireSession;
-use super::sql::{self, Scope};
-use crate::proto::{Abandoned, Hold, Several, Steps, Wait};
+use super::sql;
+use crate::proto::{Abandoned, Hold, OpenTransaction, Several, Steps, Wait};
 use crate::{LockKey, PostgresKey};
 
 /// Takes several locks of a session outside a transaction.
@@ -27,18 +26,11 @@ use crate::{LockKey, PostgresKey};
 pub(super) struct SessionSteps {
     keys: Keys,
     droppable: bool,
-    /// The release of what an abandoned conversation has taken.
-    release: Mark,
 }
 
 impl SessionSteps {
     pub(super) fn several(keys: Keys, wait: Wait, droppable: bool) -> Several<Self> {
-        let steps = Self {
-            keys,
-            droppable,
-            release: Mark::new(),
-        };
-        Several::new(steps, wait)
+        Several::new(Self { keys, droppable }, wait)
     }
 
     pub(super) fn keys(&self) -> &Keys {
@@ -80,8 +72,8 @@ impl Steps for SessionSteps {
 
     fn abandoned(&self, mut at_work: Abandoned, held: &[Hold<PostgresKey>]) -> Abandoned {
         let (keys, mode) = (Keys::of(held), self.keys.mode);
-        let release = sql::release_all_once(&keys, mode, self.release.number(), Scope::Session);
-        at_work.messages.extend(Abandoned::twice(release));
+        let release = sql::release_all_unread(&keys, mode, OpenTransaction::None);
+        at_work.messages.push(release.into());
         at_work
     }
 }

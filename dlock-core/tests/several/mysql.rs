@@ -166,18 +166,14 @@ impl super::walk::Server for Server {
     }
 
     fn obey(&self, world: &mut World, message: &str) {
-        let mark = first_number(message);
         let unlock = |world: &mut World, keys: &[usize]| {
             for key in keys {
                 world.holds[*key] = world.holds[*key].saturating_sub(1);
             }
         };
-        if message.contains("@dlock_released") {
-            if world.released != mark {
-                world.released = mark;
-                unlock(world, &hex(message));
-            }
-        } else if world.mark == mark {
+        if !message.contains("@dlock_request") {
+            unlock(world, &hex(message));
+        } else if world.mark == first_number(message) {
             let keys = hex(message);
             match message.contains("JSON_TABLE") {
                 true => unlock(world, &keys[..world.got as usize]),

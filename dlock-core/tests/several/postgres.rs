@@ -174,13 +174,8 @@ impl super::walk::Server for Server {
                 world.holds[key] = world.holds[key].saturating_sub(1);
             }
         };
-        if message.contains("dlock.released") {
-            let mark = between(message, "'dlock.released', true), '", "'").parse();
-            let mark = mark.expect("a mark");
-            if world.released != mark {
-                world.released = mark;
-                unlock(world, array(message));
-            }
+        if !message.contains("dlock.granted") {
+            unlock(world, array(message));
             return;
         }
         let mark = mark_of(between(message, "'dlock.granted', true), '", "'"));

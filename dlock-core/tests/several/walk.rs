@@ -22,7 +22,7 @@ pub(crate) struct World {
     pub(crate) taken: [bool; KEYS],
     /// The mark of the last request that was granted; on MySQL of the last one.
     pub(crate) mark: i64,
-    /// The mark of the last release that is done once.
+    /// MySQL: the place of the first that the last release did not find, or 0.
     pub(crate) released: i64,
     /// MySQL: how many the last request has got.
     pub(crate) got: i64,

@@ -240,7 +240,8 @@ pub(in crate::mysql) fn held_all(list: &List) -> Condition {
     Condition::new(&TEXT, [list.bind()])
 }
 
-/// [`release_unread`](super::release_unread) for several locks.
+/// [`release_unread`](super::release_unread) for several locks. It is sent only once: a cancel can come after some of
+/// them, and a second copy would not know that.
 pub(in crate::mysql) fn release_all_unread(list: &List, transaction: OpenTransaction) -> String {
     let release = format!(
         "DO (SELECT COUNT(*) FROM {} WHERE RELEASE_LOCK(k.name))",
@@ -252,22 +253,13 @@ pub(in crate::mysql) fn release_all_unread(list: &List, transaction: OpenTransac
     }
 }
 
-/// Releases, where nobody reads the answer, what [`take_all`] may have got. The second time it does nothing.
+/// Releases, where nobody reads the answer, what [`take_all`] may have got. It is sent only once, as
+/// [`release_all_unread`] is.
 pub(in crate::mysql) fn reclaim_all_unread(request: Tag, list: &List) -> String {
     let request = request.number();
     format!(
         "SET @dlock_request = IF(@dlock_request <=> {request}, 0 * (SELECT COUNT(*) FROM {} \
          WHERE k.n <= @dlock_got AND RELEASE_LOCK(k.name)), @dlock_request)",
-        list.rows()
-    )
-}
-
-/// Releases, where nobody reads the answer, locks that are certainly held. The second time it does nothing.
-pub(in crate::mysql) fn release_all_once(release: Tag, list: &List) -> String {
-    let release = release.number();
-    format!(
-        "SET @dlock_released = IF(@dlock_released <=> {release}, {release}, {release} + 0 * (SELECT COUNT(*) FROM {} \
-         WHERE RELEASE_LOCK(k.name)))",
         list.rows()
     )
 }

@@ -138,7 +138,7 @@ impl Machine for TryAll {
                 let mark = self.mark.number();
                 let release = sql::release_all_if_granted(&self.keys, self.mode, mark);
                 Abandoned {
-                    messages: Abandoned::twice(release),
+                    messages: vec![release.into()],
                     ..Abandoned::broken()
                 }
             }

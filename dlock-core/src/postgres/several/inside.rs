@@ -2,10 +2,11 @@ use std::ops::Range;
 
 use super::{Keys, ReleaseAll};
 use crate::postgres::inside::AcquireInside;
-use crate::postgres::mark::Mark;
 use crate::postgres::release::Release;
-use crate::postgres::sql::{self, Scope};
-use crate::proto::{Abandoned, Either, Hold, NoTry, ReleaseEach, Session, Several, Steps, Wait};
+use crate::postgres::sql;
+use crate::proto::{
+    Abandoned, Either, Hold, NoTry, OpenTransaction, ReleaseEach, Session, Several, Steps, Wait,
+};
 use crate::{LockKey, PostgresKey};
 
 /// Takes several locks of a session inside an open transaction, one by one: each stands behind a savepoint of its own,
@@ -15,8 +16,6 @@ pub(in crate::postgres) struct InsideSteps {
     keys: Keys,
     session: Session,
     droppable: bool,
-    /// The release of what an abandoned conversation has taken.
-    release: Mark,
 }
 
 impl InsideSteps {
@@ -30,7 +29,6 @@ impl InsideSteps {
             keys,
             session,
             droppable,
-            release: Mark::new(),
         };
         Several::new(steps, wait)
     }
@@ -69,8 +67,8 @@ impl Steps for InsideSteps {
 
     fn abandoned(&self, mut at_work: Abandoned, held: &[Hold<PostgresKey>]) -> Abandoned {
         let (keys, mode) = (Keys::of(held), self.keys.mode);
-        let release = sql::release_all_once(&keys, mode, self.release.number(), Scope::Transaction);
-        at_work.messages.extend(Abandoned::twice(release));
+        let release = sql::release_all_unread(&keys, mode, OpenTransaction::Keep);
+        at_work.messages.push(release.into());
         Abandoned {
             broken: true,
             ..at_work

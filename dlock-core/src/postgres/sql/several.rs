@@ -1,7 +1,7 @@
 //! Statements about several locks. The keys are one bind, or one constant in a message, so that there is one text for
 //! any number of them.
 
-use super::parts::{HAS_OWN_LOCKS, Scope, has_own_locks, hold_mode, shared};
+use super::parts::{HAS_OWN_LOCKS, has_own_locks, hold_mode, shared};
 use super::prepared::transaction_timeout_is_set;
 use super::tokens::IS_STANDBY;
 use super::unread;
@@ -239,7 +239,8 @@ fn unlock_all_text(keys: &[PostgresKey], mode: Mode) -> String {
     )
 }
 
-/// [`release_if_granted`](super::release_if_granted) for several locks.
+/// [`release_if_granted`](super::release_if_granted) for several locks. It is sent only once, for the reason of
+/// [`release_all_unread`].
 pub(in crate::postgres) fn release_all_if_granted(
     keys: &[PostgresKey],
     mode: Mode,
@@ -252,25 +253,8 @@ pub(in crate::postgres) fn release_all_if_granted(
     ))
 }
 
-/// Releases locks that are certainly held, where nobody reads the answer. A second copy of the message does nothing.
-pub(in crate::postgres) fn release_all_once(
-    keys: &[PostgresKey],
-    mode: Mode,
-    mark: i64,
-    scope: Scope,
-) -> String {
-    let release = format!(
-        "SELECT CASE WHEN coalesce(pg_catalog.textne(pg_catalog.current_setting('dlock.released', true), '{mark}'), \
-         true) AND pg_catalog.set_config('dlock.released', '{mark}', false) IS NOT NULL THEN {} END",
-        unlock_all_text(keys, mode)
-    );
-    match scope {
-        Scope::Session => unread(&release),
-        Scope::Transaction => release,
-    }
-}
-
-/// [`release_unread`](super::release_unread) for several locks.
+/// [`release_unread`](super::release_unread) for several locks. It is sent only once: a cancel that comes after some of
+/// them would also take back what the first copy tells the second.
 pub(in crate::postgres) fn release_all_unread(
     keys: &[PostgresKey],
     mode: Mode,
