@@ -33,7 +33,8 @@ pub(super) enum Fault {
 /// A wait that has failed, and how that looks.
 ///
 /// The reason is a timeout if the wait's own limit has passed, or if it held another session up that waits for this
-/// transaction to end, as `CREATE INDEX CONCURRENTLY` does: that one goes on as soon as the wait starts over.
+/// transaction to end, as `CREATE INDEX CONCURRENTLY` does: that one goes on as soon as the wait starts over, in
+/// another transaction.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Failed {
     pub(super) reason: Reason,
@@ -116,6 +117,14 @@ const TIMEOUT: Reason = Reason::Timeout {
 };
 
 impl Fault {
+    /// In a transaction that goes on: who waits for its end waits until this wait is over, so every deadlock is one.
+    pub(super) fn inside(error: ErrorFields, failed: Failed) -> Self {
+        match error.detail.is_some() && error.hint && !error.lost {
+            true => Fault::Refused(Reason::Deadlock, error.cause),
+            false => Self::new(error, failed),
+        }
+    }
+
     pub(super) fn new(error: ErrorFields, mut failed: Failed) -> Self {
         if error.lost {
             return Fault::Lost(error.cause);

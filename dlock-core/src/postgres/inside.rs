@@ -157,7 +157,7 @@ impl AcquireInside {
             Ok(step) => step,
             Err(Attempted::Undone { error, passed }) => {
                 let failed = Failed::after(millis, Duration::ZERO, passed);
-                self.settle(Fault::new(error, failed), now)
+                self.settle(Fault::inside(error, failed), now)
             }
             Err(Attempted::Stuck(error)) => self.stuck(error),
             Err(_) => self.granted(),

@@ -132,8 +132,9 @@ impl AcquireSession {
     }
 
     fn turn(&mut self, rest: u32, long: u32, now: Duration) -> Acquired {
-        let wait = sql::turn(self.key, self.mode, Scope::Session);
-        let message = sql::without_limits(rest, Lift::StatementAndTransaction, &wait);
+        const LIFT: Lift = Lift::StatementAndTransaction;
+        let wait = sql::turn(self.key, self.mode, Scope::Session, LIFT);
+        let message = sql::without_limits(rest, LIFT, &wait);
         let (turn, first) = QuietTurn::start(self.key, self.mode, (rest, long), message);
         self.state = State::Turn(turn);
         self.asked = None;

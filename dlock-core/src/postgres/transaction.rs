@@ -98,7 +98,7 @@ impl AcquireInTransaction {
             }
             Next::First(millis) => self.wait(millis, now),
             Next::Quiet { rest, long } => {
-                let wait = sql::turn(self.key, self.mode, Scope::Transaction);
+                let wait = sql::turn(self.key, self.mode, Scope::Transaction, Lift::Statement);
                 let message = self.behind_savepoint(rest, &wait);
                 let (turn, first) = QuietTurn::start(self.key, self.mode, (rest, long), message);
                 self.state = State::Turn(turn);
@@ -133,7 +133,7 @@ impl AcquireInTransaction {
         match attempted.step() {
             Ok(step) => step,
             Err(Attempted::Undone { error, passed }) => {
-                match Fault::new(error, Failed::after(millis, Duration::ZERO, passed)) {
+                match Fault::inside(error, Failed::after(millis, Duration::ZERO, passed)) {
                     Fault::Lost(cause) => Step::failed(Failure::lost(cause)),
                     Fault::Refused(reason, cause) => self.fail(reason, cause),
                     // Whatever it was, the transaction's lock was undone with it.

@@ -159,15 +159,12 @@ mod failing {
     }
 
     #[test]
-    fn a_session_that_waits_for_this_transaction_to_end_goes_on_when_the_wait_starts_over() {
+    fn a_deadlock_with_a_session_that_waits_for_this_transaction_to_end_is_one() {
         acquire(FOREVER)
             .answer(value(0))
             .answer(held_up())
             .answer(DONE)
-            .sends([PrepareTurn {
-                rest: 60_000,
-                long: 1_800,
-            }]);
+            .failed(clean(Reason::Deadlock).because());
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
-use diesel::PgConnection;
+use diesel::{Connection, PgConnection};
 use dlock_diesel::{AdvisoryLockExt, Error};
-use dlock_tests::{Server, TestConnection, unique_key};
+use dlock_tests::{Server, TestConnection, unique_key, wait_for};
 
 use crate::support::*;
 
@@ -90,6 +90,39 @@ fn a_deadlock_is_found_in_a_quiet_turn() {
             let passed = started.elapsed();
             assert!(passed < ABOUT_A_TURN, "it took {passed:?}");
             other.join();
+        });
+    });
+}
+
+/// CREATE INDEX CONCURRENTLY waits for the whole transaction, so it does not go on when a turn ends.
+#[test]
+fn a_holder_that_waits_for_the_open_transaction_is_a_deadlock() {
+    const WAYS: [Way; 2] = [Way::InTransaction, Way::InsideTransaction];
+    const IT_WAITS: &str =
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'virtualxid' AND NOT granted";
+    on_each_server(10, |server| {
+        for_each_way(server, &WAYS, |server, way| {
+            let key = unique_key("index");
+            let mut observer = PgConnection::open(server);
+            observer.execute_sql("CREATE TABLE indexed AS SELECT 1 AS n");
+            let mut holder = holder(server, &key);
+            holder.execute_sql("SET deadlock_timeout = '1h'");
+            let mut conn = way.open(server);
+            let mut building = None;
+            let result = conn.transaction(|conn| {
+                conn.execute_sql("INSERT INTO indexed VALUES (2)");
+                building = Some(in_background(holder, |mut holder| {
+                    holder.execute_sql("CREATE INDEX CONCURRENTLY i ON indexed (n)");
+                }));
+                wait_for("the index", || observer.number(IT_WAITS) > Some(0));
+                let started = Instant::now();
+                let result = way.within(conn, &key, Some(LONG), |_| ());
+                let passed = started.elapsed();
+                assert!(passed < ABOUT_A_TURN, "it took {passed:?}");
+                result
+            });
+            assert!(matches!(result, Err(Error::Deadlock { .. })), "{result:?}");
+            building.expect("an index").join();
         });
     });
 }

@@ -106,7 +106,7 @@ impl SeveralInTransaction {
             Ok(step) => step,
             Err(Attempted::Undone { error, passed }) => {
                 let failed = Failed::after(millis, Duration::ZERO, passed);
-                match Fault::new(error, failed) {
+                match Fault::inside(error, failed) {
                     Fault::Lost(cause) => Step::failed(Failure::lost(cause)),
                     Fault::Refused(reason, cause) => self.fail(reason, cause),
                     Fault::Detail(detail, _) if detail.contains(sql::TOKEN_TAKEN) => {

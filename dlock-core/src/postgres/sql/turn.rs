@@ -53,10 +53,17 @@ pub(in crate::postgres) fn prepare_turn(key: PostgresKey, rest: u32, long: u32) 
 /// Waits one [turn](prepare_turn), in a block that catches the end of the turn, so that the server's log gets no line.
 /// It fails if the wait fails. It does not answer whether the lock was granted: ask [`is_held`](super::is_held).
 ///
-/// The block also catches a deadlock with a session that waits for this transaction to end, as in "ShareLock on virtual
-/// transaction 3/17": that session goes on when the turn is over. For a session's lock, the block first waits for the
-/// same lock as the transaction's. `or_wait!` says why.
-pub(in crate::postgres) fn turn(key: PostgresKey, mode: Mode, scope: Scope) -> String {
+/// Where the transaction ends with the turn, the block also catches a deadlock with a session that waits for this
+/// transaction to end, as in "ShareLock on virtual transaction 3/17": that session goes on then. For a session's lock,
+/// the block first waits for the same lock as the transaction's. `or_wait!` says why.
+pub(in crate::postgres) fn turn(key: PostgresKey, mode: Mode, scope: Scope, lift: Lift) -> String {
+    let deadlock = match lift {
+        Lift::Statement => "",
+        Lift::StatementAndTransaction => {
+            " WHEN deadlock_detected THEN GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL; \
+             IF pg_catalog.textregexne(detail, '[0-9]/[0-9]') THEN RAISE; END IF;"
+        }
+    };
     const HIGH: &str = "pg_catalog.int8shl(pg_catalog.current_setting('dlock.high')::bigint, 32)";
     const LOW: &str = "pg_catalog.current_setting('dlock.low')::bigint";
     let key = match key {
@@ -78,9 +85,7 @@ pub(in crate::postgres) fn turn(key: PostgresKey, mode: Mode, scope: Scope) -> S
         "{WATCH_CLIENT}; DO $dlock$ DECLARE got pg_catalog.bool := false; detail pg_catalog.text; BEGIN BEGIN \
          PERFORM pg_catalog.set_config('lock_timeout', pg_catalog.current_setting('dlock.millis'), true); \
          PERFORM pg_catalog.pg_advisory_xact_lock{shared}({key}); got := true; \
-         EXCEPTION WHEN lock_not_available THEN NULL; \
-         WHEN deadlock_detected THEN GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL; \
-         IF pg_catalog.textregexne(detail, '[0-9]/[0-9]') THEN RAISE; END IF; END;{take} END $dlock$"
+         EXCEPTION WHEN lock_not_available THEN NULL;{deadlock} END;{take} END $dlock$"
     )
 }
 
@@ -105,7 +110,8 @@ const WATCH_CLIENT: &str = "DO $dlock$ BEGIN \
     PERFORM pg_catalog.set_config('client_connection_check_interval', '200ms', true); \
     EXCEPTION WHEN OTHERS THEN NULL; END $dlock$";
 
-/// Which limits of the user are lifted for a wait. `transaction_timeout` is the user's own where the transaction is.
+/// Which limits of the user are lifted for a wait. `transaction_timeout` is the user's own where the transaction is, and
+/// so it goes on after the wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::postgres) enum Lift {
     Statement,
