@@ -65,7 +65,7 @@ impl Dialect for Mysql {
 
     type Key = String;
 
-    const END_SESSION: &'static str = "KILL CONNECTION_ID()";
+    const END_SESSION: &'static [&'static str] = &["KILL CONNECTION_ID()"; 2];
 
     const ARE_YOU_THERE: Option<AreYouThere> = Some(AreYouThere {
         message: sql::ARE_YOU_THERE,

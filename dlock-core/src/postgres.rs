@@ -165,11 +165,8 @@ impl Dialect for Postgres {
 
     type Key = PostgresKey;
 
-    // The transaction may be aborted, and then nothing but ROLLBACK is obeyed. A role that was taken on (SET ROLE) may
-    // not end a session of the role that logged in.
-    const END_SESSION: &'static str = "ROLLBACK; RESET SESSION AUTHORIZATION; SET ROLE NONE; \
-        SELECT pg_catalog.pg_advisory_unlock_all(); \
-        SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
+    const END_SESSION: &'static [&'static str] =
+        &[sql::END_SESSION, sql::END_SESSION, sql::END_IDLE_SESSION];
 
     // An aborted transaction does not obey.
     const ARE_YOU_THERE: Option<AreYouThere> = Some(AreYouThere {

@@ -109,7 +109,7 @@ impl Dialect for Sqlite {
     type Key = SqliteKey;
 
     // It frees nothing: the connection goes on, and so does the work under outer guards.
-    const END_SESSION: &'static str = sql::ROLL_BACK;
+    const END_SESSION: &'static [&'static str] = &[sql::ROLL_BACK];
 
     const ARE_YOU_THERE: Option<AreYouThere> = None;
 

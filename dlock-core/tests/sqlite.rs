@@ -545,7 +545,7 @@ mod dropped {
     /// What outer guards hold stays.
     #[test]
     fn a_session_is_rolled_back_in_place_of_its_end() {
-        assert_eq!(Sqlite::END_SESSION, ROLL_BACK);
+        assert_eq!(Sqlite::END_SESSION, [ROLL_BACK]);
     }
 }
 
@@ -629,7 +629,7 @@ mod questions {
             assert!(!statement.text().contains("FROM"), "{statement:?}");
             assert_eq!(statement.prepared, Prepared::ByText);
         }
-        assert!(!Sqlite::END_SESSION.contains("FROM"));
+        assert!(!Sqlite::END_SESSION.concat().contains("FROM"));
     }
 }
 

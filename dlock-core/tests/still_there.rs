@@ -153,10 +153,10 @@ fn an_abandoned_question_carries_out_what_the_failure_asks_for() {
     assert_eq!(abandoned::<Mysql>(Aftermath::Clean), broken(&[]));
     let deadlock = failing::<Postgres>(&Reason::Deadlock, Aftermath::EndSession).abandoned();
     for ended in [abandoned::<Postgres>(Aftermath::EndSession), deadlock] {
-        assert_eq!(ended, broken(&[Postgres::END_SESSION]));
+        assert_eq!(ended, broken(Postgres::END_SESSION));
     }
     let ended = abandoned::<Mysql>(Aftermath::EndSession);
-    assert_eq!(ended, broken(&[Mysql::END_SESSION]));
+    assert_eq!(ended, broken(Mysql::END_SESSION));
     let marked = abandoned::<Postgres>(Aftermath::MarkBroken);
     assert_eq!(marked, broken(&[]));
 }

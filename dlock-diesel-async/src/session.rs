@@ -7,7 +7,7 @@ use diesel::connection::TransactionManagerStatus;
 use diesel::result::Error as DieselError;
 use diesel_async::{AsyncConnection, TransactionManager};
 use dlock_core::proto::{Depth, Dialect, Session};
-use dlock_diesel::shared::{status, trace};
+use dlock_diesel::shared::{self, status, trace};
 
 use crate::backend::{AsyncLockBackend, DialectOf, LockConnection};
 
@@ -67,13 +67,19 @@ pub(crate) async fn end<C: LockConnection>(conn: &mut C) {
     // Marked first, because this future may be dropped.
     trace::session_ended();
     status::mark_broken(status(conn));
-    // A server answers with an error when a session ends itself. A connection that is gone also gives an error.
-    let _ = C::Backend::to_the_end(conn.batch_execute(DialectOf::<C>::END_SESSION)).await;
+    for message in DialectOf::<C>::END_SESSION {
+        let ended = C::Backend::to_the_end(conn.batch_execute(message)).await;
+        if ended.is_err_and(|error| shared::is_lost(&error)) {
+            break;
+        }
+    }
 }
 
 /// The same for a connection that gives answers to earlier questions: what it was asked last may still be waiting.
 pub(crate) fn end_unread<C: LockConnection>(conn: &mut C) {
     trace::session_ended();
     status::mark_broken(status(conn));
-    C::Backend::send_unread(conn, DialectOf::<C>::END_SESSION);
+    for message in DialectOf::<C>::END_SESSION {
+        C::Backend::send_unread(conn, message);
+    }
 }

@@ -8,7 +8,7 @@ use dlock_core::proto::{Depth, Dialect, Session};
 
 use crate::LockConnection;
 use crate::backend::DialectOf;
-use crate::shared::{status, trace};
+use crate::shared::{self, status, trace};
 
 fn status<C: Connection>(conn: &mut C) -> &mut TransactionManagerStatus {
     C::TransactionManager::transaction_manager_status_mut(conn)
@@ -62,8 +62,18 @@ pub(crate) fn mark_broken<C: Connection>(conn: &mut C) {
 ///
 /// Returns `true` if the session is still there: SQLite only rolls back.
 pub(crate) fn end<C: LockConnection>(conn: &mut C) -> bool {
-    // A server answers with an error when a session ends itself. A connection that is gone also gives an error.
-    let is_there = conn.batch_execute(DialectOf::<C>::END_SESSION).is_ok();
+    let mut is_there = true;
+    for message in DialectOf::<C>::END_SESSION {
+        match conn.batch_execute(message) {
+            Ok(()) => is_there = true,
+            Err(error) => {
+                is_there = false;
+                if shared::is_lost(&error) {
+                    break;
+                }
+            }
+        }
+    }
     trace::session_ended();
     status::mark_broken(status(conn));
     is_there

@@ -96,7 +96,8 @@ fn fields(error: DieselError) -> ErrorFields {
     fields
 }
 
-fn is_lost(error: &DieselError) -> bool {
+/// Whether the driver says that the session is gone.
+pub fn is_lost(error: &DieselError) -> bool {
     matches!(
         error,
         DieselError::BrokenTransactionManager

@@ -11,10 +11,11 @@ pub trait Dialect: 'static {
     /// A key as this server takes it, with what tells one hold of it from another.
     type Key: Debug + Send + Sync;
 
-    /// Ends the session, whatever state it is in, so that the server frees what it holds. The answer is an error.
+    /// Ends the session, whatever state it is in, so that the server frees what it holds: each of these messages is
+    /// sent, unless the one before it has shown that the session is gone. Any of them can be cancelled.
     ///
     /// A session of SQLite cannot be ended. There it rolls back, and holds are given up by their [`Request`].
-    const END_SESSION: &'static str;
+    const END_SESSION: &'static [&'static str];
 
     /// How a session is asked whether it is there, after an error that may be its end. `None` where none can be lost.
     const ARE_YOU_THERE: Option<AreYouThere>;

@@ -115,7 +115,7 @@ impl<D: Dialect, M: Machine> Machine for StillThere<D, M> {
             Aftermath::Clean if !D::UNREAD_ANSWERS_SHIFT => Abandoned::default(),
             Aftermath::Clean | Aftermath::MarkBroken => Abandoned::broken(),
             Aftermath::EndSession | Aftermath::EndSessionUnread => Abandoned {
-                messages: vec![D::END_SESSION.into()],
+                messages: D::END_SESSION.iter().copied().map(Into::into).collect(),
                 ..Abandoned::broken()
             },
         }

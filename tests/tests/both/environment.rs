@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use dlock_core::LockKey;
-use dlock_tests::{Server, unique_key};
+use dlock_tests::{Server, unique_key, wait_for};
 
 use crate::both::fresh_database::FreshDatabase;
 use crate::flavor::*;
@@ -408,6 +408,23 @@ on_postgres! {
             }
         }
         assert_clean(&mut conn, &mut observer).await;
+    }
+
+    /// A failure that leaves it open what the session holds ends it, and so nobody works on under an outer guard that
+    /// has lost its lock.
+    async fn a_role_that_may_not_end_sessions_ends_its_own(server: &Server) {
+        let database = FreshDatabase::<diesel::PgConnection>::create(server);
+        let mut observer = PgConnection::observer(&database.server);
+        observer.execute_sql("REVOKE EXECUTE ON FUNCTION pg_terminate_backend FROM PUBLIC");
+        let user = TestUser::create(PgConnection::observer(&database.server), &database.server, "");
+        let key = unique_key("may_not_end");
+        let mut conn = PgConnection::open_url(user.url()).await;
+        let id = conn.backend_id().await;
+        let mut outer = conn.advisory_lock(&key).acquire().await.expect("a free lock");
+        outer.execute_sql("DEALLOCATE ALL").await;
+        outer.advisory_lock(&key).acquire().await.map(drop).expect_err("nobody knows whose lock it is");
+        wait_for("the end of the session", || !observer.is_connected(id));
+        assert!(matches!(outer.is_held().await, Err(Error::Lost { .. })));
     }
 
     async fn locks_are_taken_tried_and_waited_for_after_deallocate_all(server: &Server) {

@@ -13,6 +13,16 @@ use crate::{Mode, PostgresKey};
 /// Whatever the answer is, a session that is there gives one.
 pub(in crate::postgres) const ARE_YOU_THERE: &str = "SELECT 1";
 
+/// Ends the session. The transaction may be aborted, and then nothing but ROLLBACK is obeyed. A role that was taken on
+/// (SET ROLE) may not end a session of the role that logged in.
+pub(in crate::postgres) const END_SESSION: &str = "ROLLBACK; RESET SESSION AUTHORIZATION; \
+    SET ROLE NONE; SELECT pg_catalog.pg_advisory_unlock_all(); \
+    SELECT pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
+
+/// Ends the session where the role may not do that. It needs no privilege. PostgreSQL 13 and older do not know it.
+pub(in crate::postgres) const END_IDLE_SESSION: &str =
+    "SELECT pg_catalog.set_config('idle_session_timeout', '1', false)";
+
 /// After a failed wait that left nothing: [`CUT_SHORT`] if `statement_timeout` explains it, and otherwise 1 if the
 /// server has such locks. It takes one that nobody else has, without waiting, until the end of the transaction.
 pub(in crate::postgres) fn probe(passed: Duration) -> Statement {
