@@ -61,7 +61,7 @@ fn text_of_request(droppable: bool, ends: Option<u32>) -> String {
     };
     let get_lock = format!(
         "IFNULL(GET_LOCK(IF({ONE_OF_SEVERAL}, REPEAT('-', 999), CONVERT(? USING utf8mb4)), \
-         ? /*M! / 1000 */ /*!80000 {mysql} */), 2)"
+         ? /*M! * 0.001 */ /*!80000 {mysql} */), 2)"
     );
     let asked = match droppable {
         true => format!(
@@ -443,7 +443,9 @@ impl Unclear {
 
     /// It may have failed before it asked for the lock.
     fn may_be_refused(&self) -> bool {
-        self.reason == Reason::Cluster || self.is_silent()
+        let is_kept = self.answers.len() == 2 && self.errno.is_some();
+        let is_told = self.answers.len() == 1 || (is_kept && !self.is_silent());
+        self.reason == Reason::Cluster || !is_told
     }
 
     /// The failure that comes of it.
@@ -1045,6 +1047,16 @@ mod clusters {
     #[test]
     fn a_lock_that_is_there_is_given_back_all_the_same() {
         wait(UNLIMITED).fails_with(1193, 1).gives_back();
+    }
+
+    #[test]
+    fn what_was_taken_without_that_question_is_given_back_without_it() {
+        let again = acquire(droppable(UNLIMITED)).fails_with(1193, 0);
+        let given_back = again.fails_with(1317, 1);
+        assert_eq!(given_back.statement().text(), RELEASE);
+        given_back
+            .says(1)
+            .failed(clean(Reason::Interrupted).because());
     }
 
     /// The request may have failed before it asked for the lock, or that number is an older error's.

@@ -40,7 +40,8 @@ use crate::{Error, holders, session};
 /// - PostgreSQL: the lock is free when the server reads the unlock. A transaction that was begun under the lock is
 ///   rolled back first, and then the connection is marked broken. If the guard was acquired inside a transaction, the
 ///   connection is marked broken, and after an error in that transaction the lock stays until the session ends. In a
-///   test transaction the connection stays fit for use.
+///   test transaction the connection stays fit for use. dlock does not know of a transaction that a raw `BEGIN` has
+///   begun: after an error in it the lock also stays, and nothing marks the connection.
 /// - MySQL and MariaDB: the same, but the connection is always marked broken. **Do not use it any more:** diesel-async
 ///   would give the answer of the unlock to the next query. If it was broken before, nothing is sent, and the lock is
 ///   free when the connection is closed. bb8 closes it at once, deadpool at the next `get()` that meets it.
@@ -244,8 +245,10 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLockGuard<M> {
     /// # Cancel safety
     ///
     /// The server still releases the lock, and the connection is marked broken. In these cases the lock stays until the
-    /// connection is closed: on PostgreSQL, it was acquired inside a transaction that is over or aborted; or the
-    /// connection keeps no prepared statements ([`CacheSize::Disabled`](diesel::connection::CacheSize::Disabled)).
+    /// connection is closed: on PostgreSQL, it was acquired inside a transaction that is over or aborted; the
+    /// connection keeps no prepared statements ([`CacheSize::Disabled`](diesel::connection::CacheSize::Disabled)); or,
+    /// on MySQL and MariaDB, this is the first release on the connection, and all waits on it so far had limits of less
+    /// than a second, or MariaDB was built without Galera.
     pub async fn release(mut self) -> Result<M, Error> {
         self.undo().await?;
         Ok(self.conn.take().expect(RELEASED))

@@ -299,8 +299,10 @@ impl<M: DerefMut<Target: LockConnection>> AdvisoryLock<M> {
     ///   two holders in turn can get a serialization failure. Retry it.
     /// - PostgreSQL, inside an open transaction: it nests as `conn.transaction` does, and the outermost transaction
     ///   holds the lock. At REPEATABLE READ and SERIALIZABLE, `f` sees what that transaction sees.
-    /// - PostgreSQL, after a raw `BEGIN`: it goes unnoticed, as by Diesel's own `transaction`. A wait that outlasts its
-    ///   first turn rolls back what was done since.
+    /// - PostgreSQL, after a raw `BEGIN`: it goes unnoticed, as by Diesel's own `transaction`. What was done since is
+    ///   **rolled back** without an error where dlock has to begin again: at other levels than READ COMMITTED, also if
+    ///   the lock is free; and where it is taken, with [`poll_every`](Self::poll_every), with `transaction_timeout`,
+    ///   and after the first turn of a wait.
     /// - MySQL, MariaDB, SQLite: inside an open transaction it returns [`Error::InTransaction`].
     /// - SQLite: it begins with `BEGIN IMMEDIATE`, so it waits for other writers, but only as long as `busy_timeout`
     ///   says. With [`shared`](Self::shared) it begins with `BEGIN`.

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::errno::reason;
+use super::errno::Fault;
 use super::sql::{self, Cluster, Limit};
 use super::tag::Tag;
 use super::writers::{Known, Writers};
@@ -82,18 +82,6 @@ enum State {
     Sleep,
 }
 
-/// What is known of a request that failed.
-#[derive(Debug)]
-enum Fault {
-    /// The session has kept the error's number, which says what went wrong.
-    Kept(Cause),
-    /// What went wrong is known without the number.
-    Known(Reason, Cause),
-    /// The statement that keeps the number has failed, too. If the next question also fails, it is another
-    /// engine, or the session is gone: drivers do not report a lost connection as one.
-    Silent(Cause),
-}
-
 type Acquired = Step<Option<Hold<String>>>;
 
 impl Acquire {
@@ -136,14 +124,15 @@ impl Acquire {
         ))
     }
 
+    /// Whether the statement that took the lock can release it: it also asks whether this is a cluster.
+    fn releases_by_the_same(&self) -> bool {
+        self.droppable && self.cluster.is_in_the_text()
+    }
+
     fn granted(&self) -> Acquired {
-        Step::Done(Ok(Some(Hold::new(
-            self.key.clone(),
-            Mode::Exclusive,
-            self.depth,
-            // The statement that releases what may be dropped asks whether it is a cluster.
-            self.droppable && self.cluster.is_in_the_text(),
-        ))))
+        let droppable = self.releases_by_the_same();
+        let hold = Hold::new(self.key.clone(), Mode::Exclusive, self.depth, droppable);
+        Step::Done(Ok(Some(hold)))
     }
 
     fn taken(&mut self, request: Request, now: Duration) -> Acquired {
@@ -194,7 +183,8 @@ impl Acquire {
             Some((reason, cause)) if granted => {
                 let tag = Tag::new();
                 self.state = State::GiveBack(request, reason, cause, tag);
-                Step::Query(sql::release(tag, &self.key, self.droppable))
+                let droppable = self.releases_by_the_same();
+                Step::Query(sql::release(tag, &self.key, droppable))
             }
             Some((reason, cause)) => Step::failed(reason.clean(cause)),
         }
@@ -217,7 +207,6 @@ impl Machine for Acquire {
     fn next(&mut self, answer: Answer, now: Duration) -> Acquired {
         use Answer::{Done, Error, Rows as Row};
 
-        const STRANGE: fn() -> Fault = || Fault::Known(Reason::Database, Cause::default());
         const KILLED: fn() -> Acquired =
             || Step::failed(Reason::Interrupted.clean(Cause::default()));
         match (std::mem::replace(&mut self.state, State::Sleep), answer) {
@@ -238,7 +227,7 @@ impl Machine for Acquire {
                     }
                     Ok(sql::TAKEN) => self.taken(request, now),
                     Ok(sql::KILLED) => KILLED(),
-                    Ok(_) => self.examine(request, STRANGE()),
+                    Ok(_) => self.examine(request, Fault::Strange),
                     Err(out_of_step) => Step::failed(out_of_step),
                 }
             }
@@ -246,7 +235,7 @@ impl Machine for Acquire {
                 self.state = State::KeepErrno(request, error.cause);
                 Step::Batch(sql::KEEP_ERRNO.into())
             }
-            (State::Ask(request), _) => self.examine(request, STRANGE()),
+            (State::Ask(request), _) => self.examine(request, Fault::Strange),
 
             (State::Early(request, tag), Row(Rows::Number(number))) => match tag.remove(number) {
                 Ok(sql::TAKEN) => self.taken(request, now),
@@ -261,15 +250,9 @@ impl Machine for Acquire {
             (State::KeepErrno(request, cause), _) => self.examine(request, Fault::Silent(cause)),
 
             (State::Examine(request, fault, tag), Row(Rows::Pair(errno, number))) => {
-                // Otherwise the name may have been refused, and the lock be an outer guard's.
-                let told = !matches!(fault, Fault::Silent(_));
-                let fault = match fault {
-                    Fault::Kept(cause) => {
-                        reason(errno, request.limit).map(|reason| (reason, cause))
-                    }
-                    Fault::Known(reason, cause) => Some((reason, cause)),
-                    Fault::Silent(cause) => Some((Reason::Database, cause)),
-                };
+                // If it does not tell, the name may have been refused, and the lock be an outer guard's.
+                let told = fault.tells(errno);
+                let fault = fault.read(errno, request.limit);
                 match tag.remove(number) {
                     Ok(granted @ (0 | 1)) if granted == 0 || told => {
                         self.examined(request, fault, granted == 1, now)
@@ -281,7 +264,9 @@ impl Machine for Acquire {
                     Err(out_of_step) => Step::failed(out_of_step),
                 }
             }
-            (State::Examine(_, Fault::Known(reason, cause), _), _) => unknown(reason, cause),
+            (State::Examine(_, Fault::Strange, _), _) => {
+                unknown(Reason::Database, Cause::default())
+            }
             (State::Examine(request, Fault::Silent(cause), _), Error(_)) => {
                 self.state = State::Silent(request, cause);
                 Step::Batch(sql::ARE_YOU_THERE.into())
@@ -294,7 +279,7 @@ impl Machine for Acquire {
             }
 
             (State::GiveBack(_, reason, cause, tag), Row(Rows::Number(number))) => {
-                match sql::read(number, tag, self.droppable) {
+                match sql::read(number, tag, self.releases_by_the_same()) {
                     Ok(1) => Step::failed(reason.clean(cause)),
                     Ok(_) => unknown(reason, cause),
                     Err(out_of_step) => Step::failed(out_of_step),

@@ -1,7 +1,7 @@
 //! What the number of an error means.
 
 use super::sql::Limit;
-use crate::proto::Reason;
+use crate::proto::{Cause, Reason};
 
 /// `None` if the limit of the statement passed.
 ///
@@ -26,4 +26,36 @@ pub(super) fn reason(errno: Option<i64>, limit: Limit) -> Option<Reason> {
         Some(1317) => Reason::Interrupted,
         _ => Reason::Database,
     })
+}
+
+/// What is known of a request that failed.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The session has kept the error's number, which says what went wrong.
+    Kept(Cause),
+    /// There was no error, but an answer of another kind.
+    Strange,
+    /// The statement that keeps the number has failed, too. If the next question also fails, it is another engine, or
+    /// the session is gone: drivers do not report a lost connection as one.
+    Silent(Cause),
+}
+
+impl Fault {
+    /// Whether it tells if the lock was asked for. With `max_error_count = 0` MySQL keeps no number.
+    pub(super) fn tells(&self, errno: Option<i64>) -> bool {
+        match self {
+            Fault::Kept(_) => errno.is_some(),
+            Fault::Strange => true,
+            Fault::Silent(_) => false,
+        }
+    }
+
+    /// `None` if the limit passed.
+    pub(super) fn read(self, errno: Option<i64>, limit: Limit) -> Option<(Reason, Cause)> {
+        match self {
+            Fault::Kept(cause) => reason(errno, limit).map(|reason| (reason, cause)),
+            Fault::Strange => Some((Reason::Database, Cause::default())),
+            Fault::Silent(cause) => Some((Reason::Database, cause)),
+        }
+    }
 }

@@ -179,10 +179,10 @@ pub(super) fn wait_for_slot(tag: Tag, base: &str, permits: u32, millis: i64) -> 
             rows!("p.permits"),
             " s WHERE CASE WHEN r.n = 1 AND s.n = 1 AND (@dlock_gate := 0) + (@dlock_slot := -1) + \
              (@dlock_request := p.tag) + ((@dlock_base := p.base) IS NULL) + \
-             (@dlock_deadline := UNIX_TIMESTAMP(SYSDATE(6)) + p.millis / 1000) IS NULL THEN 1 \
+             (@dlock_deadline := UNIX_TIMESTAMP(SYSDATE(6)) + p.millis * 0.001) IS NULL THEN 1 \
              WHEN s.n = 1 AND r.n > 1 AND SLEEP(LEAST(0.01, 0.0005 * POW(1.03, r.n - 1))) <> 0 THEN 1 \
              WHEN s.n = 1 AND @dlock_gate <> 1 AND (@dlock_gate := IFNULL(GET_LOCK(CONCAT(p.base, ':gate'), \
-             IF(r.n = 1, p.millis /*M! / 1000 */ /*!80000 DIV 1000 */, 0)), 2)) = 2 THEN 1 \
+             IF(r.n = 1, p.millis /*M! * 0.001 */ /*!80000 DIV 1000 */, 0)), 2)) = 2 THEN 1 \
              WHEN @dlock_gate = 1 AND \
              GET_LOCK(CONCAT(p.base, ':', (s.n + r.n + CONNECTION_ID()) MOD p.permits), 0) = 1 \
              THEN (@dlock_slot := (s.n + r.n + CONNECTION_ID()) MOD p.permits) >= 0 \

@@ -21,7 +21,7 @@ const SERVER: Text = lines!(
 /// No server knows all of these variables.
 const VARIABLES: Text = lines!(
     "), CONCAT('id=', CONNECTION_ID()), (SELECT GROUP_CONCAT(LOWER(v.VARIABLE_NAME), '=', v.VARIABLE_VALUE \
-     SEPARATOR '\\n') \
+     SEPARATOR 0x0A) \
      FROM /*M! information_schema.GLOBAL_VARIABLES */ /*!80000 performance_schema.global_variables */ v \
      WHERE LOWER(v.VARIABLE_NAME) IN ('read_only', 'wsrep_on', 'group_replication_single_primary_mode', \
      'group_replication_group_name', 'performance_schema', 'idle_transaction_timeout', \

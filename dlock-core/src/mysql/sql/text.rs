@@ -26,10 +26,11 @@ macro_rules! select {
     };
 }
 
-/// The end of a call of GET_LOCK, from the milliseconds on. MySQL takes whole seconds, MariaDB fractions.
+/// The end of a call of GET_LOCK, from the milliseconds on. MySQL takes whole seconds, MariaDB fractions (how many
+/// digits a division has is a setting, `div_precision_increment`).
 macro_rules! seconds {
     ($mysql:literal) => {
-        concat!(" /*M! / 1000 */ /*!80000 ", $mysql, " */), 2)")
+        concat!(" /*M! * 0.001 */ /*!80000 ", $mysql, " */), 2)")
     };
 }
 
