@@ -36,7 +36,7 @@ use crate::proto::{
 /// | | | an error | fails: the session is gone |
 /// | `Writers` | is it one of several servers that take writes? | yes | fails, nothing is held |
 /// | | | no | `Ask` |
-/// | | | an error | `Writers`, once; then `Ask`, without that question |
+/// | | | an error | `Writers`, once; then fails, nothing is held |
 /// | `GiveBack` | releases it | 1 | fails, nothing is held |
 /// | | | anything else | fails, the session is ended |
 /// | `Sleep` | | | `Ask` |
@@ -288,8 +288,8 @@ impl Machine for Acquire {
             (State::GiveBack(_, reason, cause, _), _) => unknown(reason, cause),
 
             (State::Writers(request, writers), answer) => match writers.next(answer) {
-                Known::Cluster(cluster) => {
-                    self.cluster = cluster;
+                Known::Alone => {
+                    self.cluster = Cluster::Alone;
                     self.ask(now)
                 }
                 Known::Ask(writers, question) => {

@@ -30,7 +30,7 @@ use crate::proto::{
 /// | | | anything else | fails, the session is ended |
 /// | `Writers` | is it one of several servers that take writes? | yes | fails, nothing is held |
 /// | | | no | `Try` |
-/// | | | an error | `Writers`, once; then `Try`, without that question |
+/// | | | an error | `Writers`, once; then fails, nothing is held |
 /// | `Sleep` | | | `Try`, or `Wait` |
 /// | each | | the answer to an earlier question | fails, the session is ended |
 /// | each | | an error: the session is gone | fails, nothing is held |
@@ -261,8 +261,8 @@ impl Machine for AcquireSlot {
             }
 
             (State::Writers(request, writers), answer) => match writers.next(answer) {
-                Known::Cluster(cluster) => {
-                    self.cluster = cluster;
+                Known::Alone => {
+                    self.cluster = Cluster::Alone;
                     self.try_all(now)
                 }
                 Known::Ask(writers, question) => {

@@ -1,4 +1,4 @@
-use super::sql::{self, Cluster};
+use super::sql;
 use super::tag::Tag;
 use crate::proto::{Answer, Cause, ErrorFields, Failure, Reason, Rows, Statement};
 
@@ -9,7 +9,7 @@ use crate::proto::{Answer, Cause, ErrorFields, Failure, Reason, Rows, Statement}
 /// | yes | fails |
 /// | no | the lock is asked for again |
 /// | an error | the question is asked once more: it may have been killed |
-/// | a second one | the lock is asked for without that question: an engine without that table, as TiDB |
+/// | a second one | fails: it may be one of several |
 #[derive(Debug)]
 pub(super) struct Writers {
     tag: Tag,
@@ -21,8 +21,8 @@ pub(super) struct Writers {
 
 /// What [`Writers`] leads to.
 pub(super) enum Known {
-    /// How the lock is to be asked for next.
-    Cluster(Cluster),
+    /// It is not: the lock is asked for again.
+    Alone,
     /// The question has to be asked again.
     Ask(Writers, Statement),
     Failed(Failure),
@@ -42,14 +42,14 @@ impl Writers {
     pub(super) fn next(self, answer: Answer) -> Known {
         match answer {
             Answer::Rows(Rows::Number(number)) => match self.tag.remove(number) {
-                Ok(0) => Known::Cluster(Cluster::Alone),
+                Ok(0) => Known::Alone,
                 Ok(_) => Known::Failed(Reason::Cluster.clean(self.cause)),
                 Err(out_of_step) => Known::Failed(out_of_step),
             },
             Answer::Error(ErrorFields {
                 lost: true, cause, ..
             }) => Known::Failed(Failure::lost(cause)),
-            _ if self.failed => Known::Cluster(Cluster::Unchecked),
+            _ if self.failed => Known::Failed(Reason::Cluster.clean(self.cause)),
             _ => {
                 let (mut again, question) = Self::ask(self.cause);
                 again.failed = true;

@@ -479,7 +479,8 @@ impl Does {
             "ROLLBACK" => return Does::RollBack,
             "RESET SESSION AUTHORIZATION" | "SET ROLE NONE" | "SELECT 1" => return Does::Nothing,
             "SELECT pg_advisory_unlock_all()" => return Does::UnlockAll,
-            "SELECT pg_terminate_backend(pg_backend_pid())" => return Does::EndSession,
+            "SELECT pg_terminate_backend(pg_backend_pid())"
+            | "SELECT set_config('idle_session_timeout', '1', false)" => return Does::EndSession,
             text::NO_STATEMENT_TIMEOUT => return Does::NoStatementTimeout,
             text::WATCH_CLIENT => return Does::WatchClient,
             text::WAIT => return Does::Wait(Scope::Transaction),

@@ -24,7 +24,7 @@ use crate::proto::{
 /// | | | an error, as to `KeepErrno` | `Silent` |
 /// | `Writers` | is it one of several servers that take writes? | yes | fails, nothing is held |
 /// | | | no | `Ask` |
-/// | | | an error | `Writers`, once; then `Ask`, without that question |
+/// | | | an error | `Writers`, once; then fails, nothing is held |
 /// | `Silent` | is the session there? | done | fails: the engine has no such locks; the session is ended |
 /// | | | an error | fails: the session is gone |
 /// | each | | the answer to an earlier question | fails, the session is ended |
@@ -204,8 +204,8 @@ impl Machine for TryAll {
                 Step::Batch(sql::ARE_YOU_THERE.into())
             }
             (State::Writers(writers), answer) => match writers.next(answer) {
-                Known::Cluster(cluster) => {
-                    self.cluster = cluster;
+                Known::Alone => {
+                    self.cluster = Cluster::Alone;
                     self.ask()
                 }
                 Known::Ask(writers, question) => {
