@@ -30,7 +30,7 @@ pub use dialect::{ManagedDialect, Token};
 pub use state::Manager;
 
 use self::action::Of;
-use self::conn::{Job, State};
+use self::conn::{Conn, Job, State};
 use self::slab::{Id, Slab};
 use self::state::Closing;
 use super::{Aftermath, Failure, Reason};
@@ -211,7 +211,7 @@ impl Manager {
         if self
             .conns
             .get(id)
-            .is_some_and(|conn| !conn.worked && conn.state != State::Closing)
+            .is_some_and(|conn| !conn.worked && !conn.is_closing())
         {
             self.back_off(now);
         }
@@ -222,11 +222,7 @@ impl Manager {
 
     /// A connection is closed, as [`Action::Close`] asked for.
     pub fn closed(&mut self, ConnId(id): ConnId, now: Duration) {
-        if self
-            .conns
-            .get(id)
-            .is_some_and(|conn| conn.state == State::Closing)
-        {
+        if self.conns.get(id).is_some_and(Conn::is_closing) {
             self.conns.remove(id);
         }
         self.schedule(now);

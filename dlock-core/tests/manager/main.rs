@@ -1,5 +1,6 @@
 //! The manager against a model of the servers, driven by a seeded scheduler. `DLOCK_SEED=n` runs one seed again.
 
+mod cases;
 mod random;
 mod server;
 mod world;

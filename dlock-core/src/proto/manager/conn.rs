@@ -30,7 +30,7 @@ pub(super) enum State {
     Opening { since: Duration },
     Idle,
     Busy(Job),
-    Closing,
+    Closing { since: Duration },
 }
 
 /// A conversation.
@@ -77,6 +77,10 @@ impl Conn {
         self.worked = true;
     }
 
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(self.state, State::Closing { .. })
+    }
+
     pub(super) fn waits(&self) -> bool {
         matches!(self.state, State::Busy(Job::Acquire { waits: Some(_), .. }))
     }
@@ -89,14 +93,17 @@ impl Conn {
     /// When it counts as lost if nothing is heard of it.
     pub(super) fn given_up_at(&self, config: &Config) -> Option<Duration> {
         let patience = match self.state {
-            State::Opening { since } => return Some(since + config.patience(None)?),
+            // A driver may hang while it closes a connection, and its place would be missing for ever.
+            State::Opening { since } | State::Closing { since } => {
+                return Some(since + config.patience(None)?);
+            }
             State::Busy(Job::Acquire {
                 waits: Some(since), ..
             }) => self
                 .sent
                 .map(|sent| (sent, Some(sent.saturating_sub(since)))),
             State::Busy(_) => self.sent.map(|sent| (sent, None)),
-            State::Idle | State::Closing => None,
+            State::Idle => None,
         };
         let silent = patience.and_then(|(sent, waiting)| Some(sent + config.patience(waiting)?));
         let certain = self.certain_until(config).filter(|_| self.holds > 0);

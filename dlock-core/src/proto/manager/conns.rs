@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::action::{Action, ConnId, News};
 use super::config::Config;
-use super::conn::{Job, State};
+use super::conn::{Conn, Job, State};
 use super::hold::HoldState;
 use super::line::Asking;
 use super::slab::Id;
@@ -16,15 +16,20 @@ impl Manager {
             .conns
             .iter()
             .filter(|(_, conn)| conn.given_up_at(&self.config).is_some_and(|at| at <= now))
-            .map(|(id, conn)| (id, matches!(conn.state, State::Opening { .. })))
+            .map(|(id, conn)| (id, conn.state))
             .collect();
-        for (id, opening) in silent {
+        for (id, state) in silent {
+            if matches!(state, State::Closing { .. }) {
+                // It has lost everything already, and the driver knows.
+                self.conns.remove(id);
+                continue;
+            }
             let failure = Failure::lost(Cause::default());
             self.lose(id, &failure, now);
             // It no longer counts: the server ends that session by itself.
             self.conns.remove(id);
             self.actions.push_back(Action::Close(ConnId(id)));
-            if opening {
+            if matches!(state, State::Opening { .. }) {
                 let failure = Reason::NotOpened.clean(Cause::default());
                 self.no_connection(failure, now);
             }
@@ -36,7 +41,7 @@ impl Manager {
         let Some(conn) = self.conns.get_mut(id) else {
             return;
         };
-        let state = std::mem::replace(&mut conn.state, State::Closing);
+        let state = std::mem::replace(&mut conn.state, State::Closing { since: now });
         let holds = std::mem::take(&mut conn.holds);
         let errands = std::mem::take(&mut conn.errands);
         let mut lines = Vec::new();
@@ -92,11 +97,7 @@ impl Manager {
 
     /// Closes a connection. What it holds is lost.
     pub(super) fn shut(&mut self, id: Id, now: Duration) {
-        if self
-            .conns
-            .get(id)
-            .is_none_or(|conn| conn.state == State::Closing)
-        {
+        if self.conns.get(id).is_none_or(Conn::is_closing) {
             return;
         }
         self.lose(id, &Reason::Lost.clean(Cause::default()), now);
@@ -106,11 +107,7 @@ impl Manager {
     /// A connection could not be opened. Who waits is told if there is no other.
     pub(super) fn no_connection(&mut self, failure: Failure, now: Duration) {
         self.back_off(now);
-        if self
-            .conns
-            .iter()
-            .any(|(_, conn)| conn.state != State::Closing)
-        {
+        if self.conns.iter().any(|(_, conn)| !conn.is_closing()) {
             return;
         }
         for id in self.requests.ids() {

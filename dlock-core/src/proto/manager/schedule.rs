@@ -131,6 +131,7 @@ impl Manager {
         let mut empty = None;
         let mut coming = false;
         let mut working = 0;
+        let can_open = self.conns.len() < self.config.connections;
         for (id, conn) in self.conns.iter() {
             if self.holds_on(line, id) {
                 continue;
@@ -138,15 +139,15 @@ impl Manager {
             match conn.state {
                 State::Idle if conn.holds > 0 => best = best.max(Some((conn.holds, id))),
                 State::Idle => empty = Some(id),
+                State::Opening { .. } => coming = true,
                 // A new one takes its place.
-                State::Opening { .. } | State::Closing => coming = true,
+                State::Closing { .. } if !can_open => coming = true,
                 _ => {}
             }
             if conn.holds > 0 || matches!(conn.state, State::Busy(_)) && !conn.waits() {
                 working += 1;
             }
         }
-        let can_open = self.conns.len() < self.config.connections;
         match (best, empty) {
             (Some((_, id)), _) => Place::Conn(id),
             (None, Some(id)) if working < self.config.working() => Place::Conn(id),

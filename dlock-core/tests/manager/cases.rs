@@ -1,0 +1,95 @@
+//! Single cases: one call after the other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dlock_core::proto::manager::{Action, Config, ConnId, Identity, Manager, Outcome, Wanted};
+use dlock_core::{LockKey, Mode};
+
+const CONFIG: Config = Config {
+    connections: 4,
+    lease: Some(Duration::from_secs(30)),
+    longest_wait: None,
+    turns: 64,
+    turn: Duration::from_millis(100),
+    tells_after: None,
+};
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn lock(number: i64) -> (Identity, Arc<Wanted>) {
+    let wanted = Wanted {
+        key: LockKey::from(number),
+        mode: Mode::Exclusive,
+        permits: None,
+    };
+    (Identity::Number(number), Arc::new(wanted))
+}
+
+fn all(manager: &mut Manager) -> Vec<Action> {
+    std::iter::from_fn(|| manager.poll()).collect()
+}
+
+/// The connection that is to be opened, opened.
+fn open(manager: &mut Manager, at: Duration) -> ConnId {
+    let [Action::Open(conn)] = all(manager)[..] else {
+        panic!("one connection is opened")
+    };
+    manager.sent(conn, at);
+    manager.answered(conn);
+    assert!(manager.opened(conn, at));
+    conn
+}
+
+/// A manager of so many connections, and one that nobody needed: the manager closes it at 20 seconds.
+fn closing(connections: usize) -> (Manager, ConnId) {
+    let mut manager = Manager::new(Config {
+        connections,
+        ..CONFIG
+    });
+    let (identity, wanted) = lock(1);
+    let ticket = manager.request(identity, wanted, None, millis(0));
+    manager.cancel(ticket, millis(1));
+    let conn = open(&mut manager, millis(2));
+    manager.tick(millis(20_000));
+    assert_eq!(all(&mut manager), [Action::Close(conn)]);
+    (manager, conn)
+}
+
+#[test]
+fn while_a_connection_is_closed_others_are_opened() {
+    let (mut manager, _) = closing(2);
+    let (identity, wanted) = lock(2);
+    manager.request(identity, wanted, Some(Duration::ZERO), millis(20_001));
+    open(&mut manager, millis(20_002));
+    assert!(matches!(all(&mut manager)[..], [Action::Acquire { .. }]));
+}
+
+#[test]
+fn a_connection_that_is_never_closed_gives_its_place_to_another() {
+    let (mut manager, hangs) = closing(1);
+    let (identity, wanted) = lock(2);
+    manager.request(identity, wanted, None, millis(20_001));
+    assert_eq!(all(&mut manager), []);
+    assert_eq!(manager.next_tick(), Some(millis(50_000)));
+    manager.tick(millis(50_000));
+    let conn = open(&mut manager, millis(50_001));
+    // What the driver still says of the other one changes nothing.
+    manager.closed(hangs, millis(50_002));
+    manager.done(hangs, Outcome::Alive, millis(50_002));
+    let [Action::Acquire { conn: on, .. }] = all(&mut manager)[..] else {
+        panic!("the lock is asked for")
+    };
+    assert_eq!(on, conn);
+}
+
+#[test]
+fn a_manager_is_closed_although_a_connection_is_not() {
+    let (mut manager, _) = closing(1);
+    manager.close(millis(21_000));
+    assert_eq!(all(&mut manager), []);
+    manager.tick(millis(50_000));
+    assert_eq!(all(&mut manager), [Action::Closed]);
+}
