@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlock_core::proto::manager::{Action, Config, ConnId, Identity, Manager, Outcome, Wanted};
+use dlock_core::proto::manager::{
+    Action, Config, ConnId, Identity, Manager, News, Outcome, Wanted,
+};
 use dlock_core::{LockKey, Mode};
 
 const CONFIG: Config = Config {
@@ -92,4 +94,45 @@ fn a_manager_is_closed_although_a_connection_is_not() {
     assert_eq!(all(&mut manager), []);
     manager.tick(millis(50_000));
     assert_eq!(all(&mut manager), [Action::Closed]);
+}
+
+/// A wait of 28 seconds in one statement, granted. The session is asked whether it is still there.
+fn granted_late() -> (Manager, ConnId) {
+    let mut manager = Manager::new(CONFIG);
+    let (identity, wanted) = lock(1);
+    manager.request(identity, wanted, None, millis(0));
+    let conn = open(&mut manager, millis(1));
+    let [Action::Acquire { .. }] = all(&mut manager)[..] else {
+        panic!("the lock is asked for")
+    };
+    manager.sent(conn, millis(2));
+    manager.answered(conn);
+    manager.done(conn, Outcome::Granted { slot: None }, millis(28_000));
+    assert_eq!(all(&mut manager), [Action::KeepAlive(conn)]);
+    manager.sent(conn, millis(28_001));
+    manager.tick(millis(28_002));
+    assert_eq!(all(&mut manager), []);
+    (manager, conn)
+}
+
+#[test]
+fn a_grant_after_a_wait_as_long_as_the_lease_is_confirmed() {
+    let (mut manager, conn) = granted_late();
+    manager.answered(conn);
+    manager.done(conn, Outcome::Alive, millis(28_003));
+    let news = all(&mut manager);
+    assert!(
+        matches!(news[..], [Action::Tell(_, News::Granted { .. })]),
+        "{news:?}"
+    );
+}
+
+#[test]
+fn a_grant_that_is_never_confirmed_ends() {
+    let (mut manager, conn) = granted_late();
+    assert_eq!(manager.next_tick(), Some(millis(58_001)));
+    manager.tick(millis(58_001));
+    let actions = all(&mut manager);
+    assert_eq!(actions[0], Action::Close(conn));
+    assert!(matches!(actions[1..], [Action::Open(_)]), "{actions:?}");
 }

@@ -106,7 +106,9 @@ impl Conn {
             State::Idle => None,
         };
         let silent = patience.and_then(|(sent, waiting)| Some(sent + config.patience(waiting)?));
-        let certain = self.certain_until(config).filter(|_| self.holds > 0);
+        // A grant that nobody has heard of yet may be older than that. Its question has the patience of each.
+        let told = self.holds > usize::from(self.unconfirmed);
+        let certain = self.certain_until(config).filter(|_| told);
         silent.into_iter().chain(certain).min()
     }
 
