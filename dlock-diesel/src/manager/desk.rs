@@ -31,6 +31,9 @@ pub const LEASE: Duration = Duration::from_secs(30);
 /// The shortest lease that every server takes.
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
+/// How long the timer sleeps at most. It then asks again, so a limit can be longer than a clock can count.
+const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The machine, and everybody who waits for news of it.
 #[derive(Debug)]
 pub struct Desk {
@@ -239,7 +242,7 @@ impl Desk {
         }
         inner.wakes_at = at;
         inner.timer = Some(waker.clone());
-        Next::Wait(at.map(|at| at - now))
+        Next::Wait(at.map(|at| LONGEST_SLEEP.min(at - now)))
     }
 }
 

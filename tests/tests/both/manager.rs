@@ -111,6 +111,30 @@ on_every_server! {
         wait_for("the lock to be free", || holders(&mut observer, LockKey::from(&key)).is_empty());
     }
 
+    async fn the_longest_limit_is_like_none<C: LockTest>(server: &Server) {
+        let locks = manager::<C>(&server.url).build();
+        let (key, taken) = (unique_key("longest"), unique_key("longest_taken"));
+        let held = Arc::new(locks.lock(&key).timeout(Duration::MAX).acquire().await.expect("a free lock"));
+        let mut other = C::open(server).await;
+        let theirs = other.advisory_lock(&taken).acquire().await.expect("a free lock");
+        let waiter = start({
+            let (locks, taken) = (locks.clone(), taken.clone());
+            async move || locks.lock(&taken).timeout(Duration::MAX).acquire().await.expect("the lock")
+        });
+        let watcher = start({
+            let held = Arc::clone(&held);
+            async move || lost_within(&held, Duration::MAX).await
+        });
+        // Likely in the queue by now, and the timer has seen the limit.
+        pause(Duration::from_millis(200)).await;
+        assert!(!held.is_lost());
+        theirs.release().await.expect("a release");
+        waiter.join().await.release().await.expect("a release");
+        assert!(!held.is_lost());
+        locks.close().await;
+        assert!(watcher.join().await);
+    }
+
     async fn run_releases_and_keeps_the_error_of_its_body<C: LockTest>(server: &Server) {
         let mut observer = C::observer(server);
         let key = unique_key("run");
