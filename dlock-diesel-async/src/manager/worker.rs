@@ -62,11 +62,13 @@ impl<C: LockConnection + 'static> Inner<C> {
 
     /// Starts the clock, on the runtime of the caller.
     pub(super) fn start(self: &Arc<Self>) {
-        self.runtime.get_or_init(|| {
-            let runtime = Handle::current();
-            runtime.spawn(keep_time(Arc::clone(self)));
-            runtime
-        });
+        if self.runtime.get().is_some() {
+            return;
+        }
+        let runtime = Handle::current();
+        if self.runtime.set(runtime.clone()).is_ok() {
+            runtime.spawn(keep_time(Closes(Arc::clone(self))));
+        }
     }
 
     fn workers(&self) -> MutexGuard<'_, HashMap<ConnId, Worker>> {
@@ -277,7 +279,7 @@ async fn draw_token<C: LockConnection>(
     }
 }
 
-/// Closes the manager when its runtime ends.
+/// Closes the manager when its runtime ends, also if that has never polled the task. Nobody else would end a request.
 struct Closes<C: LockConnection + 'static>(Arc<Inner<C>>);
 
 impl<C: LockConnection + 'static> Drop for Closes<C> {
@@ -287,8 +289,7 @@ impl<C: LockConnection + 'static> Drop for Closes<C> {
 }
 
 /// The task that tells the machine the time.
-async fn keep_time<C: LockConnection + 'static>(inner: Arc<Inner<C>>) {
-    let closes = Closes(inner);
+async fn keep_time<C: LockConnection + 'static>(closes: Closes<C>) {
     let inner = &closes.0;
     let mut pause = pin!(sleep(Duration::ZERO));
     loop {

@@ -60,8 +60,8 @@ impl<C: LockConnection + 'static> Inner<C> {
     /// Starts the clock.
     pub(super) fn start(self: &Arc<Self>) {
         if !self.started.swap(true, Ordering::Relaxed) {
-            let inner = Arc::clone(self);
-            self.thread("dlock-time", move || keep_time(&inner));
+            let closes = Closes(Arc::clone(self));
+            self.thread("dlock-time", move || keep_time(&closes));
         }
     }
 
@@ -287,18 +287,17 @@ fn draw_token<C: LockConnection>(
     }
 }
 
-/// Closes the manager if its thread ends otherwise.
-struct Closes<'i, C: LockConnection + 'static>(&'i Arc<Inner<C>>);
+/// Closes the manager if its thread ends otherwise, or cannot be started. Nobody else would end a request.
+struct Closes<C: LockConnection + 'static>(Arc<Inner<C>>);
 
-impl<C: LockConnection + 'static> Drop for Closes<'_, C> {
+impl<C: LockConnection + 'static> Drop for Closes<C> {
     fn drop(&mut self) {
         self.0.tell(Manager::close);
     }
 }
 
 /// The thread that tells the machine the time.
-fn keep_time<C: LockConnection + 'static>(inner: &Arc<Inner<C>>) {
-    let _closes = Closes(inner);
+fn keep_time<C: LockConnection + 'static>(Closes(inner): &Closes<C>) {
     let waker = waker();
     loop {
         match inner.desk.timer(&waker) {

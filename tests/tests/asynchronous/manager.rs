@@ -1,7 +1,9 @@
 //! Managers: dropped futures, panics, and runtimes that end.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use dlock_diesel_async::{AdvisoryLockExt, Error};
@@ -137,6 +139,33 @@ dlock_tests::on_every_network_server! {
             timeout(PATIENCE, locks.close()).await.expect("it is closed");
         });
         drop(held);
+    }
+
+    fn a_runtime_that_ends_before_the_manager_has_run_closes_it<C: Twin>(server: &Server) {
+        let key = unique_key("runtime_at_once");
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let locks = manager::<C::Async>(&server.url).build();
+        let mut request = Box::pin(locks.lock(&key).acquire());
+        // The tasks of the manager are spawned, and never polled.
+        runtime.block_on(poll_fn(|cx| {
+            assert!(request.as_mut().poll(cx).is_pending());
+            Poll::Ready(())
+        }));
+        drop(runtime);
+
+        let another = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        another.block_on(async {
+            // It may hear first that its connection is gone.
+            let ended = timeout(PATIENCE, request).await.expect("an answer");
+            let is_told = matches!(ended, Err(Error::ManagerClosed { .. } | Error::NotConnected { .. }));
+            assert!(is_told, "{ended:?}");
+            for _ in 0..2 {
+                let lock = locks.lock(&key).timeout(Duration::from_millis(100));
+                let closed = timeout(PATIENCE, lock.acquire()).await.expect("an answer");
+                assert!(matches!(closed, Err(Error::ManagerClosed { .. })), "{closed:?}");
+            }
+            timeout(PATIENCE, locks.close()).await.expect("it is closed");
+        });
     }
 }
 
