@@ -268,7 +268,7 @@ impl LockKey {
 
 /// Whether MySQL and MariaDB accept `bytes` as a lock name that no other name is equal to.
 ///
-/// - Upper case is excluded: MySQL ignores case and accents, MariaDB does not.
+/// - Upper case is excluded: MySQL ignores case, MariaDB does not.
 /// - Control characters are excluded: both servers cut names at NUL.
 /// - Everything beyond ASCII is excluded: MariaDB compares the bytes of the client's character set.
 fn is_verbatim(bytes: &[u8]) -> bool {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::several::Names;
+use super::several::{Names, folded};
 use super::{Mysql, base, sql};
 use crate::proto::manager::{Identity, ManagedDialect, Token};
 use crate::proto::{
@@ -23,7 +23,7 @@ impl ManagedDialect for Mysql {
 
     fn identities(ask: &Ask) -> Result<Vec<(Identity, LockKey)>, Failure> {
         let names = Names::new(ask)?.into_pairs();
-        let identities = names.map(|(name, key)| (Identity::Name(name.into()), key));
+        let identities = names.map(|(name, key)| (Identity::Name(folded(&name).into()), key));
         Ok(identities.collect())
     }
 

@@ -15,7 +15,8 @@ use crate::proto::{
 };
 use crate::{LockKey, Mode};
 
-/// Names of locks that are taken together, in the order in which everybody takes them: that of their bytes.
+/// Names of locks that are taken together, in the order in which everybody takes them: that of their bytes in lower
+/// case, so that MySQL sees one order whatever the case. Names that differ in case only are two locks of MariaDB.
 #[derive(Debug)]
 pub(super) struct Names {
     names: Vec<String>,
@@ -24,7 +25,7 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn new(ask: &Ask) -> Result<Self, Failure> {
-        let names = in_order(ask, LockKey::to_mysql, String::clone)?;
+        let names = in_order(ask, LockKey::to_mysql, |name| (folded(name), name.clone()))?;
         let (names, keys) = names.into_iter().unzip();
         Ok(Self { names, keys })
     }
@@ -49,6 +50,15 @@ impl Names {
     pub(super) fn key(&self, index: usize) -> &LockKey {
         &self.keys[index]
     }
+}
+
+/// A name in lower case, which two names share if they are one lock of MySQL. (To MariaDB they are two.)
+///
+/// MySQL lowers each character by itself, by tables of an older Unicode: to one character, which for `İ` is `i`. A newer
+/// Unicode only adds pairs. MySQL 9.7 tells accents, final sigmas and trailing spaces apart.
+pub(super) fn folded(name: &str) -> String {
+    let lower = |letter: char| letter.to_lowercase().next();
+    name.chars().filter_map(lower).collect()
 }
 
 /// Takes several named locks.
@@ -126,5 +136,33 @@ impl Steps for NamedLocks {
             broken: true,
             ..at_work
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_one_lock_of_mysql_are_folded_alike() {
+        let same = ["User/user", "É/é", "Σ/σ", "Ж/ж", "\u{212a}/k", "İ/i"];
+        for (one, other) in same.iter().filter_map(|pair| pair.split_once('/')) {
+            assert_eq!(folded(one), folded(other));
+        }
+        for (one, other) in [("é", "e"), ("ς", "σ"), ("a ", "a"), ("日", "本")] {
+            assert_ne!(folded(one), folded(other));
+        }
+    }
+
+    #[test]
+    fn everybody_takes_them_in_one_order_whatever_their_case() {
+        let order = |names: &[&str]| {
+            let keys = names.iter().map(LockKey::mysql_name);
+            Names::new(&Ask::all(keys)).expect("they are names").names
+        };
+        assert_eq!(order(&["b", "User"]), ["b", "User"]);
+        assert_eq!(order(&["user", "b"]), ["b", "user"]);
+        // They are two locks of MariaDB.
+        assert_eq!(order(&["user", "v", "User", "User"]), ["User", "user", "v"]);
     }
 }

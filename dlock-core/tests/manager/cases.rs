@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dlock_core::proto::manager::{
-    Action, Config, ConnId, Identity, Manager, News, Outcome, Wanted,
+    Action, Config, ConnId, HoldId, Identity, ManagedDialect, Manager, News, Outcome, Wanted,
 };
+use dlock_core::proto::{Ask, Mysql};
 use dlock_core::{LockKey, Mode};
 
 const CONFIG: Config = Config {
@@ -135,4 +136,89 @@ fn a_grant_that_is_never_confirmed_ends() {
     let actions = all(&mut manager);
     assert_eq!(actions[0], Action::Close(conn));
     assert!(matches!(actions[1..], [Action::Open(_)]), "{actions:?}");
+}
+
+/// Locks of MySQL, by their names.
+fn names(names: &[&str]) -> Vec<(Identity, Arc<Wanted>)> {
+    let ask = Ask::all(names.iter().map(LockKey::mysql_name));
+    let identities = Mysql::identities(&ask).expect("they are names");
+    let wanted = |key| Wanted {
+        key,
+        mode: Mode::Exclusive,
+        permits: None,
+    };
+    let locks = identities.into_iter();
+    locks
+        .map(|(identity, key)| (identity, Arc::new(wanted(key))))
+        .collect()
+}
+
+/// The locks that the only action asks for, on which connection and as which hold.
+fn asked(manager: &mut Manager) -> (Vec<LockKey>, ConnId, HoldId) {
+    let mut actions = all(manager);
+    let Some(Action::Acquire {
+        conn,
+        hold,
+        what,
+        how,
+    }) = actions.pop().filter(|_| actions.is_empty())
+    else {
+        panic!("a lock is asked for")
+    };
+    let ask = what.ask(how, false);
+    (ask.keys().cloned().collect(), conn, hold)
+}
+
+fn granted(manager: &mut Manager, conn: ConnId, at: Duration) {
+    manager.sent(conn, at);
+    manager.answered(conn);
+    manager.done(conn, Outcome::Granted { slot: None }, at);
+}
+
+#[test]
+fn names_that_differ_in_case_only_wait_for_each_other() {
+    let mut manager = Manager::new(CONFIG);
+    for name in ["User", "user"] {
+        let (identity, wanted) = names(&[name]).remove(0);
+        manager.request(identity, wanted, None, millis(0));
+    }
+    let conn = open(&mut manager, millis(1));
+    let (keys, _, hold) = asked(&mut manager);
+    assert_eq!(keys, [LockKey::mysql_name("User")]);
+    granted(&mut manager, conn, millis(2));
+    let news = all(&mut manager);
+    let [Action::Tell(ticket, News::Granted { .. })] = news[..] else {
+        panic!("only one of them is granted: {news:?}")
+    };
+    manager.release(ticket, millis(3));
+    // The other one is not the same lock on MariaDB.
+    assert_eq!(all(&mut manager), [Action::Release { conn, hold }]);
+    manager.done(conn, Outcome::Released, millis(4));
+    let released = Action::Tell(ticket, News::Released);
+    assert_eq!(manager.poll(), Some(released));
+    assert_eq!(asked(&mut manager).0, [LockKey::mysql_name("user")]);
+}
+
+#[test]
+fn several_names_that_differ_in_case_only_are_taken_as_one() {
+    let mut manager = Manager::new(CONFIG);
+    let ticket = manager.request_all(names(&["user", "b", "User"]), None, millis(0));
+    let conn = open(&mut manager, millis(1));
+    assert_eq!(asked(&mut manager).0, [LockKey::mysql_name("b")]);
+    granted(&mut manager, conn, millis(2));
+    let (keys, conn, _) = asked(&mut manager);
+    assert_eq!(keys, ["User", "user"].map(LockKey::mysql_name));
+    granted(&mut manager, conn, millis(3));
+    let news = News::Granted { slot: None };
+    assert_eq!(all(&mut manager), [Action::Tell(ticket, news)]);
+    assert_eq!(manager.holds_of(ticket).len(), 2);
+    // Who wants only one of them does not get both.
+    let (identity, wanted) = names(&["User"]).remove(0);
+    manager.request(identity, wanted, None, millis(4));
+    assert!(manager.release(ticket, millis(5)));
+    let actions = all(&mut manager);
+    assert!(
+        matches!(actions[..], [Action::Release { .. }]),
+        "{actions:?}"
+    );
 }

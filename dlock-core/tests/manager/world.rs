@@ -678,6 +678,7 @@ impl World {
                         limit,
                         except,
                         name_holders,
+                        ..
                     } = how;
                     let key = key_of(&what);
                     let session = self.session(process, conn);

@@ -55,7 +55,6 @@ impl LockKey {
     ///
     /// # Backend differences
     ///
-    /// - MySQL: `"é"` and `"e"` are the same lock.
     /// - MariaDB: text beyond ASCII is the same lock only for connections with the same character set.
     pub fn distributed_lock(key: impl Into<LockKey>) -> LockKey {
         LockKey::plain(Leaf::Preset(&DISTRIBUTED_LOCK, Box::new(key.into())))

@@ -38,7 +38,8 @@ impl LockKey {
     ///
     /// # Backend differences
     ///
-    /// - MySQL: `"User"` and `"user"` are the same lock, and so are `"é"` and `"e"`.
+    /// - MySQL: `"User"` and `"user"` are the same lock, and so are `"É"` and `"é"`. MySQL 9.7 tells `"é"` from `"e"`.
+    /// - A lock manager lets such names wait for each other on MariaDB, which tells them apart.
     /// - MariaDB: text beyond ASCII is the same lock only for connections with the same character set.
     pub fn mysql_name(name: impl AsRef<str>) -> LockKey {
         LockKey::plain(Leaf::Preset(&MYSQL_NAME, Box::new(name.as_ref().into())))

@@ -49,7 +49,8 @@ impl LockKey {
     /// # Backend differences
     ///
     /// - PostgreSQL: empty text is a lock.
-    /// - MySQL: `"User"` and `"user"` are the same lock, and so are `"é"` and `"e"`.
+    /// - MySQL: `"User"` and `"user"` are the same lock, and so are `"É"` and `"é"`. MySQL 9.7 tells `"é"` from `"e"`.
+    /// - A lock manager lets such names wait for each other on MariaDB, which tells them apart.
     /// - MariaDB: text beyond ASCII is the same lock only for connections with the same character set.
     /// - MySQL and MariaDB: `42` and `"42"` are the same lock.
     pub fn sqlalchemy_dlock(key: impl Into<LockKey>) -> LockKey {

@@ -50,7 +50,8 @@ impl LockKey {
     ///   for text such as `app`.
     /// - MySQL and MariaDB: `42` and `"42"` are the same lock. If `WITH_ADVISORY_LOCK_PREFIX` is set, put it in front
     ///   of the text.
-    /// - MySQL: `"User"` and `"user"` are the same lock, and so are `"é"` and `"e"`.
+    /// - MySQL: `"User"` and `"user"` are the same lock, and so are `"É"` and `"é"`. MySQL 9.7 tells `"é"` from `"e"`.
+    /// - A lock manager lets such names wait for each other on MariaDB, which tells them apart.
     /// - MariaDB: text beyond ASCII is the same lock only for connections with the same character set.
     pub fn with_advisory_lock(key: impl Into<LockKey>) -> LockKey {
         LockKey::plain(Leaf::Preset(&WITH_ADVISORY_LOCK, Box::new(key.into())))

@@ -27,7 +27,8 @@ pub struct HoldId(pub(super) Id);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuestionId(pub(super) Id);
 
-/// What the server locks. Two keys can be one lock to it.
+/// What the server locks. Two keys can be one lock to it. Two locks with one identity wait for each other, whether the
+/// server tells them apart or not.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// A number.
@@ -68,6 +69,7 @@ impl Wanted {
             poll: None,
         };
         Ask {
+            more: how.more,
             mode: self.mode,
             except: how.except,
             wait,
@@ -87,6 +89,8 @@ pub struct How {
     pub name_holders: bool,
     /// Of a semaphore: the slots that the connection has already.
     pub except: Vec<u32>,
+    /// Other names of one request that the same identity has. The conversation takes all of them.
+    pub more: Vec<LockKey>,
 }
 
 /// What the driver does next.

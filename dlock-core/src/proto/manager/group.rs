@@ -20,7 +20,7 @@ use crate::proto::Failure;
 /// Each lock is where a connection was free: several connections may hold the locks of one group.
 #[derive(Debug)]
 pub(super) struct Group {
-    pub(super) locks: Vec<(Identity, Arc<Wanted>)>,
+    pub(super) locks: Vec<Lock>,
     /// The requests that have their lock.
     pub(super) held: Vec<Id>,
     pub(super) state: State,
@@ -32,6 +32,28 @@ pub(super) struct Group {
     pub(super) told: bool,
     /// How often it has lost a lock while it waited for the next.
     pub(super) losses: u32,
+}
+
+/// A lock of a group.
+#[derive(Clone, Debug)]
+pub(super) struct Lock {
+    pub(super) identity: Identity,
+    pub(super) what: Arc<Wanted>,
+    /// The other names with this identity. By a request of its own each would stand behind the group itself.
+    pub(super) more: Arc<[LockKey]>,
+}
+
+impl Lock {
+    /// Those with one identity, which stand side by side, become one.
+    pub(super) fn merged(locks: Vec<(Identity, Arc<Wanted>)>) -> Vec<Self> {
+        let chunks = locks.chunk_by(|(one, _), (other, _)| one == other);
+        let locks = chunks.map(|same| Self {
+            identity: same[0].0.clone(),
+            what: Arc::clone(&same[0].1),
+            more: same[1..].iter().map(|(_, what)| what.key.clone()).collect(),
+        });
+        locks.collect()
+    }
 }
 
 #[derive(Debug)]
@@ -47,7 +69,7 @@ impl Group {
     /// The name of a lock that it has, or asks for.
     pub(super) fn name(&self, member: Id) -> LockKey {
         let index = self.held.iter().position(|held| *held == member);
-        let (_, what) = &self.locks[index.unwrap_or(self.held.len()).min(self.locks.len() - 1)];
-        what.key.clone()
+        let index = index.unwrap_or(self.held.len()).min(self.locks.len() - 1);
+        self.locks[index].what.key.clone()
     }
 }

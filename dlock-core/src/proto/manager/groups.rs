@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::action::{Action, Identity, News, Of, Ticket, Wanted};
 use super::config::Config;
-use super::group::{Group, State};
+use super::group::{Group, Lock, State};
 use super::slab::Id;
 use super::state::Manager;
 use crate::proto::{Cause, Failure};
@@ -24,7 +24,7 @@ impl Manager {
         self.expire_leases(now);
         assert!(!locks.is_empty(), "several locks are at least one");
         let id = self.groups.insert(Group {
-            locks,
+            locks: Lock::merged(locks),
             held: Vec::new(),
             state: State::Held,
             tries: limit == Some(Duration::ZERO),
@@ -54,7 +54,7 @@ impl Manager {
         let Some(group) = self.groups.get(id) else {
             return;
         };
-        let (identity, what) = group.locks[group.held.len()].clone();
+        let Lock { identity, what, .. } = group.locks[group.held.len()].clone();
         let limit = match group.tries {
             true => Some(Duration::ZERO),
             false => group.until.map(|until| until.saturating_sub(now)),

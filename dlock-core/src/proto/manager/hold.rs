@@ -3,8 +3,9 @@ use std::time::Duration;
 
 use super::action::Wanted;
 use super::config::Config;
+use super::line::Request;
 use super::slab::Id;
-use crate::Mode;
+use crate::{LockKey, Mode};
 
 /// What a session holds, or asks for.
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub(super) struct Hold {
     pub(super) line: Id,
     pub(super) conn: Id,
     pub(super) what: Arc<Wanted>,
+    /// Other names that are held with it.
+    pub(super) more: Arc<[LockKey]>,
     /// Of a semaphore: which one.
     pub(super) slot: Option<u32>,
     pub(super) state: HoldState,
@@ -34,11 +37,12 @@ pub(super) enum HoldState {
 }
 
 impl Hold {
-    pub(super) fn asked(line: Id, conn: Id, what: Arc<Wanted>) -> Self {
+    pub(super) fn asked(line: Id, conn: Id, request: &Request) -> Self {
         Self {
             line,
             conn,
-            what,
+            what: Arc::clone(&request.what),
+            more: Arc::clone(&request.more),
             slot: None,
             state: HoldState::Asked,
             tickets: Vec::new(),
@@ -48,17 +52,17 @@ impl Hold {
     }
 
     /// Whether a request of this process may have it, now or together with those who do.
-    pub(super) fn serves(&self, wanted: &Wanted, config: &Config, now: Duration) -> bool {
+    pub(super) fn serves(&self, request: &Request, config: &Config, now: Duration) -> bool {
         let free = self.tickets.is_empty() || self.what.mode == Mode::Shared;
         let fresh = self.turns == 0;
         let left = self.turns < config.turns && now < self.since + config.turn;
-        self.state == HoldState::Held && self.is(wanted) && free && (fresh || left)
+        self.state == HoldState::Held && self.is(request) && free && (fresh || left)
     }
 
     /// Whether it is what somebody wants.
-    pub(super) fn is(&self, wanted: &Wanted) -> bool {
-        match wanted.permits {
-            None => *self.what == *wanted,
+    fn is(&self, request: &Request) -> bool {
+        match request.what.permits {
+            None => *self.what == *request.what && self.more == request.more,
             Some(permits) => self.slot.is_some_and(|slot| slot < permits),
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::action::{Identity, Wanted};
 use super::slab::Id;
+use crate::LockKey;
 
 /// All requests of this process for one lock.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub(super) enum Asking {
 pub(super) struct Request {
     pub(super) line: Id,
     pub(super) what: Arc<Wanted>,
+    /// Other names of its group that have the same line.
+    pub(super) more: Arc<[LockKey]>,
     pub(super) tries: bool,
     /// When its limit passes.
     pub(super) until: Option<Duration>,
@@ -80,6 +83,7 @@ impl Request {
         Self {
             line,
             what,
+            more: Arc::default(),
             tries,
             until,
             since: now,

@@ -52,7 +52,10 @@ impl Manager {
         let until = limit.map(|limit| now.saturating_add(limit));
         let mut request = Request::new(line, what, tries, until, group, now);
         let group = group.and_then(|group| self.groups.get(group));
-        request.told = group.is_some_and(|group| group.told);
+        if let Some(group) = group {
+            request.told = group.told;
+            request.more = Arc::clone(&group.locks[group.held.len()].more);
+        }
         let id = self.requests.insert(request);
         if self.closing.is_some() {
             self.end(id, News::Closed);
@@ -239,7 +242,7 @@ impl Manager {
         let mut holds = holds.iter().copied();
         let hold = holds.find(|hold| {
             let hold = self.holds.get(*hold);
-            hold.is_some_and(|hold| hold.serves(&request.what, &self.config, now))
+            hold.is_some_and(|hold| hold.serves(request, &self.config, now))
         })?;
         Some((first, hold))
     }

@@ -231,10 +231,8 @@ impl Manager {
         let held = line.holds.iter().filter_map(|hold| self.holds.get(*hold));
         let on_it = held.filter(|hold| hold.conn == conn_id);
         let except = on_it.filter_map(|hold| hold.slot).collect();
-        let what = Arc::clone(&first.what);
-        let hold = self
-            .holds
-            .insert(Hold::asked(id, conn_id, Arc::clone(&what)));
+        let (what, more) = (Arc::clone(&first.what), first.more.to_vec());
+        let hold = self.holds.insert(Hold::asked(id, conn_id, first));
         conn.state = State::Busy(Job::Acquire {
             hold,
             waits: waits.then_some(now),
@@ -247,6 +245,7 @@ impl Manager {
                 limit,
                 name_holders: tells || until.is_some(),
                 except,
+                more,
             },
         });
     }
