@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use dlock_core::LockKey;
 use dlock_core::proto::Ask;
-use dlock_core::proto::manager::Manager;
+use dlock_core::proto::manager::{Config, Manager};
 use dlock_diesel::shared::desk;
 pub use guard::ManagedLockGuard;
 pub use lock::ManagedLock;
@@ -259,7 +259,7 @@ impl<C: LockConnection + 'static> LockManagerBuilder<C> {
     }
 
     /// How long the server keeps the locks of a process that is cut off; 30 seconds unless set, at least 1 second.
-    /// MySQL and MariaDB round it up to seconds, SQLite needs none. See
+    /// More than 24 days count as 24 days. MySQL and MariaDB round it up to seconds, SQLite needs none. See
     /// [`dlock_diesel`](dlock_diesel::LockManagerBuilder::lease).
     ///
     /// # Panics
@@ -270,7 +270,7 @@ impl<C: LockConnection + 'static> LockManagerBuilder<C> {
             lease >= desk::SHORTEST_LEASE,
             "a lease lasts at least a second"
         );
-        self.lease = lease;
+        self.lease = lease.min(Config::LONGEST_LEASE);
         self
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use dlock_core::LockKey;
 use dlock_core::proto::Ask;
-use dlock_core::proto::manager::Manager;
+use dlock_core::proto::manager::{Config, Manager};
 pub use guard::ManagedLockGuard;
 pub use lock::ManagedLock;
 pub use semaphore::{ManagedSemaphore, ManagedSemaphoreGuard};
@@ -245,7 +245,7 @@ impl<C: LockConnection + 'static> LockManagerBuilder<C> {
     }
 
     /// How long the server keeps the locks of a process that is cut off; 30 seconds unless set, at least 1 second.
-    /// MySQL and MariaDB round it up to seconds, SQLite needs none.
+    /// More than 24 days count as 24 days. MySQL and MariaDB round it up to seconds, SQLite needs none.
     ///
     /// The server ends a session that has been idle for so long (PostgreSQL `idle_session_timeout`, MySQL and MariaDB
     /// `wait_timeout`, which the manager sets in its own sessions). The manager asks each session that holds something
@@ -263,7 +263,7 @@ impl<C: LockConnection + 'static> LockManagerBuilder<C> {
             lease >= desk::SHORTEST_LEASE,
             "a lease lasts at least a second"
         );
-        self.lease = lease;
+        self.lease = lease.min(Config::LONGEST_LEASE);
         self
     }
 

@@ -41,8 +41,9 @@ impl Manager {
     /// # Panics
     ///
     /// Without any connection.
-    pub fn new(config: Config) -> Self {
+    pub fn new(mut config: Config) -> Self {
         assert!(config.connections > 0, "a manager needs a connection");
+        config.lease = config.lease.map(|lease| lease.min(Config::LONGEST_LEASE));
         Self {
             config,
             lines: Slab::default(),

@@ -222,3 +222,21 @@ fn several_names_that_differ_in_case_only_are_taken_as_one() {
         "{actions:?}"
     );
 }
+
+#[test]
+fn a_lease_is_at_most_the_longest_that_every_server_takes() {
+    let mut manager = Manager::new(Config {
+        lease: Some(Duration::MAX),
+        ..CONFIG
+    });
+    let (identity, wanted) = lock(1);
+    manager.request(identity, wanted, None, millis(0));
+    assert_eq!(manager.next_tick(), Some(Config::LONGEST_LEASE));
+    let conn = open(&mut manager, millis(1));
+    asked(&mut manager);
+    granted(&mut manager, conn, millis(2));
+    manager.tick(Config::LONGEST_LEASE);
+    let actions = all(&mut manager);
+    let lost = |action: &Action| matches!(action, Action::Tell(_, News::Lost));
+    assert!(actions.iter().any(lost), "{actions:?}");
+}

@@ -6,7 +6,7 @@ pub struct Config {
     /// At most so many connections are open at once.
     pub connections: usize,
     /// After so long without a statement the server ends a session. `None` where it never does, and a hold cannot get
-    /// lost while the process runs (SQLite).
+    /// lost while the process runs (SQLite). At most [`LONGEST_LEASE`](Self::LONGEST_LEASE): a longer one is cut.
     pub lease: Option<Duration>,
     /// The longest wait that one conversation may ask for. `None`: the conversation itself comes back now and then.
     pub longest_wait: Option<Duration>,
@@ -19,6 +19,9 @@ pub struct Config {
 }
 
 impl Config {
+    /// The longest idle limit of PostgreSQL is 24.8 days in milliseconds. A holder has to hear of a loss before that.
+    pub const LONGEST_LEASE: Duration = Duration::from_secs(24 * 24 * 60 * 60);
+
     /// How many requests one hold serves.
     pub const TURNS: u32 = 64;
 
