@@ -134,8 +134,8 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
         let Some(ticket) = self.ticket else {
             return Err(desk::lost(&self.key));
         };
-        let (drawing, actions) = self.inner.desk.draw_token(ticket);
-        self.inner.act(actions);
+        let (drawing, todo) = self.inner.desk.draw_token(ticket);
+        self.inner.act(todo);
         let answer = poll_fn(|cx| drawing.poll(cx.waker())).await;
         answer.map_err(|failure| desk::failed(failure, &self.key))
     }
@@ -177,8 +177,8 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
 impl<C: LockConnection + 'static> Drop for ManagedLockGuard<C> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            let actions = self.inner.desk.cancel(ticket);
-            self.inner.act(actions);
+            let todo = self.inner.desk.cancel(ticket);
+            self.inner.act(todo);
         }
     }
 }

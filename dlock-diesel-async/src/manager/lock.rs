@@ -224,13 +224,13 @@ async fn wait_for_turn<C: LockConnection + 'static>(
     permits: Option<u32>,
 ) -> Result<Waited<C>, Error> {
     inner.start();
-    let (ticket, waits, actions) = inner.desk.request::<DialectOf<C>>(ask, permits)?;
+    let (ticket, waits, todo) = inner.desk.request::<DialectOf<C>>(ask, permits)?;
     // Armed before anything else can happen: from here on the request is cancelled if the future is dropped.
     let request = Waiting {
         inner,
         ticket: Some(ticket),
     };
-    request.inner.act(actions);
+    request.inner.act(todo);
     Ok(match request.poll(&waits).await {
         Ok(slot) => Ok((request.into_guard(waits, ask.key.clone()), slot)),
         Err(news) => {
@@ -310,8 +310,8 @@ impl<C: LockConnection + 'static> Waiting<C> {
 impl<C: LockConnection + 'static> Drop for Waiting<C> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            let actions = self.inner.desk.cancel(ticket);
-            self.inner.act(actions);
+            let todo = self.inner.desk.cancel(ticket);
+            self.inner.act(todo);
         }
     }
 }

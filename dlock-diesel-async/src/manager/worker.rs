@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use dlock_core::proto::manager::{Action, ConnId, HoldId, ManagedDialect, Manager, Outcome, Token};
 use dlock_core::proto::{Aftermath, Dialect, Failure, Hold, Session};
-use dlock_diesel::shared::desk::{self, Desk, Next};
+use dlock_diesel::shared::desk::{self, Desk, Next, Todo};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
@@ -77,13 +77,13 @@ impl<C: LockConnection + 'static> Inner<C> {
 
     /// Tells the machine something, and does what it wants.
     pub(super) fn tell<T>(self: &Arc<Self>, input: impl FnOnce(&mut Manager, Duration) -> T) -> T {
-        let (output, actions) = self.desk.tell(input);
-        self.act(actions);
+        let (output, todo) = self.desk.tell(input);
+        self.act(todo);
         output
     }
 
-    pub(super) fn act(self: &Arc<Self>, actions: Vec<Action>) {
-        for action in actions {
+    pub(super) fn act(self: &Arc<Self>, todo: Todo) {
+        for action in todo.actions {
             match action {
                 Action::Open(conn) => self.spawn(conn),
                 Action::Close(conn) => {
@@ -109,6 +109,7 @@ impl<C: LockConnection + 'static> Inner<C> {
                 | Action::Closed => {}
             }
         }
+        drop((todo.traces, todo.callbacks));
     }
 
     fn spawn(self: &Arc<Self>, conn: ConnId) {

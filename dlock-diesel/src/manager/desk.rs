@@ -3,6 +3,7 @@
 
 mod answered;
 mod errors;
+mod todo;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,7 @@ use dlock_core::proto::{Ask, Failure};
 
 use self::answered::Answered;
 pub use self::errors::{error, failed, gone, lost, not_opened};
+pub use self::todo::{Calls, Todo};
 use super::slot::Awake;
 pub use super::slot::{Callback, Slot};
 use crate::Error;
@@ -95,7 +97,7 @@ impl Desk {
     }
 
     /// Tells the machine something, and returns what is to be done.
-    pub fn tell<T>(&self, input: impl FnOnce(&mut Manager, Duration) -> T) -> (T, Vec<Action>) {
+    pub fn tell<T>(&self, input: impl FnOnce(&mut Manager, Duration) -> T) -> (T, Todo) {
         let mut inner = self.lock();
         let output = input(&mut inner.manager, self.started.elapsed());
         (output, self.spread(inner))
@@ -110,7 +112,7 @@ impl Desk {
         &self,
         ask: &Ask,
         permits: Option<u32>,
-    ) -> Result<(Ticket, Arc<Slot>, Vec<Action>), Error> {
+    ) -> Result<(Ticket, Arc<Slot>, Todo), Error> {
         let identities = match permits {
             None => D::identities(ask).map_err(|failure| failed(failure, &ask.key))?,
             Some(permits) => {
@@ -140,7 +142,7 @@ impl Desk {
     }
 
     /// Hears no more of a request.
-    pub fn cancel(&self, ticket: Ticket) -> Vec<Action> {
+    pub fn cancel(&self, ticket: Ticket) -> Todo {
         let mut inner = self.lock();
         inner.slots.remove(&ticket);
         let now = self.started.elapsed();
@@ -155,7 +157,7 @@ impl Desk {
     }
 
     /// Draws a fencing token for the holder of a lock.
-    pub fn draw_token(&self, ticket: Ticket) -> (Drawing<'_>, Vec<Action>) {
+    pub fn draw_token(&self, ticket: Ticket) -> (Drawing<'_>, Todo) {
         let mut inner = self.lock();
         let now = self.started.elapsed();
         let question = inner.manager.draw_token(ticket, now);
@@ -192,8 +194,8 @@ impl Desk {
     }
 
     /// Brings the news to those who wait for them, in their order. They are woken when nothing is locked any more.
-    fn spread(&self, mut inner: MutexGuard<'_, Inner>) -> Vec<Action> {
-        let mut todo = Vec::new();
+    fn spread(&self, mut inner: MutexGuard<'_, Inner>) -> Todo {
+        let mut actions = Vec::new();
         let mut awake = Awake::default();
         while let Some(action) = inner.manager.poll() {
             match action {
@@ -220,13 +222,17 @@ impl Desk {
                     self.closed.put(News::Closed, &mut awake);
                     awake.wakers.extend(inner.timer.take());
                 }
-                action => todo.push(action),
+                action => actions.push(action),
             }
         }
         awake.wakers.extend(inner.earlier_timer());
         drop(inner);
-        awake.wake();
-        todo
+        awake.wakers.into_iter().for_each(Waker::wake);
+        Todo {
+            actions,
+            traces: Calls(awake.traces),
+            callbacks: Calls(awake.callbacks),
+        }
     }
 
     /// What the timer does next; it is woken when that changes.

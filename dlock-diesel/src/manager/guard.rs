@@ -78,8 +78,15 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
             .is_none_or(|ticket| self.inner.desk.is_lost(ticket))
     }
 
-    /// Calls `callback` when the lock is lost, for whatever cause: once, and never after a release. It runs on a
-    /// thread of the manager, so it must not block. If the lock is lost already, it runs at once.
+    /// Calls `callback` when the lock is lost, for whatever cause: once, and never after a release.
+    ///
+    /// It runs on a thread that the manager starts for the callbacks of this loss. If the system has no thread left, it
+    /// runs on the thread that noticed the loss. If the lock is lost already, it runs at once, on the calling thread.
+    ///
+    /// The callback can use the manager, and can close it. [`LockManager::close`](crate::LockManager::close) waits for
+    /// the end of all callbacks, so a callback must not wait for the thread that closes, or for a mutex that this thread
+    /// holds. A drop of the last handle does not wait. A panic in a callback changes nothing for others: the panic hook
+    /// reports it, and nobody else gets it. Only where the lock is lost already, the caller of `on_lost` gets it.
     ///
     /// A session that is ended is noticed within 0.75 seconds and a round trip. A network that is silent is noticed
     /// after nine tenths of the [lease](crate::LockManagerBuilder::lease).
@@ -152,8 +159,8 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
         let Some(ticket) = self.ticket else {
             return Err(desk::lost(&self.key));
         };
-        let (drawing, actions) = self.inner.desk.draw_token(ticket);
-        self.inner.act(actions);
+        let (drawing, todo) = self.inner.desk.draw_token(ticket);
+        self.inner.act(todo);
         let waker = worker::waker();
         loop {
             match drawing.poll(&waker) {
@@ -202,8 +209,8 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
 impl<C: LockConnection + 'static> Drop for ManagedLockGuard<C> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            let actions = self.inner.desk.cancel(ticket);
-            self.inner.act(actions);
+            let todo = self.inner.desk.cancel(ticket);
+            self.inner.act(todo);
         }
     }
 }

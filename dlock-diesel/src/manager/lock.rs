@@ -225,11 +225,11 @@ fn wait_for_turn<C: LockConnection + 'static>(
     permits: Option<u32>,
 ) -> Result<Waited<C>, Error> {
     inner.start();
-    let (ticket, waits, actions) = inner.desk.request::<DialectOf<C>>(ask, permits)?;
+    let (ticket, waits, todo) = inner.desk.request::<DialectOf<C>>(ask, permits)?;
     let acting = Arc::clone(&inner);
     // If a subscriber of `tracing` panics from here on, the guard gives the request up, or the lock.
     let guard = ManagedLockGuard::new(inner, ticket, Arc::clone(&waits), ask.key.clone());
-    acting.act(actions);
+    acting.act(todo);
     let waker = worker::waker();
     loop {
         match waits.poll_held(&waker) {

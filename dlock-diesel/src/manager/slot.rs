@@ -17,7 +17,8 @@ pub struct Slot {
 struct State {
     phase: Phase,
     wakers: Vec<Waker>,
-    when_lost: Vec<Callback>,
+    traces: Vec<Callback>,
+    callbacks: Vec<Callback>,
     /// Who has the lock, for the span of whoever waits.
     holders: Option<Arc<[Holder]>>,
 }
@@ -34,18 +35,12 @@ enum Phase {
     Ended(News),
 }
 
-/// Who is to be woken.
+/// Who is to be woken, and what is to be called.
 #[derive(Default)]
 pub(super) struct Awake {
     pub(super) wakers: Vec<Waker>,
-    callbacks: Vec<Callback>,
-}
-
-impl Awake {
-    pub(super) fn wake(self) {
-        self.wakers.into_iter().for_each(Waker::wake);
-        self.callbacks.into_iter().for_each(|callback| callback());
-    }
+    pub(super) traces: Vec<Callback>,
+    pub(super) callbacks: Vec<Callback>,
 }
 
 impl Slot {
@@ -56,7 +51,8 @@ impl Slot {
     pub(super) fn put(&self, news: News, awake: &mut Awake) {
         let mut state = self.lock();
         if news == News::Lost {
-            awake.callbacks.append(&mut state.when_lost);
+            awake.traces.append(&mut state.traces);
+            awake.callbacks.append(&mut state.callbacks);
         }
         state.phase = match news {
             News::Granted { slot } => Phase::Held(slot),
@@ -109,8 +105,14 @@ impl Slot {
                 callback();
             }
             Phase::Ended(_) => {}
-            _ => state.when_lost.push(callback),
+            _ => state.callbacks.push(callback),
         }
+    }
+
+    /// The same, for a subscriber of `tracing`, before anybody has the slot.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn trace_loss(&self, trace: Callback) {
+        self.lock().traces.push(trace);
     }
 }
 

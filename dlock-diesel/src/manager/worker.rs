@@ -1,4 +1,6 @@
-//! The threads of a manager: one for each connection, and one for the time.
+//! The threads of a manager: one for each connection, one for the time, and one for the callbacks of each loss.
+
+mod threads;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use dlock_core::proto::manager::{Action, ConnId, HoldId, ManagedDialect, Manager, Outcome, Token};
 use dlock_core::proto::{Aftermath, Ask, Dialect, Failure, Hold, Session};
 
-use super::desk::{self, Desk, Next};
+use self::threads::Threads;
+use super::desk::{self, Desk, Next, Todo};
 use crate::backend::{DialectOf, KeyOf};
 use crate::run::{Watch, talk};
 use crate::{LockConnection, session};
@@ -27,7 +30,7 @@ pub(super) struct Inner<C> {
     lease: Duration,
     started: AtomicBool,
     workers: Mutex<HashMap<ConnId, Worker>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Threads,
     /// The server was asked whether a pooler stands in front of it.
     probed: AtomicBool,
 }
@@ -52,7 +55,7 @@ impl<C: LockConnection + 'static> Inner<C> {
             lease,
             started: AtomicBool::new(false),
             workers: Mutex::default(),
-            threads: Mutex::default(),
+            threads: Threads::default(),
             probed: AtomicBool::new(false),
         })
     }
@@ -61,35 +64,14 @@ impl<C: LockConnection + 'static> Inner<C> {
     pub(super) fn start(self: &Arc<Self>) {
         if !self.started.swap(true, Ordering::Relaxed) {
             let closes = Closes(Arc::clone(self));
-            self.thread("dlock-time", move || keep_time(&closes));
+            self.threads.start("dlock-time", move || keep_time(&closes));
         }
-    }
-
-    /// Starts a thread. If the system has none left, `run` is dropped, and what it holds reports its end.
-    fn thread(&self, name: &str, run: impl FnOnce() + Send + 'static) {
-        let thread = thread::Builder::new().name(name.to_owned());
-        // Not while it is spawned: what is dropped may start another one.
-        if let Ok(thread) = thread.spawn(run) {
-            let mut threads = self.threads();
-            threads.retain(|thread| !thread.is_finished());
-            threads.push(thread);
-        }
-    }
-
-    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when its threads have ended, whose work is done. A process whose `main` returns while a thread of libpq
     /// ends may crash.
     pub(super) fn join(&self) {
-        let threads = std::mem::take(&mut *self.threads());
-        for thread in threads {
-            // A callback of a holder may close the manager.
-            if thread.thread().id() != thread::current().id() {
-                let _ = thread.join();
-            }
-        }
+        self.threads.join();
     }
 
     fn workers(&self) -> MutexGuard<'_, HashMap<ConnId, Worker>> {
@@ -98,13 +80,13 @@ impl<C: LockConnection + 'static> Inner<C> {
 
     /// Tells the machine something, and does what it wants.
     pub(super) fn tell<T>(self: &Arc<Self>, input: impl FnOnce(&mut Manager, Duration) -> T) -> T {
-        let (output, actions) = self.desk.tell(input);
-        self.act(actions);
+        let (output, todo) = self.desk.tell(input);
+        self.act(todo);
         output
     }
 
-    pub(super) fn act(self: &Arc<Self>, actions: Vec<Action>) {
-        for action in actions {
+    pub(super) fn act(self: &Arc<Self>, todo: Todo) {
+        for action in todo.actions {
             match action {
                 Action::Open(conn) => self.spawn(conn),
                 Action::Close(conn) => {
@@ -130,6 +112,13 @@ impl<C: LockConnection + 'static> Inner<C> {
                 | Action::Closed => {}
             }
         }
+        drop(todo.traces);
+        if !todo.callbacks.is_empty() {
+            // Of their own: the one that is here may be a holder's, or one that others wait for.
+            let inner = Arc::clone(self);
+            self.threads
+                .start("dlock-lost", move || inner.threads.call(todo.callbacks));
+        }
     }
 
     fn spawn(self: &Arc<Self>, conn: ConnId) {
@@ -142,7 +131,8 @@ impl<C: LockConnection + 'static> Inner<C> {
         };
         // There before its thread is.
         self.workers().insert(conn, Worker { jobs, closes });
-        self.thread("dlock-connection", move || serve(report, &received));
+        self.threads
+            .start("dlock-connection", move || serve(report, &received));
     }
 
     /// Opens a connection and makes it one of the manager.

@@ -2,6 +2,7 @@
 
 #[path = "../both/mod.rs"]
 mod both;
+mod callbacks;
 mod dropped_guards;
 mod errors;
 mod fencing;

@@ -171,7 +171,7 @@ pub fn is_held(result: Result<bool, Error>, key: &LockKey) -> Result<bool, Error
 /// Tells when a managed lock is lost.
 pub fn on_loss(slot: &Slot, key: &LockKey) {
     let key = key.clone();
-    slot.when_lost(Box::new(move || lost(&key)));
+    slot.trace_loss(Box::new(move || lost(&key)));
 }
 
 fn lost(key: &LockKey) {
