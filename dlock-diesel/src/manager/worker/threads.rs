@@ -33,7 +33,8 @@ impl Threads {
 
     /// Returns when all have ended. In a callback of a holder it returns at once: others may wait for that thread.
     pub(super) fn join(&self) {
-        if lock(&self.callers).contains(&thread::current().id()) {
+        let own = thread::current().id();
+        if lock(&self.callers).contains(&own) {
             return;
         }
         loop {
@@ -41,9 +42,12 @@ impl Threads {
             if threads.is_empty() {
                 return;
             }
-            // The last thing that one of them does may be to start another.
+            // The last thing that one of them does may be to start another. The caller may be one of them, too: it
+            // opens a connection by code of the user.
             for thread in threads {
-                let _ = thread.join();
+                if thread.thread().id() != own {
+                    let _ = thread.join();
+                }
             }
         }
     }
