@@ -1,11 +1,10 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
 
 use dlock_core::proto::manager::{News, Ticket};
 use dlock_core::{FencingToken, LockKey};
-use dlock_diesel::shared::desk::{self, Slot};
+use dlock_diesel::shared::desk::{self, Slot, Waiter};
 
 use super::worker::Inner;
 use crate::{Error, LockConnection};
@@ -100,11 +99,13 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
     ///
     /// Nothing happens if it is dropped.
     pub async fn lost(&self) {
-        poll_fn(|cx| self.poll_lost(cx.waker())).await;
+        let mut loss = self.loss();
+        poll_fn(|cx| loss.poll_ended(cx.waker())).await;
     }
 
-    pub(super) fn poll_lost(&self, waker: &Waker) -> Poll<()> {
-        self.slot.poll_ended(waker).map(drop)
+    /// Its end is the loss: the guard is there, so nothing has released it.
+    pub(super) fn loss(&self) -> Waiter<'_> {
+        self.slot.waiter()
     }
 
     /// Draws a fencing token: see [`dlock_diesel`](dlock_diesel::ManagedLockGuard::fencing_token).
@@ -167,7 +168,8 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
             return Err(desk::lost(&self.key));
         };
         self.inner.tell(|manager, now| manager.release(ticket, now));
-        match poll_fn(|cx| self.slot.poll_ended(cx.waker())).await {
+        let mut waiter = self.slot.waiter();
+        match poll_fn(|cx| waiter.poll_ended(cx.waker())).await {
             News::Released => Ok(()),
             news => Err(desk::error(news, &self.key)),
         }

@@ -264,10 +264,10 @@ where
     C: LockConnection + 'static,
     E: From<DieselError>,
 {
-    let mut body = pin!(body);
+    let (mut body, mut loss) = (pin!(body), held.loss());
     // The loss comes first: the body does not go on after it.
-    poll_fn(|cx| match held.poll_lost(cx.waker()) {
-        Poll::Ready(()) => Poll::Ready(Err(DieselError::from(desk::lost(held.key())).into())),
+    poll_fn(|cx| match loss.poll_ended(cx.waker()) {
+        Poll::Ready(_) => Poll::Ready(Err(DieselError::from(desk::lost(held.key())).into())),
         Poll::Pending => body.as_mut().poll(cx),
     })
     .await
@@ -294,7 +294,8 @@ struct Waiting<C: LockConnection + 'static> {
 
 impl<C: LockConnection + 'static> Waiting<C> {
     async fn poll(&self, slot: &Slot) -> Result<Option<u32>, News> {
-        poll_fn(|cx| slot.poll_held(cx.waker())).await
+        let mut waiter = slot.waiter();
+        poll_fn(|cx| waiter.poll_held(cx.waker())).await
     }
 
     fn disarm(mut self) {

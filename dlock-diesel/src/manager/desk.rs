@@ -20,7 +20,7 @@ use self::answered::Answered;
 pub use self::errors::{error, failed, gone, lost, not_opened};
 pub use self::todo::{Calls, Todo};
 use super::slot::Awake;
-pub use super::slot::{Callback, Slot};
+pub use super::slot::{Callback, Slot, Waiter};
 use crate::Error;
 use crate::shared::trace;
 

@@ -121,8 +121,8 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
     /// ```
     pub fn wait_lost(&self, timeout: Duration) -> bool {
         let until = Instant::now().checked_add(timeout);
-        let waker = worker::waker();
-        while self.slot.poll_ended(&waker) == Poll::Pending {
+        let (waker, mut waiter) = (worker::waker(), self.slot.waiter());
+        while waiter.poll_ended(&waker) == Poll::Pending {
             match until.map(|until| until.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => return self.is_lost(),
                 Some(rest) => thread::park_timeout(rest),
@@ -195,9 +195,9 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
             return Err(desk::lost(&self.key));
         };
         self.inner.tell(|manager, now| manager.release(ticket, now));
-        let waker = worker::waker();
+        let (waker, mut waiter) = (worker::waker(), self.slot.waiter());
         loop {
-            match self.slot.poll_ended(&waker) {
+            match waiter.poll_ended(&waker) {
                 Poll::Pending => thread::park(),
                 Poll::Ready(News::Released) => return Ok(()),
                 Poll::Ready(news) => return Err(desk::error(news, &self.key)),

@@ -230,9 +230,9 @@ fn wait_for_turn<C: LockConnection + 'static>(
     // If a subscriber of `tracing` panics from here on, the guard gives the request up, or the lock.
     let guard = ManagedLockGuard::new(inner, ticket, Arc::clone(&waits), ask.key.clone());
     acting.act(todo);
-    let waker = worker::waker();
+    let (waker, mut waiter) = (worker::waker(), waits.waiter());
     loop {
-        match waits.poll_held(&waker) {
+        match waiter.poll_held(&waker) {
             Poll::Pending => thread::park(),
             Poll::Ready(Err(news)) => return Ok(Err(news)),
             Poll::Ready(Ok(slot)) => return Ok(Ok((guard, slot))),

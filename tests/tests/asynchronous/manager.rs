@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use dlock_diesel_async::{AdvisoryLockExt, Error};
@@ -103,6 +103,27 @@ on_every_network_server_async! {
             last = token;
         }
         held.release().await.expect("it is still held");
+        locks.close().await;
+    }
+
+    async fn a_wait_for_a_loss_that_is_dropped_leaves_no_waker_in_the_manager<C: LockTest>(server: &Server) {
+        struct Nothing;
+        impl Wake for Nothing {
+            fn wake(self: Arc<Self>) {}
+        }
+        let locks = manager::<C>(&server.url).build();
+        let held = locks.lock(unique_key("wakers")).acquire().await.expect("a free lock");
+        let nothing = Arc::new(Nothing);
+        let waker = Waker::from(Arc::clone(&nothing));
+        let before = Arc::strong_count(&nothing);
+        for _ in 0..3 {
+            let mut lost = Box::pin(held.lost());
+            assert!(lost.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            assert_eq!(Arc::strong_count(&nothing), before + 1);
+            drop(lost);
+            assert_eq!(Arc::strong_count(&nothing), before);
+        }
+        held.release().await.expect("a release");
         locks.close().await;
     }
 
