@@ -200,7 +200,8 @@ impl<C: LockConnection + 'static> LockManager<C> {
     pub async fn close(&self) {
         let inner = &self.owner.0;
         inner.tell(Manager::close);
-        poll_fn(|cx| inner.desk.closed.poll_ended(cx.waker()).map(drop)).await;
+        let mut waiter = inner.desk.closed.waiter();
+        poll_fn(|cx| waiter.poll_ended(cx.waker())).await;
     }
 }
 

@@ -192,8 +192,8 @@ impl<C: LockConnection + 'static> LockManager<C> {
     pub fn close(&self) {
         let inner = &self.owner.0;
         inner.tell(Manager::close);
-        let waker = worker::waker();
-        while inner.desk.closed.poll_ended(&waker) == Poll::Pending {
+        let (waker, mut waiter) = (worker::waker(), inner.desk.closed.waiter());
+        while waiter.poll_ended(&waker) == Poll::Pending {
             thread::park();
         }
         inner.join();

@@ -84,9 +84,10 @@ impl<C: LockConnection + 'static> ManagedLockGuard<C> {
     /// runs on the thread that noticed the loss. If the lock is lost already, it runs at once, on the calling thread.
     ///
     /// The callback can use the manager, and can close it. [`LockManager::close`](crate::LockManager::close) waits for
-    /// the end of all callbacks, so a callback must not wait for the thread that closes, or for a mutex that this thread
-    /// holds. A drop of the last handle does not wait. A panic in a callback changes nothing for others: the panic hook
-    /// reports it, and nobody else gets it. Only where the lock is lost already, the caller of `on_lost` gets it.
+    /// the end of all callbacks, so a callback must not wait for the thread that closes, or for a mutex that this
+    /// thread holds. A drop of the last handle does not wait. A panic in a callback changes nothing for others: the
+    /// panic hook reports it, and then it is swallowed. Only where the lock is lost already, the caller of `on_lost`
+    /// gets it.
     ///
     /// A session that is ended is noticed within 0.75 seconds and a round trip. A network that is silent is noticed
     /// after nine tenths of the [lease](crate::LockManagerBuilder::lease).

@@ -83,19 +83,6 @@ impl Slot {
         }
     }
 
-    /// Ready when the request has ended. The waker is kept until then.
-    pub fn poll_ended(&self, waker: &Waker) -> Poll<News> {
-        let mut state = self.lock();
-        if let Phase::Ended(news) = &state.phase {
-            return Poll::Ready(news.clone());
-        }
-        if !state.wakers.values().any(|other| other.will_wake(waker)) {
-            let number = state.number();
-            state.wakers.insert(number, waker.clone());
-        }
-        Poll::Pending
-    }
-
     /// Whether the loss was told.
     pub fn is_lost(&self) -> bool {
         self.lock().phase == Phase::Ended(News::Lost)
