@@ -54,8 +54,8 @@ impl Names {
 
 /// A name in lower case, which two names share if they are one lock of MySQL. (To MariaDB they are two.)
 ///
-/// MySQL lowers each character by itself, by tables of an older Unicode: to one character, which for `İ` is `i`. A newer
-/// Unicode only adds pairs. MySQL 9.7 tells accents, final sigmas and trailing spaces apart.
+/// MySQL lowers each character by itself, by tables of an older Unicode: to one character, which for `İ` is `i`. A
+/// newer Unicode only adds pairs. MySQL 9.7 tells accents, final sigmas and trailing spaces apart.
 pub(super) fn folded(name: &str) -> String {
     let lower = |letter: char| letter.to_lowercase().next();
     name.chars().filter_map(lower).collect()

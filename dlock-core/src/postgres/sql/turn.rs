@@ -110,8 +110,8 @@ const WATCH_CLIENT: &str = "DO $dlock$ BEGIN \
     PERFORM pg_catalog.set_config('client_connection_check_interval', '200ms', true); \
     EXCEPTION WHEN OTHERS THEN NULL; END $dlock$";
 
-/// Which limits of the user are lifted for a wait. `transaction_timeout` is the user's own where the transaction is, and
-/// so it goes on after the wait.
+/// Which limits of the user are lifted for a wait. `transaction_timeout` is the user's own where the transaction is,
+/// and so it goes on after the wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::postgres) enum Lift {
     Statement,
