@@ -214,9 +214,8 @@ impl Begin {
             }
             Next::First(millis) => self.begin(millis, now),
             Next::Quiet { rest, long } => {
-                const LIFT: Lift = Lift::StatementAndTransaction;
-                let wait = sql::turn(self.key, self.mode, Scope::Transaction, LIFT);
-                let wait = sql::without_limits(rest, LIFT, &wait);
+                let wait = sql::turn(self.key, self.mode, Scope::Transaction);
+                let wait = sql::without_limits(rest, Lift::StatementAndTransaction, &wait);
                 let message = format!("BEGIN; {}; {wait}", sql::tell_turn(self.key));
                 let (turn, first) = QuietTurn::start(self.key, self.mode, (rest, long), message);
                 self.state = State::Turn(turn);

@@ -132,9 +132,8 @@ impl AcquireSession {
     }
 
     fn turn(&mut self, rest: u32, long: u32, now: Duration) -> Acquired {
-        const LIFT: Lift = Lift::StatementAndTransaction;
-        let wait = sql::turn(self.key, self.mode, Scope::Session, LIFT);
-        let message = sql::without_limits(rest, LIFT, &wait);
+        let wait = sql::turn(self.key, self.mode, Scope::Session);
+        let message = sql::without_limits(rest, Lift::StatementAndTransaction, &wait);
         let (turn, first) = QuietTurn::start(self.key, self.mode, (rest, long), message);
         self.state = State::Turn(turn);
         self.asked = None;

@@ -98,7 +98,7 @@ impl AcquireInTransaction {
             }
             Next::First(millis) => self.wait(millis, now),
             Next::Quiet { rest, long } => {
-                let wait = sql::turn(self.key, self.mode, Scope::Transaction, Lift::Statement);
+                let wait = sql::turn(self.key, self.mode, Scope::Transaction);
                 let message = self.behind_savepoint(rest, &wait);
                 let (turn, first) = QuietTurn::start(self.key, self.mode, (rest, long), message);
                 self.state = State::Turn(turn);

@@ -239,7 +239,7 @@ fn a_lock_of_the_transaction_is_waited_for_in_the_same_turns() {
             transaction: false,
         },
         WatchClient,
-        TurnInside(Scope::Transaction),
+        Turn(Scope::Transaction),
         PutBack { transaction: false },
         gone_savepoint(),
     ];
@@ -265,7 +265,7 @@ fn a_lock_of_the_session_inside_a_transaction_as_well() {
             transaction: false,
         },
         WatchClient,
-        TurnInside(Scope::Session),
+        Turn(Scope::Session),
         back(),
         gone_savepoint(),
     ];

@@ -92,11 +92,9 @@ mod text {
         PERFORM set_config('lock_timeout', current_setting('dlock.millis'), true); \
         PERFORM pg_advisory_xact_lock(int8or(int8shl(current_setting('dlock.high')::bigint, 32), \
         current_setting('dlock.low')::bigint)); got := true; \
-        EXCEPTION WHEN lock_not_available THEN NULL;";
-    /// Where the transaction ends with the turn.
-    pub(super) const GO_ON_AFTER_DEADLOCK: &str = " WHEN deadlock_detected THEN \
-        GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL; \
-        IF textregexne(detail, '[0-9]/[0-9]') THEN RAISE; END IF;";
+        EXCEPTION WHEN lock_not_available THEN NULL; \
+        WHEN deadlock_detected THEN GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL; \
+        IF textregexne(detail, '[0-9]/[0-9]') OR timestamptz_ne(now(), statement_timestamp()) THEN RAISE; END IF; END;";
     pub(super) const TURN_OF_SESSION: &str = " IF got THEN PERFORM pg_advisory_lock(int8or(int8shl(\
         current_setting('dlock.high')::bigint, 32), current_setting('dlock.low')::bigint)); END IF;";
     pub(super) const TELL_TURN: &str = "SELECT set_config('dlock.high', '0', true), \
@@ -173,8 +171,6 @@ pub(crate) enum Does {
     WatchClient,
     Wait(Scope),
     Turn(Scope),
-    /// In a transaction that goes on.
-    TurnInside(Scope),
     Acquire {
         mark: i64,
         millis: u32,
@@ -285,7 +281,7 @@ impl Message {
         for statement in &self.statements {
             match statement {
                 Does::LimitsOf(millis) | Does::Limits { millis, .. } => limit = *millis,
-                Does::Wait(_) | Does::Turn(_) | Does::TurnInside(_) => return Some(limit),
+                Does::Wait(_) | Does::Turn(_) => return Some(limit),
                 Does::Acquire { mark: _, millis } | Does::BeginOrWait { millis } if *millis > 0 => {
                     return Some(*millis);
                 }
@@ -306,14 +302,19 @@ impl Message {
                     | Does::TryInTransaction
                     | Does::Wait(_)
                     | Does::Turn(_)
-                    | Does::TurnInside(_)
             )
         })
     }
 
+    /// Whether its transaction is no older than itself.
+    fn begins(&self) -> bool {
+        let begins = |statement: &Does| matches!(statement, Does::Begin | Does::Commit);
+        self.statements.iter().any(begins)
+    }
+
     /// Whether it ends its turn without an error, so that the server's log gets no line.
     pub(crate) fn is_quiet(&self) -> bool {
-        let is_turn = |statement: &Does| matches!(statement, Does::Turn(_) | Does::TurnInside(_));
+        let is_turn = |statement: &Does| matches!(statement, Does::Turn(_));
         self.statements.iter().any(is_turn)
     }
 
@@ -473,6 +474,7 @@ impl Does {
             name if Some(name) == own => "own".to_owned(),
             name => name.to_owned(),
         };
+        let end_of_block = " END $dlock$";
         match sql {
             "BEGIN" => return Does::Begin,
             "COMMIT AND CHAIN" => return Does::Commit,
@@ -517,8 +519,10 @@ impl Does {
             Does::PutBack { transaction: false }
         } else if sql == [text::PUT_BACK, text::PUT_BACK_TRANSACTION].concat() {
             Does::PutBack { transaction: true }
-        } else if let Some(turn) = Does::of_block(sql) {
-            turn
+        } else if sql == [text::TURN, text::TURN_OF_SESSION, end_of_block].concat() {
+            Does::Turn(Scope::Session)
+        } else if sql == [text::TURN, end_of_block].concat() {
+            Does::Turn(Scope::Transaction)
         } else if sql == [text::WAIT, text::WAIT_OF_SESSION].concat() {
             Does::Wait(Scope::Session)
         } else if let Some(found) = is(text::PROBE_INSIDE) {
@@ -534,23 +538,6 @@ impl Does {
             }
         } else {
             panic!("unknown: {sql}")
-        }
-    }
-
-    fn of_block(sql: &str) -> Option<Does> {
-        let (turn, take) = sql
-            .strip_prefix(text::TURN)?
-            .strip_suffix(" END $dlock$")?
-            .split_once(" END;")?;
-        let scope = match take {
-            text::TURN_OF_SESSION => Scope::Session,
-            "" => Scope::Transaction,
-            _ => return None,
-        };
-        match turn {
-            "" => Some(Does::TurnInside(scope)),
-            text::GO_ON_AFTER_DEADLOCK => Some(Does::Turn(scope)),
-            _ => None,
         }
     }
 
@@ -1076,8 +1063,8 @@ impl Session {
                 ran(Ok(None), session, 0, false);
             }
 
-            Does::Wait(scope) | Does::Turn(scope) | Does::TurnInside(scope) => {
-                let quiet = !matches!(statement, Does::Wait(_));
+            Does::Wait(scope) | Does::Turn(scope) => {
+                let quiet = matches!(statement, Does::Turn(_));
                 let limit = match quiet {
                     true => session.now.turn,
                     false => session
@@ -1103,7 +1090,7 @@ impl Session {
                     ran(Err(Says::OutOfMemory), session.clone(), 0, true);
                     ran(Err(Says::Deadlock), session.clone(), 0, true);
                     ran(Ok(None), granted, limit, false);
-                    if matches!(statement, Does::TurnInside(_)) {
+                    if quiet && session.transaction.is_some() && !message.begins() {
                         ran(Err(Says::HeldUp), session.clone(), 0, true);
                     }
                     if quiet {

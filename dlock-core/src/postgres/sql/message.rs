@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::parts::{HAS_OWN_LOCKS, Scope, literal, shared, unlock_text};
 use super::prepared::transaction_timeout_is_set;
 use super::tokens::IS_STANDBY;
-use super::turn::{Lift, turn, wait, without_limits_until_undone};
+use super::turn::{turn, wait, without_limits_until_undone};
 use crate::postgres::mark::Mark;
 use crate::proto::{Bind, OpenTransaction, Prepared, Savepoint, Statement, unique_nonzero};
 use crate::{Mode, PostgresKey};
@@ -85,7 +85,7 @@ pub(in crate::postgres) fn turn_inside(
     mode: Mode,
     rest: u32,
 ) -> String {
-    let wait = without_limits_until_undone(rest, &turn(key, mode, Scope::Session, Lift::Statement));
+    let wait = without_limits_until_undone(rest, &turn(key, mode, Scope::Session));
     format!("SAVEPOINT {savepoint}; {wait}; {}", undo(savepoint))
 }
 

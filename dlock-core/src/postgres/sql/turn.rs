@@ -53,17 +53,11 @@ pub(in crate::postgres) fn prepare_turn(key: PostgresKey, rest: u32, long: u32) 
 /// Waits one [turn](prepare_turn), in a block that catches the end of the turn, so that the server's log gets no line.
 /// It fails if the wait fails. It does not answer whether the lock was granted: ask [`is_held`](super::is_held).
 ///
-/// Where the transaction ends with the turn, the block also catches a deadlock with a session that waits for this
-/// transaction to end, as in "ShareLock on virtual transaction 3/17": that session goes on then. For a session's lock,
-/// the block first waits for the same lock as the transaction's. `or_wait!` says why.
-pub(in crate::postgres) fn turn(key: PostgresKey, mode: Mode, scope: Scope, lift: Lift) -> String {
-    let deadlock = match lift {
-        Lift::Statement => "",
-        Lift::StatementAndTransaction => {
-            " WHEN deadlock_detected THEN GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL; \
-             IF pg_catalog.textregexne(detail, '[0-9]/[0-9]') THEN RAISE; END IF;"
-        }
-    };
+/// The block also catches a deadlock with a session that waits for this transaction to end, as in "ShareLock on virtual
+/// transaction 3/17": that session goes on when the turn is over. Not so where the transaction began before this
+/// message, because there it does not end with the turn. For a session's lock, the block first waits for the same lock
+/// as the transaction's. `or_wait!` says why.
+pub(in crate::postgres) fn turn(key: PostgresKey, mode: Mode, scope: Scope) -> String {
     const HIGH: &str = "pg_catalog.int8shl(pg_catalog.current_setting('dlock.high')::bigint, 32)";
     const LOW: &str = "pg_catalog.current_setting('dlock.low')::bigint";
     let key = match key {
@@ -85,7 +79,11 @@ pub(in crate::postgres) fn turn(key: PostgresKey, mode: Mode, scope: Scope, lift
         "{WATCH_CLIENT}; DO $dlock$ DECLARE got pg_catalog.bool := false; detail pg_catalog.text; BEGIN BEGIN \
          PERFORM pg_catalog.set_config('lock_timeout', pg_catalog.current_setting('dlock.millis'), true); \
          PERFORM pg_catalog.pg_advisory_xact_lock{shared}({key}); got := true; \
-         EXCEPTION WHEN lock_not_available THEN NULL;{deadlock} END;{take} END $dlock$"
+         EXCEPTION WHEN lock_not_available THEN NULL; \
+         WHEN deadlock_detected THEN GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL; \
+         IF pg_catalog.textregexne(detail, '[0-9]/[0-9]') OR \
+         pg_catalog.timestamptz_ne(pg_catalog.now(), pg_catalog.statement_timestamp()) THEN RAISE; END IF; END;{take} \
+         END $dlock$"
     )
 }
 
