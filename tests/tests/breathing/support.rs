@@ -291,15 +291,16 @@ impl<T> Session<T> {
     }
 }
 
-/// A message that waits for an advisory lock, by the microsecond in which the server received it.
+/// A wait for an advisory lock, by the microsecond in which it began. (`pg_stat_activity` is read at another moment than
+/// `pg_locks`, so that it may know an earlier message.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Turn(i64);
 
 impl Turn {
     fn of(observer: &mut PgConnection, id: i64) -> Option<Self> {
         let sql = format!(
-            "SELECT max((extract(epoch FROM a.query_start) * 1000000)::bigint) FROM pg_stat_activity a \
-             JOIN pg_locks l USING (pid) WHERE a.pid = {id} AND l.locktype = 'advisory' AND NOT l.granted"
+            "SELECT (extract(epoch FROM max(waitstart)) * 1000000)::bigint FROM pg_locks \
+             WHERE pid = {id} AND locktype = 'advisory' AND NOT granted"
         );
         observer.number(&sql).map(Self)
     }
