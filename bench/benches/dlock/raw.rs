@@ -1,6 +1,8 @@
 //! What one would send without dlock, through the same drivers: statements that Diesel keeps prepared, with the text
 //! that stands here and the key as a bind.
 
+use std::time::Duration;
+
 use diesel::backend::Backend;
 use diesel::connection::{LoadConnection, SimpleConnection};
 use diesel::mysql::Mysql;
@@ -39,6 +41,21 @@ impl RawKey {
     pub(crate) fn numbered(number: i64) -> Self {
         let name = LockKey::from(number).to_mysql().expect("a valid key");
         Self { number, name }
+    }
+
+    /// The message that waits until a limit has passed.
+    pub(crate) fn time_out(&self, kind: Kind, limit: Duration) -> String {
+        let (millis, Self { number, name }) = (limit.as_millis(), self);
+        match kind {
+            Kind::Postgres => {
+                format!("SET lock_timeout = {millis}; SELECT pg_advisory_lock({number})")
+            }
+            Kind::Sqlite => unreachable!("BUG: SQLite is no server to measure"),
+            Kind::Mysql => format!(
+                "SELECT /*+ MAX_EXECUTION_TIME({millis}) */ \
+                 GET_LOCK('{name}', {millis} /*M! * 0.001 */ /*!80000 DIV 1000 + 1 */)"
+            ),
+        }
     }
 
     /// The two messages of a transaction that holds the lock, on PostgreSQL.
@@ -118,6 +135,17 @@ pub(crate) fn wait_text(kind: Kind) -> &'static str {
     }
 }
 
+/// What waits until a limit has passed, for the tables.
+pub(crate) fn time_out_text(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Postgres => "`SET lock_timeout = ..; SELECT pg_advisory_lock(..)`, one message",
+        Kind::Sqlite => unreachable!("BUG: SQLite is no server to measure"),
+        Kind::Mysql => {
+            "`SELECT GET_LOCK(.., ..)`, which on MySQL is ended by `MAX_EXECUTION_TIME`, because it takes whole seconds"
+        }
+    }
+}
+
 /// What the transaction is, for the tables.
 pub(crate) fn transaction_text(kind: Kind) -> &'static str {
     match kind {
@@ -139,6 +167,11 @@ pub(crate) trait Raw: TestConnection + dlock_diesel::LockConnection {
     fn raw_release(&mut self, key: &RawKey) -> QueryResult<()>;
     fn raw_transaction(&mut self, key: &RawKey, begin: &str) -> QueryResult<()>;
     fn raw_one(&mut self) -> QueryResult<()>;
+
+    /// On some servers, a limit that has passed is an error.
+    fn raw_time_out(&mut self, message: &str) {
+        let _ = self.batch_execute(message);
+    }
 }
 
 /// An async connection that also sends the raw statements.
@@ -152,6 +185,7 @@ pub(crate) trait AsyncRaw: AsyncTestConnection {
         begin: &str,
     ) -> impl Future<Output = QueryResult<()>> + Send;
     fn raw_one(&mut self) -> impl Future<Output = QueryResult<()>> + Send;
+    fn raw_time_out(&mut self, message: &str) -> impl Future<Output = ()> + Send;
 }
 
 fn granted(answer: bool) {
@@ -245,6 +279,10 @@ mod asynchronous {
         async fn raw_one(&mut self) -> QueryResult<()> {
             One.get_result::<i32>(self).await.map(drop)
         }
+
+        async fn raw_time_out(&mut self, message: &str) {
+            let _ = self.batch_execute(message).await;
+        }
     }
 
     impl AsyncRaw for AsyncMysqlConnection {
@@ -275,6 +313,10 @@ mod asynchronous {
 
         async fn raw_one(&mut self) -> QueryResult<()> {
             One.get_result::<i32>(self).await.map(drop)
+        }
+
+        async fn raw_time_out(&mut self, message: &str) {
+            let _ = self.batch_execute(message).await;
         }
     }
 }

@@ -47,6 +47,17 @@ impl How {
     }
 }
 
+/// Who waits in vain, until a limit has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vain {
+    /// `acquire`, whose error tells who holds the lock.
+    Acquire,
+    /// `try_acquire`.
+    TryAcquire,
+    /// Raw SQL.
+    Raw,
+}
+
 /// What a transaction is run by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transaction {
@@ -74,8 +85,8 @@ pub(crate) trait Session: Locker {
     fn select_one(&mut self);
     /// Runs an empty transaction.
     fn transaction(&mut self, by: Transaction);
-    /// Waits in vain for `limit`. With `ask_who`, the error tells who holds the lock.
-    fn time_out(&mut self, limit: Duration, ask_who: bool);
+    /// Waits in vain for `limit`.
+    fn time_out(&mut self, limit: Duration, by: Vain);
     /// Takes one more lock, and never releases it. `false` if the server has no room.
     fn hold(&mut self, number: i64) -> bool;
     /// The same with raw SQL, which does not expect that there is no room.
@@ -207,12 +218,15 @@ impl<C: Raw> Session for SyncSession<C> {
         }
     }
 
-    fn time_out(&mut self, limit: Duration, ask_who: bool) {
+    fn time_out(&mut self, limit: Duration, by: Vain) {
         use dlock_diesel::AdvisoryLockExt;
 
         let conn = &mut **self.conn.as_mut().expect(FREE);
+        if by == Vain::Raw {
+            return conn.raw_time_out(&self.raw_key.time_out(C::KIND, limit));
+        }
         let lock = conn.advisory_lock(self.key.as_str()).timeout(limit);
-        if ask_who {
+        if by == Vain::Acquire {
             assert!(matches!(lock.acquire(), Err(Error::Timeout { .. })));
         } else {
             assert!(ok(lock.try_acquire()).is_none());
@@ -343,13 +357,18 @@ impl<C: AsyncRaw> Session for AsyncSession<C> {
         });
     }
 
-    fn time_out(&mut self, limit: Duration, ask_who: bool) {
+    fn time_out(&mut self, limit: Duration, by: Vain) {
         use dlock_diesel_async::AdvisoryLockExt;
 
         let conn = &mut **self.conn.as_mut().expect(FREE);
         self.runtime.block_on(async {
+            if by == Vain::Raw {
+                return conn
+                    .raw_time_out(&self.raw_key.time_out(C::KIND, limit))
+                    .await;
+            }
             let lock = conn.advisory_lock(self.key.as_str()).timeout(limit);
-            if ask_who {
+            if by == Vain::Acquire {
                 assert!(matches!(lock.acquire().await, Err(Error::Timeout { .. })));
             } else {
                 assert!(ok(lock.try_acquire().await).is_none());
