@@ -139,6 +139,45 @@ fn a_grant_that_is_never_confirmed_ends() {
 }
 
 /// Locks of MySQL, by their names.
+/// It waits for another connection, because the server would let it in wherever it holds the lock already.
+#[test]
+fn readers_that_wait_for_a_connection_hold_up_nobody_who_can_ask_on_another() {
+    let mut manager = Manager::new(Config {
+        connections: 2,
+        turns: 1,
+        ..CONFIG
+    });
+    let (identity, wanted) = lock(1);
+    let shared = Arc::new(Wanted {
+        key: wanted.key.clone(),
+        mode: Mode::Shared,
+        permits: None,
+    });
+    let reader = |manager: &mut Manager| {
+        manager.request(identity.clone(), Arc::clone(&shared), None, millis(0))
+    };
+    reader(&mut manager);
+    let first = open(&mut manager, millis(1));
+    asked(&mut manager);
+    granted(&mut manager, first, millis(2));
+    all(&mut manager);
+
+    reader(&mut manager);
+    let [Action::Open(second)] = all(&mut manager)[..] else {
+        panic!("it holds the lock on the first one")
+    };
+    let (identity, wanted) = lock(2);
+    manager.request(identity, wanted, None, millis(3));
+    let (_, conn, _) = asked(&mut manager);
+    assert_eq!(conn, first, "which is free");
+
+    manager.sent(second, millis(4));
+    manager.answered(second);
+    assert!(manager.opened(second, millis(4)));
+    let (keys, conn, _) = asked(&mut manager);
+    assert_eq!((keys, conn), (vec![LockKey::from(1)], second));
+}
+
 fn names(names: &[&str]) -> Vec<(Identity, Arc<Wanted>)> {
     let ask = Ask::all(names.iter().map(LockKey::mysql_name));
     let identities = Mysql::identities(&ask).expect("they are names");

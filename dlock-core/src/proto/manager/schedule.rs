@@ -17,8 +17,10 @@ enum Place {
     Conn(Id),
     /// A connection has to be opened first.
     Open,
-    /// One is on its way, or will be free.
-    Later,
+    /// One is on its way, or will be free. `others` may ask sooner: where this line holds the lock already.
+    Later {
+        others: bool,
+    },
     /// Not until somebody else stops waiting.
     Never,
 }
@@ -48,18 +50,22 @@ impl Manager {
                 self.tend(id, now);
             }
         }
-        while let Some(&line) = self.ready.front() {
+        // Those in front of it come first: it takes no connection that they could have.
+        let mut at = 0;
+        while let Some(&line) = self.ready.get(at) {
             match self.place_to_try(line) {
                 Place::Conn(conn) => {
-                    self.ready.pop_front();
+                    self.ready.remove(at);
                     self.ask(line, conn, false, now);
                 }
                 Place::Open if self.open(now) => {}
                 Place::Never => {
-                    self.ready.pop_front();
+                    self.ready.remove(at);
                     self.share(line, now);
+                    at = 0;
                 }
-                Place::Open | Place::Later => break,
+                Place::Later { others: true } => at += 1,
+                Place::Open | Place::Later { .. } => break,
             }
         }
         while let Some((&order, &line)) = self.parked.first_key_value() {
@@ -129,11 +135,12 @@ impl Manager {
     fn place_to_try(&self, line: Id) -> Place {
         let mut best: Option<(usize, Id)> = None;
         let mut empty = None;
-        let mut coming = false;
+        let (mut coming, mut others) = (false, false);
         let mut working = 0;
         let can_open = self.conns.len() < self.config.connections;
         for (id, conn) in self.conns.iter() {
             if self.holds_on(line, id) {
+                others |= conn.state == State::Idle;
                 continue;
             }
             match conn.state {
@@ -151,9 +158,9 @@ impl Manager {
         match (best, empty) {
             (Some((_, id)), _) => Place::Conn(id),
             (None, Some(id)) if working < self.config.working() => Place::Conn(id),
-            _ if coming => Place::Later,
+            _ if coming => Place::Later { others },
             _ if can_open && working < self.config.working() => Place::Open,
-            _ if working > 0 => Place::Later,
+            _ if working > 0 => Place::Later { others },
             _ => Place::Never,
         }
     }
@@ -176,8 +183,7 @@ impl Manager {
         let opening = conns.any(|(_, conn)| matches!(conn.state, State::Opening { .. }));
         match empty {
             Some((id, _)) => Place::Conn(id),
-            None if opening => Place::Later,
-            None if self.conns.len() < self.config.connections => Place::Open,
+            None if !opening && self.conns.len() < self.config.connections => Place::Open,
             None => Place::Never,
         }
     }
