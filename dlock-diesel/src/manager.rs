@@ -26,7 +26,7 @@ use crate::LockConnection;
 ///
 /// A lock of a `LockManager` needs no connection of yours, and its guard is not a connection. Thousands of locks can be
 /// held and waited for at once, and a holder hears at once when its lock is lost. It brings threads of its own: one for
-/// each connection, and one for the time.
+/// each connection, one for the time, and one for the callbacks of each loss.
 ///
 /// It does not replace [`AdvisoryLock::transaction`](crate::AdvisoryLock::transaction): the work under a managed lock
 /// runs on other connections, and so it can outlive the lock. `docs/guide/managed.md` in the repository says which form

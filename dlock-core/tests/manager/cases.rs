@@ -128,6 +128,23 @@ fn a_grant_after_a_wait_as_long_as_the_lease_is_confirmed() {
     );
 }
 
+/// The process was stopped before it read the answer.
+#[test]
+fn an_old_answer_does_not_confirm_a_grant() {
+    let (mut manager, conn) = granted_late();
+    manager.answered(conn);
+    manager.done(conn, Outcome::Alive, millis(60_000));
+    assert_eq!(all(&mut manager), [Action::KeepAlive(conn)]);
+    manager.sent(conn, millis(60_001));
+    manager.answered(conn);
+    manager.done(conn, Outcome::Alive, millis(60_002));
+    let news = all(&mut manager);
+    assert!(
+        matches!(news[..], [Action::Tell(_, News::Granted { .. })]),
+        "{news:?}"
+    );
+}
+
 #[test]
 fn a_grant_that_is_never_confirmed_ends() {
     let (mut manager, conn) = granted_late();
@@ -138,7 +155,6 @@ fn a_grant_that_is_never_confirmed_ends() {
     assert!(matches!(actions[1..], [Action::Open(_)]), "{actions:?}");
 }
 
-/// Locks of MySQL, by their names.
 /// It waits for another connection, because the server would let it in wherever it holds the lock already.
 #[test]
 fn readers_that_wait_for_a_connection_hold_up_nobody_who_can_ask_on_another() {
@@ -178,6 +194,7 @@ fn readers_that_wait_for_a_connection_hold_up_nobody_who_can_ask_on_another() {
     assert_eq!((keys, conn), (vec![LockKey::from(1)], second));
 }
 
+/// Locks of MySQL, by their names.
 fn names(names: &[&str]) -> Vec<(Identity, Arc<Wanted>)> {
     let ask = Ask::all(names.iter().map(LockKey::mysql_name));
     let identities = Mysql::identities(&ask).expect("they are names");

@@ -135,7 +135,10 @@ impl Manager {
         let Some(conn) = self.conns.get_mut(id) else {
             return;
         };
-        if !std::mem::take(&mut conn.unconfirmed) {
+        // An answer as old as the lease confirms nothing: it is asked once more.
+        let certain = conn.certain_until(&self.config);
+        let old = certain.is_some_and(|until| until <= now);
+        if old || !std::mem::take(&mut conn.unconfirmed) {
             return;
         }
         let confirmed: Vec<_> = self
