@@ -109,7 +109,7 @@ impl<C: LockConnection + 'static> Inner<C> {
                 | Action::Closed => {}
             }
         }
-        drop((todo.traces, todo.callbacks));
+        drop((todo.traces, todo.callbacks, todo.told));
     }
 
     fn spawn(self: &Arc<Self>, conn: ConnId) {

@@ -197,6 +197,7 @@ impl Desk {
     fn spread(&self, mut inner: MutexGuard<'_, Inner>) -> Todo {
         let mut actions = Vec::new();
         let mut awake = Awake::default();
+        let mut told = Vec::new();
         while let Some(action) = inner.manager.poll() {
             match action {
                 Action::Tell(ticket, news) => {
@@ -204,8 +205,9 @@ impl Desk {
                         News::Granted { .. } => inner.slots.get(&ticket).cloned(),
                         _ => inner.slots.remove(&ticket),
                     };
-                    slot.into_iter()
+                    slot.iter()
                         .for_each(|slot| slot.put(news.clone(), &mut awake));
+                    told.extend(slot);
                 }
                 Action::TellHolders(ticket, holders) => {
                     let slot = inner.slots.get(&ticket);
@@ -232,6 +234,7 @@ impl Desk {
             actions,
             traces: Calls(awake.traces),
             callbacks: Calls(awake.callbacks),
+            told,
         }
     }
 

@@ -119,6 +119,7 @@ impl<C: LockConnection + 'static> Inner<C> {
             self.threads
                 .start("dlock-lost", move || inner.threads.call(todo.callbacks));
         }
+        drop(todo.told);
     }
 
     fn spawn(self: &Arc<Self>, conn: ConnId) {

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use dlock_core::proto::manager::Action;
 
-use super::Callback;
+use super::{Callback, Slot};
 
 /// First the actions, in their order. Without them the machine waits for ever, so nothing that could panic or block
 /// comes before them.
@@ -18,6 +19,8 @@ pub struct Todo {
     pub traces: Calls,
     /// The callbacks of holders, on a thread of their own.
     pub callbacks: Calls,
+    /// With what their holders' callbacks own, which may be other locks of the manager.
+    pub told: Vec<Arc<Slot>>,
 }
 
 /// They are called when it is dropped: also where no thread is left to do it.
