@@ -181,6 +181,9 @@ impl<C: LockConnection + 'static> LockManager<C> {
     /// MariaDB and SQLite, and 0.9 seconds on PostgreSQL (up to a minute behind readers). A thread whose network is
     /// down ends when the driver gives up.
     ///
+    /// Called in a callback of [`on_lost`](ManagedLockGuard::on_lost), it does not wait for the threads. Do not call it
+    /// in the closure that opens connections: it would wait for that closure to return.
+    ///
     /// # Examples
     ///
     /// ```
